@@ -1,0 +1,223 @@
+"""Bring the patient folders and data.csv into one place.
+
+    python src/acquire.py data/raw
+
+`acquire.dataset` is `lgg` (the public Kaggle data set), `phantom` (synthetic), or the path of a
+folder or zip in the same layout. For `lgg` the environment variable LGG_ARCHIVE, when set, names a
+local folder or zip; otherwise the copy that DVC holds serves, and in its absence Kaggle.
+"""
+
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, TypeVar
+
+import kagglehub
+from kagglehub.exceptions import DataCorruptionError
+from pydantic import Field
+from tqdm import tqdm
+
+import lgg
+import versioned
+from outputs import replacing
+from phantom import write_phantom
+from stage import Refusal, refuse, run
+
+Member = TypeVar("Member", Path, zipfile.ZipInfo)
+
+LOCAL_COPY = "LGG_ARCHIVE"
+CLINICAL_FILE = "data.csv"
+JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLINICAL_FILE}."
+ANNOUNCEMENT = (
+    "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, some "
+    "minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which may be deleted afterwards, and "
+    "takes 0.9 GB here."
+)
+WAYS_OUT = f"""Three ways out:
+  1. connect to the network (a proxy: HTTPS_PROXY) and repeat; what was downloaded is kept;
+  2. download the zip from kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation in a browser and set
+     {LOCAL_COPY} to it, or to the folder it unpacks to;
+  3. `dvc pull`, where your team shares the data by a DVC remote."""
+
+
+def is_junk(path: PurePosixPath) -> bool:
+    """Return whether an operating system left this file or folder behind."""
+    return any(part.startswith(".") or part in JUNK for part in path.parts)
+
+
+def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
+    """Return the files below a folder by relative path; refuse what is no plain file."""
+    members, problems = {}, []
+    for parent, folders, files in os.walk(folder):
+        for name in sorted([*files, *(f for f in folders if (Path(parent) / f).is_symlink())]):
+            path = Path(parent) / name
+            relative = PurePosixPath(path.relative_to(folder).as_posix())
+            if is_junk(relative):
+                continue
+            if path.is_symlink() or not path.is_file():
+                problems.append(f"neither a file nor a folder: {path}")
+            members[relative] = path
+    if problems:
+        refuse(problems, "Put the files themselves in their place.")
+    return members
+
+
+def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Return the files of a zip by path; refuse paths out of it, encryption, and too large a whole."""
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    names = Counter(info.filename for info in infos)
+    problems = [f"twice in the zip: {name}" for name, count in names.items() if count > 1]
+    members = {}
+    for info in infos:
+        path = PurePosixPath(info.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
+            problems.append(f"path out of the zip: {info.filename}")
+        elif info.flag_bits & 0x1:
+            problems.append(f"encrypted: {info.filename}")
+        elif not is_junk(path):
+            members[path] = info
+    if problems:
+        refuse(problems, f"Make {archive.filename} anew.")
+    return members
+
+
+def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
+    """Return the members of the data set by their place in it: patients' files and data.csv.
+
+    Its root is the highest folder that holds folders with TIFF files; a second copy further down,
+    and other files beside the patients' folders, are left out.
+    """
+    roots = {
+        path.parent.parent
+        for path in members
+        if path.suffix.lower() in (".tif", ".tiff") and len(path.parts) > 1
+    }
+    if not roots:
+        return {}
+    root = min(roots, key=lambda path: (len(path.parts), str(path)))
+    chosen = {}
+    for path, member in members.items():
+        if root not in path.parents:
+            continue
+        place = path.relative_to(root)
+        if len(place.parts) > 1 or place.name == CLINICAL_FILE:
+            chosen[place] = member
+    return chosen
+
+
+def copy_members(
+    members: Mapping[PurePosixPath, Member], target: Path, archive: zipfile.ZipFile | None = None
+) -> None:
+    """Copy the members of a folder or zip to their places in `target`."""
+    for place, member in tqdm(sorted(members.items()), desc="copy", unit="file", disable=None):
+        path = target / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(member, Path):
+            shutil.copyfile(member, path)
+        else:
+            assert archive is not None
+            with archive.open(member) as packed, path.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+
+
+def check_layout(members: Iterable[PurePosixPath], source: Path) -> None:
+    """Refuse a source without patients or without data.csv."""
+    places = set(members)
+    if not places:
+        raise Refusal(f"{source}: no folder with TIFF files in it. {LAYOUT}")
+    if PurePosixPath(CLINICAL_FILE) not in places:
+        raise Refusal(
+            f"{source}: no {CLINICAL_FILE} beside the patients' folders. {LAYOUT} Without clinical "
+            "data, a table with the one column `Patient` will do."
+        )
+
+
+def check_space(size: int, source: Path, target: Path) -> None:
+    """Refuse a source larger than the free disk, which is what a zip bomb claims to be."""
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise Refusal(
+            f"{source} holds {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            "free some, or check where the source comes from"
+        )
+
+
+def copy_dataset(source: Path, target: Path, name: str) -> None:
+    """Copy the data set in a folder or zip to `target`; `name` says who asked for it."""
+    if source.is_dir():
+        members = layout_members(folder_members(source))
+        check_layout(members, source)
+        check_space(sum(path.stat().st_size for path in members.values()), source, target)
+        copy_members(members, target)
+        return
+    if not source.is_file():
+        raise Refusal(f"{name} is {str(source)!r}, which is neither a folder nor a zip file")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            packed = layout_members(zip_members(archive))
+            check_layout(packed, source)
+            check_space(sum(info.file_size for info in packed.values()), source, target)
+            copy_members(packed, target, archive)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise Refusal(f"{name} is {str(source)!r}, no sound zip file: {error}") from None
+
+
+def download() -> Path:
+    """Return the folder that kagglehub has downloaded to, or had before."""
+    cache = os.environ.get("KAGGLEHUB_CACHE", "~/.cache/kagglehub")
+    print(ANNOUNCEMENT.format(cache=cache), flush=True)
+    try:
+        return Path(kagglehub.dataset_download(lgg.KAGGLE_HANDLE))
+    except (OSError, ValueError, DataCorruptionError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(f"the download failed: {reason}\n{WAYS_OUT}") from None
+
+
+def acquire_lgg(raw: Path, target: Path) -> None:
+    """Write the published data set to `target`, from the nearest place that has it."""
+    local_copy = os.environ.get(LOCAL_COPY)
+    if local_copy:
+        source = f"{LOCAL_COPY} ({local_copy})"
+        copy_dataset(Path(local_copy), target, LOCAL_COPY)
+    elif versioned.restore(raw, target, stage="acquire", params={"acquire.dataset": "lgg"}):
+        source = "DVC's copy"
+    else:
+        folder = download()
+        source = f"the download in {folder}"
+        copy_dataset(folder, target, "the download")
+    problems = lgg.differences(target)
+    if problems:
+        refuse(
+            [f"{source} is not the published data set: {problem}" for problem in problems],
+            "Delete it and fetch it again. For another data set set acquire.dataset to its path.",
+        )
+
+
+def main(
+    raw: Path,
+    *,
+    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    dataset: Annotated[str, Field(min_length=1)],
+    patients: Annotated[int, Field(ge=2, le=9999)],
+    image_size: Annotated[int, Field(ge=32, le=4096)],
+) -> None:
+    recorded = {"acquire.dataset": dataset}
+    with replacing(raw) as [partial]:
+        if dataset == "phantom":
+            write_phantom(partial, seed=seed, patients=patients, image_size=image_size)
+        elif dataset == "lgg":
+            acquire_lgg(raw, partial)
+        elif Path(dataset).exists() or not versioned.restore(
+            raw, partial, stage="acquire", params=recorded
+        ):
+            copy_dataset(Path(dataset), partial, "acquire.dataset")
+    n_patients = sum(path.is_dir() for path in raw.iterdir())
+    print(f"{n_patients} patients in {raw}")
+
+
+if __name__ == "__main__":
+    run(main, "seed", "acquire", "phantom")

@@ -1,0 +1,185 @@
+"""Slices as the network takes them: fitted into a square, augmented for training, in batches."""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slices import read_image, read_mask, slice_path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
+import albumentations as A  # noqa: E402
+
+STRIDE = 32  # the encoder halves a slice five times
+
+
+class Batch(NamedTuple):
+    """Slices of one batch, N of them; S is the image size rounded up to a multiple of 32."""
+
+    images: torch.Tensor  # (N, S, S, 3) uint8
+    masks: torch.Tensor  # (N, S, S) uint8, 1 on tumor
+    own_masks: list[NDArray[np.bool_]]  # N of (H, W), as in the file
+    slice_ids: list[str]
+
+
+def fitted_size(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """Return height and width scaled so that the longer one is `image_size`."""
+    scale = image_size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def padded_size(image_size: int) -> int:
+    """Return `image_size` rounded up to a multiple of 32."""
+    return -(-image_size // STRIDE) * STRIDE
+
+
+def fit(pixels: NDArray[np.uint8], image_size: int, interpolation: int) -> NDArray[np.uint8]:
+    """Return a scan or mask scaled to `image_size`, padded with 0 below and to the right.
+
+    (H, W, ...) becomes (S, S, ...) with S = padded_size(image_size); unfit is the way back.
+    """
+    height, width = fitted_size(*pixels.shape[:2], image_size)
+    if (height, width) != pixels.shape[:2]:
+        pixels = np.asarray(
+            cv2.resize(pixels, (width, height), interpolation=interpolation), dtype=np.uint8
+        )
+    size = padded_size(image_size)
+    margins = [(0, size - height), (0, size - width)] + [(0, 0)] * (pixels.ndim - 2)
+    return np.pad(pixels, margins)
+
+
+def unfit(logits: torch.Tensor, height: int, width: int, image_size: int) -> torch.Tensor:
+    """Return logits (S, S) of a fitted slice at the slice's own size, (H, W), bilinear."""
+    rows, columns = fitted_size(height, width, image_size)
+    logits = logits[:rows, :columns]
+    if (rows, columns) == (height, width):
+        return logits
+    scaled = torch.nn.functional.interpolate(
+        logits[None, None].float(), (height, width), mode="bilinear", align_corners=False
+    )
+    return scaled[0, 0]
+
+
+def augmentation(
+    *, flip: bool, rotate: float, scale: float, translate: float, brightness: float, contrast: float
+) -> A.Compose:
+    """Return the augmentation of a scan and its mask.
+
+    `rotate` in degrees; `scale`, `translate`, `brightness` and `contrast` as fractions, each drawn
+    from the range of ± that value.
+    """
+    transforms: list[A.BasicTransform] = [A.HorizontalFlip(p=0.5)] if flip else []
+    if rotate or scale or translate:
+        transforms.append(
+            A.Affine(
+                scale=(1 - scale, 1 + scale),
+                translate_percent=(-translate, translate),
+                rotate=(-rotate, rotate),
+                balanced_scale=True,
+                p=1.0,
+            )
+        )
+    if brightness or contrast:
+        transforms.append(A.RandomBrightnessContrast(brightness, contrast, p=1.0))
+    return A.Compose(transforms)
+
+
+def slice_seed(seed: int, epoch: int, slice_id: str) -> int:
+    """Return the seed of a slice's augmentation in an epoch, in [0, 2**32)."""
+    entropy = [seed, epoch, zlib.crc32(slice_id.encode())]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]]):
+    """Scans and masks of the given slices, read and fitted one by one.
+
+    An item's key is (epoch, position): what augmentation draws follows from the seed, the epoch and
+    the slice, whichever worker loads it.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        slice_ids: Sequence[str],
+        *,
+        image_size: int,
+        augment: A.Compose | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.masks, self.slice_ids = images, masks, list(slice_ids)
+        self.image_size, self.augment, self.seed = image_size, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.slice_ids)
+
+    def __getitem__(
+        self, key: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]:
+        epoch, position = key
+        slice_id = self.slice_ids[position]
+        image = read_image(slice_path(self.images, slice_id))
+        own_mask = read_mask(slice_path(self.masks, slice_id))
+        image = fit(image, self.image_size, cv2.INTER_LINEAR)
+        mask = fit(own_mask.view(np.uint8), self.image_size, cv2.INTER_NEAREST)
+        if self.augment is not None:
+            self.augment.set_random_seed(slice_seed(self.seed, epoch, slice_id))
+            augmented = self.augment(image=image, mask=mask)
+            image, mask = augmented["image"], augmented["mask"]
+        return image, mask, own_mask, slice_id
+
+
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """The keys of an epoch's batches: in order, or shuffled from (seed, epoch).
+
+    The last batch of a shuffled epoch is left out when it is not full, unless it is the only one:
+    batch norm over a handful of slices would be noise.
+    """
+
+    def __init__(self, n_slices: int, batch_size: int, *, seed: int | None = None) -> None:
+        self.n_slices, self.batch_size, self.seed, self.epoch = n_slices, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        if self.seed is None:
+            return -(-self.n_slices // self.batch_size)
+        return max(1, self.n_slices // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.n_slices)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        for batch in range(len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(position)) for position in chosen]
+
+
+def collate(
+    items: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]],
+) -> Batch:
+    """Return a batch; masks at their own sizes stay a list, for patients may differ."""
+    images, masks, own_masks, slice_ids = zip(*items, strict=True)
+    return Batch(
+        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.stack(masks)),
+        list(own_masks),
+        list(slice_ids),
+    )
+
+
+def loader(dataset: SliceDataset, order: BatchOrder, *, workers: int) -> "DataLoader[Batch]":
+    """Return a loader of batches; the number of workers changes its speed and nothing else."""
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

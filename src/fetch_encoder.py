@@ -1,0 +1,97 @@
+"""Bring the weights of the encoder, so that they are versioned like data.
+
+    python src/fetch_encoder.py models/encoder.safetensors metrics/fetch_encoder.json
+
+`encoder.weights` is `imagenet`, `none` (random) or the path of a safetensors file. For `imagenet`
+the environment variable ENCODER_WEIGHTS, when set, names a local copy; otherwise the copy that
+DVC holds serves, and in its absence the Hugging Face hub, by smp's own loader.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import segmentation_models_pytorch as smp
+import torch
+from pydantic import Field
+
+import versioned
+from network import Encoder, build_encoder, file_sha256, load_encoder, save_tensors
+from outputs import replacing, write_metrics
+from stage import Refusal, run
+
+LOCAL_COPY = "ENCODER_WEIGHTS"
+WAYS_OUT = f"""Three ways out:
+  1. connect to the Hugging Face hub (a mirror: HF_ENDPOINT, a proxy: HTTPS_PROXY) and repeat;
+  2. set {LOCAL_COPY} to a copy of `model.safetensors` from the hub's smp-hub/<name>.imagenet;
+  3. set encoder.weights to `none` for random weights, best with encoder.frozen: false."""
+
+
+def download(name: str, target: Path) -> None:
+    """Write the ImageNet weights of an smp encoder and how its input is normalized, from the hub."""
+    build_encoder(name)
+    try:
+        weights = True if name.startswith("tu-") else "imagenet"
+        encoder = smp.encoders.get_encoder(name, weights=weights)
+        settings = smp.encoders.get_preprocessing_params(name)
+    except KeyError as error:
+        raise Refusal(f"encoder.name is {name!r}, without ImageNet weights: {error}") from None
+    except Exception as error:  # the hub's client raises many kinds that share no base class
+        reason = (str(error).splitlines() or [""])[0]
+        raise Refusal(
+            f"the weights of {name!r} could not be downloaded: {type(error).__name__} {reason}\n"
+            f"{WAYS_OUT}"
+        ) from None
+    if settings["input_space"] != "RGB":
+        raise Refusal(f"{name!r} wants {settings['input_space']} input; choose an RGB encoder")
+    highest = settings["input_range"][1]
+    mean, std = (tuple(value / highest for value in settings[key]) for key in ("mean", "std"))
+    save_tensors(encoder.state_dict(), Encoder(name, mean, std), target)
+
+
+def draw_random(name: str, seed: int, target: Path) -> None:
+    """Write the encoder's random initial weights."""
+    torch.manual_seed(seed)
+    save_tensors(build_encoder(name).state_dict(), Encoder(name), target)
+
+
+def copy_local(source: Path, name: str, target: Path) -> None:
+    """Copy a safetensors file byte for byte, if it fits the encoder."""
+    load_encoder(source, name)
+    shutil.copyfile(source, target)
+
+
+def main(
+    encoder: Path,
+    metrics: Path,
+    *,
+    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    encoder_name: str,
+    encoder_weights: str,
+) -> None:
+    local_copy = os.environ.get(LOCAL_COPY)
+    recorded = {"encoder.name": encoder_name, "encoder.weights": encoder_weights}
+    with replacing(encoder) as [partial]:
+        if encoder_weights == "none":
+            draw_random(encoder_name, seed, partial)
+        elif encoder_weights != "imagenet":
+            copy_local(Path(encoder_weights), encoder_name, partial)
+        elif local_copy:
+            copy_local(Path(local_copy), encoder_name, partial)
+        elif not versioned.restore(encoder, partial, stage="fetch_encoder", params=recorded):
+            download(encoder_name, partial)
+    n_parameters = sum(p.numel() for p in build_encoder(encoder_name).parameters())
+    write_metrics(
+        metrics,
+        {
+            "name": encoder_name,
+            "weights": encoder_weights,
+            "sha256": file_sha256(encoder),
+            "n_parameters": n_parameters,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main, "seed", "encoder.name", "encoder.weights")

@@ -1,0 +1,40 @@
+"""The LGG MRI Segmentation data set as published, so that a broken or altered copy is told apart.
+
+Mateusz Buda, Ashirbani Saha, Maciej A. Mazurowski: Association of genomic subtypes of lower-grade
+gliomas with shape features automatically extracted by a deep learning algorithm. Computers in
+Biology and Medicine 109 (2019). Images from The Cancer Imaging Archive; CC BY-NC-SA 4.0.
+"""
+
+import hashlib
+from pathlib import Path
+
+KAGGLE_HANDLE = "mateuszbuda/lgg-mri-segmentation/versions/2"
+N_PATIENTS = 110
+N_FILES = 7858
+SHA256 = "ed5ffdca04c77fe2f140c5cda92366a857f756698a4c7125e2066b05bf152671"
+
+
+def content_digest(root: Path) -> str:
+    """Return one SHA-256 over the patients' TIFF files: name and SHA-256 of each, sorted by name."""
+    digest = hashlib.sha256()
+    for path in sorted(root.glob("*/*.tif"), key=lambda path: path.name):
+        file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{file_digest}  {path.parent.name}/{path.name}\n".encode())
+    return digest.hexdigest()
+
+
+def differences(root: Path) -> list[str]:
+    """Return how the patients in `root` differ from the published data set; empty when they do not."""
+    n_patients = sum(path.is_dir() for path in root.iterdir())
+    n_files = len(list(root.glob("*/*.tif")))
+    problems = [
+        f"{found} {what} instead of {wanted}"
+        for what, found, wanted in (
+            ("patients", n_patients, N_PATIENTS),
+            ("TIFF files", n_files, N_FILES),
+        )
+        if found != wanted
+    ]
+    if not problems and content_digest(root) != SHA256:
+        problems.append("other pixels or names than those published, by their SHA-256")
+    return problems

@@ -1,0 +1,177 @@
+"""The U-Net with its encoder, frozen or not, and the files that it is stored in and rebuilt from.
+
+An encoder file holds every tensor of an smp encoder and how its input is normalized. A model file
+holds what was trained: the decoder and head alone when the encoder is frozen, everything otherwise,
+and in its header what rebuilds the network. Both are safetensors: loading them executes nothing.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from stage import Refusal
+
+Tensors = dict[str, torch.Tensor]
+HEADER = "network"  # one key, for the order of several in a safetensors header varies
+RESUME_ENCODER = "Run `dvc repro fetch_encoder`."
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder's name among those of smp, and the mean and deviation of its input in [0, 1]."""
+
+    name: str
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What rebuilds a trained network beside its tensors."""
+
+    encoder_name: str
+    encoder_sha256: str
+    encoder_frozen: bool
+    image_size: int
+
+
+def build_encoder(name: str) -> nn.Module:
+    """Return an smp encoder with random weights; refuse a name that smp does not know."""
+    try:
+        encoder: nn.Module = smp.encoders.get_encoder(name, weights=None)
+    except (KeyError, RuntimeError):
+        known = smp.encoders.get_encoder_names()
+        close = [other for other in known if other[:4] == name[:4]] or known[:8]
+        raise Refusal(
+            f"encoder.name is {name!r}, which segmentation-models-pytorch does not know; "
+            f"it has {len(known)}, among them {', '.join(close)}, and timm's as `tu-<name>`"
+        ) from None
+    return encoder
+
+
+class Network(nn.Module):
+    """A U-Net from uint8 scans (N, S, S, 3) to logits (N, S, S); S is a multiple of 32.
+
+    A frozen encoder stays in evaluation mode and runs without a graph. `requires_grad = False`
+    alone would let its batch-norm statistics drift, and smp's own freezing leaves the DropPath of
+    transformers on.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, encoder: Encoder, *, frozen: bool) -> None:
+        super().__init__()
+        build_encoder(encoder.name)
+        self.unet = smp.Unet(encoder.name, encoder_weights=None, classes=1)
+        self.frozen = frozen
+        self.unet.encoder.requires_grad_(not frozen)
+        self.register_buffer("mean", 255 * torch.tensor(encoder.mean), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(encoder.std), persistent=False)
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        if self.frozen:
+            self.unet.encoder.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        normalized = (images.float() - self.mean) / self.std
+        channels_last = normalized.permute(0, 3, 1, 2)  # (N, 3, S, S), strides as they are
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.unet.encoder(channels_last)
+        logits: torch.Tensor = self.unet.segmentation_head(self.unet.decoder(features))
+        return logits[:, 0]
+
+    def trained_tensors(self) -> Tensors:
+        """Return copies of what training changes, buffers included, on the CPU."""
+        return {
+            name: tensor.detach().clone().contiguous().cpu()
+            for name, tensor in self.unet.state_dict().items()
+            if not (self.frozen and name.startswith("encoder."))
+        }
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(tensors: Tensors, header: Encoder | Model, path: Path) -> None:
+    """Write tensors and header; the same ones give the same bytes."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={HEADER: json.dumps(asdict(header))})
+
+
+def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return a safetensors file's tensors and what its header says under HEADER."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except FileNotFoundError:
+        raise Refusal(f"{path}: no such file") from None
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise Refusal(f"{path}: not a sound safetensors file ({error})") from None
+
+
+def mismatch(wanted: Tensors, found: Tensors) -> str:
+    """Return how tensors differ in name or shape from those wanted; empty when they do not."""
+    lacking, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [
+        name
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    differences = {"lacking": lacking, "foreign": foreign, "of another shape": shapes}
+    return "; ".join(
+        f"{len(names)} tensors {what}, such as {names[0]}"
+        for what, names in differences.items()
+        if names
+    )
+
+
+def load_encoder(path: Path, name: str) -> tuple[Encoder, Tensors]:
+    """Return the encoder file's header and tensors; refuse a file of another encoder."""
+    tensors, header = load_tensors(path)
+    problem = mismatch(build_encoder(name).state_dict(), tensors)
+    if problem:
+        raise Refusal(f"{path} does not fit encoder.name {name!r}: {problem}. {RESUME_ENCODER}")
+    normalization = {key: tuple(header[key]) for key in ("mean", "std") if key in header}
+    return Encoder(name, **normalization), tensors
+
+
+def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
+    """Return a network with the file's encoder and a decoder drawn from torch's global seed."""
+    encoder, tensors = load_encoder(encoder_file, name)
+    network = Network(encoder, frozen=frozen)
+    network.unet.encoder.load_state_dict(tensors)
+    return network
+
+
+def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
+    """Return the trained network, in evaluation mode, and what its file says of it."""
+    tensors, header = load_tensors(model_file)
+    try:
+        model = Model(**header)
+    except TypeError:
+        raise Refusal(f"{model_file}: not a model of this repository; `dvc repro train`") from None
+    if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):
+        raise Refusal(
+            f"{model_file} was trained on another encoder than {encoder_file}; `dvc repro train`"
+        )
+    network = new_network(encoder_file, name=model.encoder_name, frozen=model.encoder_frozen)
+    problem = mismatch(network.trained_tensors(), tensors)
+    if problem:
+        raise Refusal(f"{model_file}: {problem}; `dvc repro train`")
+    network.unet.load_state_dict(tensors, strict=False)
+    return network.eval(), model

@@ -1,0 +1,58 @@
+"""Outputs that appear whole or not at all: written beside their place, then renamed into it."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DECIMALS = 5
+
+
+def discard(path: Path) -> None:
+    """Remove the file or folder at `path`, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(*targets: Path) -> Iterator[list[Path]]:
+    """Yield a path to write for each target; when the block ends well, rename all into place.
+
+    The paths are hidden siblings ending in `.partial`, which Git and DVC ignore. After an error
+    they are removed and the targets are as before.
+    """
+    partials = [target.with_name(f".{target.name}.partial") for target in targets]
+    for partial in partials:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        discard(partial)
+    try:
+        yield partials
+        for partial, target in zip(partials, targets, strict=True):
+            if target.is_dir():
+                discard(target)
+            os.replace(partial, target)
+    finally:
+        for partial in partials:
+            discard(partial)
+
+
+def rounded(value: Any) -> Any:
+    """Return the value with floats at five decimals and NaN as None, dictionaries and all."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, DECIMALS)
+    return value
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics as JSON that `dvc metrics` can show: plain numbers, floats at five decimals."""
+    with replacing(path) as [partial]:
+        text = json.dumps(rounded(metrics), indent=2, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Overlap of a predicted mask P with the reference R, from counts of pixels.
+
+All measures are ratios of tp = |P ∩ R|, fp = |P \\ R| and fn = |R \\ P|; counts add up over slices,
+patients and splits, ratios do not. Where P and R are both empty a ratio is undefined: NaN, never a
+silent 0 or 1. Definitions as in Taha and Hanbury, BMC Medical Imaging 15:29 (2015).
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+COUNTS = ("tp", "fp", "fn", "tn")
+
+
+def count_pixels(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, int]:
+    """Return tp, fp, fn and tn of two boolean masks of the same shape, usually (H, W)."""
+    assert predicted.shape == mask.shape, (predicted.shape, mask.shape)
+    tp = int(np.count_nonzero(predicted & mask))
+    fp = int(np.count_nonzero(predicted)) - tp
+    fn = int(np.count_nonzero(mask)) - tp
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": mask.size - tp - fp - fn}
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
+    """Return the quotient, elementwise; NaN where the denominator is 0."""
+    top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+
+
+def iou(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
+    """Return |P ∩ R| / |P ∪ R| in [0, 1], elementwise; NaN where both masks are empty."""
+    tp, fp, fn = np.asarray(tp), np.asarray(fp), np.asarray(fn)
+    return ratio(tp, tp + fp + fn)
+
+
+def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
+    """Return 2 |P ∩ R| / (|P| + |R|) in [0, 1], elementwise; NaN where both masks are empty."""
+    tp, fp, fn = np.asarray(tp), np.asarray(fp), np.asarray(fn)
+    return ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each split and patient with counts over its slices there, IoU and Dice.
+
+    `slices` has one row a slice: `split`, `patient_id`, `abnormal`, `tp`, `fp`, `fn`, `tn`.
+    """
+    grouped = slices.groupby(["split", "patient_id"], sort=True)
+    patients = grouped[list(COUNTS)].sum()
+    patients.insert(0, "n_slices", grouped.size())
+    patients.insert(1, "n_abnormal", grouped["abnormal"].sum())
+    patients["iou"] = iou(patients["tp"], patients["fp"], patients["fn"])
+    patients["dice"] = dice(patients["tp"], patients["fp"], patients["fn"])
+    return patients.reset_index()
+
+
+def summarize(slices: pd.DataFrame, patients: pd.DataFrame) -> dict[str, float | int]:
+    """Return the scores of one split from its rows of slices and of patients.
+
+    `iou` is over all pixels of the split together (micro); `iou_slice_abnormal` the mean over the
+    slices that hold tumor; `…_patient_…` are over patients, each as one volume. Undefined values
+    are left out of a mean.
+    """
+    abnormal = slices[slices["abnormal"] == 1]
+    tp, fp, fn, _ = (int(slices[name].sum()) for name in COUNTS)
+    return {
+        "iou": float(iou(tp, fp, fn)),
+        "iou_slice_abnormal": float(iou(abnormal["tp"], abnormal["fp"], abnormal["fn"]).mean()),
+        "dice_patient_mean": float(patients["dice"].mean()),
+        "dice_patient_median": float(patients["dice"].median()),
+        "iou_patient_mean": float(patients["iou"].mean()),
+        "n_patients": len(patients),
+        "n_slices": len(slices),
+        "n_slices_abnormal": len(abnormal),
+    }

@@ -1,0 +1,187 @@
+"""A synthetic data set in the layout of the real one, for demonstration and tests.
+
+It resembles the LGG MRI Segmentation data in what makes the task: a textured brain in three
+sequences, lesions bright in FLAIR and dark before contrast that persist through neighboring slices,
+and distractors as bright in FLAIR that are no lesion. It is no model of anatomy, and a score reached
+on it says nothing about patients.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from tqdm.contrib.concurrent import process_map
+
+Floats = NDArray[np.float64]
+Grid = tuple[Floats, Floats, Floats]
+
+INSTITUTIONS = ("P1", "P2", "P3", "P4")
+ABNORMAL_FRACTION = 0.35  # of a patient's slices
+FEWEST_SLICES, MOST_SLICES = 14, 26  # of a patient
+
+# The columns of the real data.csv with the highest code of each; codes start at 1.
+CLINICAL_CODES = {
+    "RNASeqCluster": 4,
+    "MethylationCluster": 5,
+    "miRNACluster": 4,
+    "CNCluster": 3,
+    "RPPACluster": 4,
+    "OncosignCluster": 3,
+    "COCCluster": 3,
+    "histological_type": 3,
+    "neoplasm_histologic_grade": 2,
+    "tumor_tissue_site": 1,
+    "laterality": 3,
+    "tumor_location": 6,
+    "gender": 2,
+    "age_at_initial_pathologic": 75,
+    "race": 3,
+    "ethnicity": 2,
+    "death01": 1,
+}
+
+
+def patient_id(index: int) -> str:
+    """Return an id that cannot be mistaken for a real one, such as PHANTOM_P2_0002_20000101."""
+    return f"PHANTOM_{INSTITUTIONS[index % len(INSTITUTIONS)]}_{index + 1:04d}_20000101"
+
+
+def grid(n_slices: int, image_size: int) -> Grid:
+    """Return z, y and x in [-1, 1], to be broadcast to (D, H, W)."""
+    z = np.linspace(-1, 1, n_slices).reshape(-1, 1, 1)
+    y = np.linspace(-1, 1, image_size).reshape(1, -1, 1)
+    return z, y, y.reshape(1, 1, -1)
+
+
+def texture(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> Floats:
+    """Return smooth noise of mean 0 and standard deviation 1; `scale` in pixels within a slice."""
+    noise = gaussian_filter(rng.standard_normal(shape), (1.0, scale, scale))
+    return (noise - noise.mean()) / noise.std()
+
+
+def ball(where: Grid, center: Floats, radii: Floats) -> Floats:
+    """Return the distance from `center` in units of `radii`: below 1 inside the ellipsoid, (D, H, W)."""
+    z, y, x = ((axis - middle) / radius for axis, middle, radius in zip(where, center, radii))
+    return np.sqrt(z**2 + y**2 + x**2)
+
+
+def lesion_center(rng: np.random.Generator, z: float) -> Floats:
+    """Return a random point well inside the brain at height `z`, away from the ventricles."""
+    angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.28, 0.42) * np.sqrt(1 - z**2)
+    return np.array([z, 1.2 * reach * np.sin(angle), reach * np.cos(angle)])
+
+
+def lesion_mask(rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return an irregular blob, (D, H, W), in a run of 35 % of the slices and in no other."""
+    n_slices, image_size, _ = brain.shape
+    n_abnormal = max(1, round(ABNORMAL_FRACTION * n_slices))
+    first = int(rng.integers(n_slices // 6, n_slices - n_slices // 6 - n_abnormal + 1))
+    z = where[0].ravel()
+    middle = (z[first] + z[first + n_abnormal - 1]) / 2
+    height = (n_abnormal + 1) / (n_slices - 1)
+    center, radius = lesion_center(rng, middle), rng.uniform(0.14, 0.30)
+    radii = np.array([height, radius * rng.uniform(0.8, 1.25), radius])
+    ragged = 0.12 * texture(rng, brain.shape, image_size / 24)
+    mask = (ball(where, center, radii) + ragged < 1) & brain
+    # The core keeps every slice of the run abnormal, however thin the blob is there.
+    core = ball(where, center, np.array([1e9, 0.06, 0.06])) < 1
+    mask |= core & brain
+    mask[:first] = mask[first + n_abnormal :] = False
+    return np.asarray(mask)
+
+
+def distractor_mask(
+    rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return two to four blobs of lesion size that are no lesion, (D, H, W)."""
+    mask = np.zeros(brain.shape, dtype=np.bool_)
+    for _ in range(int(rng.integers(2, 5))):
+        center = lesion_center(rng, rng.uniform(-0.7, 0.7))
+        radii = np.array([rng.uniform(0.1, 0.3), *rng.uniform(0.07, 0.18, size=2)])
+        mask |= ball(where, center, radii) < 1
+    return np.asarray(mask & brain)
+
+
+def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return a patient's sequences, (D, H, W, 3) in [0, 1], and the lesion's mask, (D, H, W)."""
+    n_slices = int(rng.integers(FEWEST_SLICES, MOST_SLICES + 1))
+    shape = (n_slices, image_size, image_size)
+    where = grid(n_slices, image_size)
+    head = np.array([1.15, rng.uniform(0.80, 0.88), rng.uniform(0.66, 0.74)])
+    from_middle = ball(where, np.zeros(3), head)
+    brain = from_middle < 0.9
+    scalp = (from_middle > 0.97) & (from_middle < 1.04)
+    ventricles = ball(where, np.zeros(3), np.array([0.5, 0.26, 0.12])) < 1
+    lesion = lesion_mask(rng, where, brain & ~ventricles)
+    distractor = distractor_mask(rng, where, brain & ~ventricles) & ~lesion
+    matter = texture(rng, shape, image_size / 20)
+    grain = [0.02 * rng.standard_normal(shape) for _ in range(3)]
+
+    pre = 0.42 + 0.05 * matter
+    flair = 0.40 - 0.04 * matter
+    post = 0.45 + 0.05 * matter
+    for sequence, level in ((pre, 0.15), (flair, 0.12), (post, 0.17)):
+        sequence[ventricles] = level
+    contrast = rng.uniform(0.14, 0.32)
+    edge = gaussian_filter(lesion.astype(np.float64), (0, image_size / 160, image_size / 160))
+    pre -= 0.5 * contrast * edge
+    flair += contrast * edge
+    post += rng.uniform(-0.5, 0.6) * contrast * edge
+    bright = rng.uniform(0.18, 0.38) * distractor
+    volume = np.stack([pre + bright, flair + bright, post + bright], axis=-1)
+    volume[~brain] = 0
+    volume[scalp] = rng.uniform(0.5, 0.8)
+    volume *= rng.uniform(0.8, 1.2)
+    volume += np.stack(grain, axis=-1)
+    return volume.clip(0, 1), lesion
+
+
+def write_patient(
+    index: int, folder: Path, *, seed: int, image_size: int, missing: tuple[str, ...]
+) -> None:
+    """Write a patient's slices and masks; a missing sequence is filled with FLAIR, as in the real data."""
+    rng = np.random.default_rng([seed, index])
+    volume, lesion = make_volume(rng, image_size)
+    for channel, sequence in ((0, "pre_contrast"), (2, "post_contrast")):
+        if sequence in missing:
+            volume[..., channel] = volume[..., 1]
+    name = patient_id(index)
+    (folder / name).mkdir(parents=True)
+    for number, (scan, mask) in enumerate(zip(volume, lesion, strict=True), start=1):
+        stem = folder / name / f"{name}_{number}"
+        Image.fromarray((scan * 255).round().astype(np.uint8)).save(f"{stem}.tif")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(f"{stem}_mask.tif")
+
+
+def clinical_table(rng: np.random.Generator, patients: int) -> pd.DataFrame:
+    """Return random codes under the columns of the real data.csv; the last patient's are blank."""
+    table = pd.DataFrame({"Patient": [patient_id(i).rpartition("_")[0] for i in range(patients)]})
+    for column, highest in CLINICAL_CODES.items():
+        lowest = {"age_at_initial_pathologic": 20, "death01": 0}.get(column, 1)
+        codes = pd.Series(rng.integers(lowest, highest, endpoint=True, size=patients))
+        table[column] = codes.astype("Int64")
+    table.loc[patients - 1, list(CLINICAL_CODES)] = pd.NA
+    return table
+
+
+def write_phantom(folder: Path, *, seed: int, patients: int, image_size: int) -> None:
+    """Write `patients` folders of slices of `image_size` pixels squared, and data.csv.
+
+    One patient has FLAIR alone and one lacks the sequence after contrast. The same seed gives the
+    same bytes, and a patient's do not depend on how many there are.
+    """
+    missing = {0: ("pre_contrast", "post_contrast"), 1: ("post_contrast",)}
+    jobs = [(index, folder, seed, image_size, missing.get(index, ())) for index in range(patients)]
+    folder.mkdir(parents=True, exist_ok=True)
+    process_map(write_job, jobs, desc="phantom", unit="patient", chunksize=1, disable=None)
+    table = clinical_table(np.random.default_rng([seed, patients]), patients)
+    table.to_csv(folder / "data.csv", index=False)
+
+
+def write_job(job: tuple[int, Path, int, int, tuple[str, ...]]) -> None:
+    """Call write_patient with a tuple, as a pool of processes hands it over."""
+    index, folder, seed, image_size, missing = job
+    write_patient(index, folder, seed=seed, image_size=image_size, missing=missing)

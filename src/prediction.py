@@ -1,0 +1,61 @@
+"""Prediction over many slices, in batches; each slice is scored at its own size."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from dataset import BatchOrder, SliceDataset, loader, unfit
+from overlap import count_pixels, iou
+
+
+class Prediction(NamedTuple):
+    """What the network says of one slice, beside the reference."""
+
+    slice_id: str
+    logits: NDArray[np.float32]  # (H, W), the slice's own size
+    mask: NDArray[np.bool_]  # (H, W)
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    images: Path,
+    masks: Path,
+    slice_ids: list[str],
+    *,
+    device: torch.device,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    title: str,
+) -> Iterator[Prediction]:
+    """Yield each slice's logits in the order of `slice_ids`, every slice once."""
+    dataset = SliceDataset(images, masks, slice_ids, image_size=image_size)
+    batches = loader(dataset, BatchOrder(len(slice_ids), batch_size), workers=workers)
+    network.eval()
+    for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None):
+        logits = network(batch.images.to(device, non_blocking=True)).float().cpu()
+        for slice_id, fitted, mask in zip(batch.slice_ids, logits, batch.own_masks, strict=True):
+            height, width = mask.shape
+            yield Prediction(slice_id, unfit(fitted, height, width, image_size).numpy(), mask)
+
+
+def overlap_counts(predictions: Iterator[Prediction], *, threshold: float) -> pd.DataFrame:
+    """Return slice_id, tp, fp, fn and tn of each slice, P being where probability > `threshold`."""
+    logit = float(np.log(threshold / (1 - threshold)))
+    return pd.DataFrame(
+        {"slice_id": slice_id, **count_pixels(logits > logit, mask)}
+        for slice_id, logits, mask in predictions
+    )
+
+
+def micro_iou(counts: pd.DataFrame) -> float:
+    """Return the IoU over all pixels of all slices together."""
+    return float(iou(counts["tp"].sum(), counts["fp"].sum(), counts["fn"].sum()))

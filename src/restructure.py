@@ -1,0 +1,133 @@
+"""Check the patient folders, then lay them out as one folder of scans and one of masks.
+
+    python src/restructure.py data/raw data/slices/images data/slices/masks
+
+A scan and its mask get the same file name, `<patient>_<number>.tif`, and keep their bytes, so that
+DVC stores each content once. Everything is checked before anything is written.
+"""
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.contrib.concurrent import process_map
+
+from outputs import replacing
+from slices import SliceName, case_id, read_image, read_mask, slice_path
+from stage import Refusal, refuse, run
+
+CLINICAL_FILE = "data.csv"
+LAYOUT = (
+    "Expected <patient>/<patient>_<number>.tif and <patient>/<patient>_<number>_mask.tif beside "
+    f"{CLINICAL_FILE}. Correct the files, then `dvc repro -f acquire`."
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scan and its mask as they lie in a patient's folder."""
+
+    name: SliceName
+    image: Path
+    mask: Path
+
+
+def duplicates(values: Iterable[str]) -> list[str]:
+    """Return the values that occur more than once, sorted."""
+    return sorted(value for value, count in Counter(values).items() if count > 1)
+
+
+def patient_problems(patients: list[Path]) -> list[str]:
+    """Return a line for each patient that has more than one folder."""
+    case_ids = [case_id(folder.name) for folder in patients]
+    return [
+        f"patient twice: {twice} in "
+        + ", ".join(folder.name for folder in patients if case_id(folder.name) == twice)
+        for twice in duplicates(case_ids)
+    ]
+
+
+def pairs_of(patient: Path) -> tuple[list[Pair], list[str]]:
+    """Return a patient's pairs of scan and mask, and a line for each file that makes no pair."""
+    files: dict[tuple[int, bool], list[Path]] = defaultdict(list)
+    problems = []
+    for path in sorted(patient.iterdir()):
+        name = SliceName.parse(path.name)
+        if name is None or path.is_symlink() or not path.is_file():
+            problems.append(f"not a slice: {path}")
+        elif name.patient_id != patient.name:
+            problems.append(f"slice of another patient: {path}")
+        else:
+            files[name.number, name.is_mask].append(path)
+    for paths in files.values():
+        if len(paths) > 1:
+            problems.append("slice number twice: " + ", ".join(str(path) for path in paths))
+    pairs = []
+    for number in sorted({number for number, _ in files}):
+        images, masks = files.get((number, False)), files.get((number, True))
+        if not masks:
+            problems.append(f"scan without mask: {files[number, False][0]}")
+        elif not images:
+            problems.append(f"mask without scan: {masks[0]}")
+        else:
+            name = SliceName.parse(images[0].name)
+            assert name is not None
+            pairs.append(Pair(name, images[0], masks[0]))
+    if not files:
+        problems.append(f"patient without slices: {patient}")
+    return pairs, problems
+
+
+def pair_problem(pair: Pair) -> str | None:
+    """Return what is wrong with the pixels of a pair; None when nothing is."""
+    try:
+        image, mask = read_image(pair.image), read_mask(pair.mask)
+    except (Refusal, OSError) as error:
+        return str(error)
+    if image.shape[:2] != mask.shape:
+        sizes = [f"{height}x{width}" for height, width in (image.shape[:2], mask.shape)]
+        return f"{pair.mask}: mask of {sizes[1]} for a scan of {sizes[0]}"
+    return None
+
+
+def checked_pairs(raw: Path) -> list[Pair]:
+    """Return all pairs of the data set, by patient and slice number; refuse unless all are sound."""
+    if not raw.is_dir():
+        refuse([f"no folder of patients at {raw}"], LAYOUT)
+    entries = sorted(raw.iterdir())
+    patients = [path for path in entries if path.is_dir() and not path.is_symlink()]
+    problems = [
+        f"neither a patient's folder nor {CLINICAL_FILE}: {path}"
+        for path in entries
+        if path not in patients and path.name != CLINICAL_FILE
+    ]
+    if not patients:
+        problems.append(f"no patient's folder in {raw}")
+    problems += patient_problems(patients)
+    pairs = []
+    for patient in patients:
+        patient_pairs, more = pairs_of(patient)
+        pairs += patient_pairs
+        problems += more
+    found = process_map(pair_problem, pairs, chunksize=32, desc="check", unit="slice", disable=None)
+    problems += [problem for problem in found if problem]
+    if problems:
+        refuse(problems, LAYOUT)
+    return pairs
+
+
+def main(raw: Path, images: Path, masks: Path) -> None:
+    pairs = checked_pairs(raw)
+    with replacing(images, masks) as folders:
+        for folder in folders:
+            folder.mkdir()
+        for pair in pairs:
+            shutil.copyfile(pair.image, slice_path(folders[0], pair.name.slice_id))
+            shutil.copyfile(pair.mask, slice_path(folders[1], pair.name.slice_id))
+    print(f"{len(pairs)} slices of {len({pair.name.patient_id for pair in pairs})} patients")
+
+
+if __name__ == "__main__":
+    run(main)

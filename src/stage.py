@@ -1,0 +1,113 @@
+"""The edge of every stage: paths from the command line, values from params.yaml, errors in one line.
+
+A stage's `main` names its paths as positional parameters and its params as keyword-only ones without
+defaults, each annotated with type and range. That signature is the schema: the command line and
+params.yaml are held against it before any work begins.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ConfigDict, ValidationError, validate_call
+
+PARAMS_FILE = Path("params.yaml")
+SHOWN = 10
+
+
+class Refusal(ValueError):
+    """What is wrong, where, and how to go on, in words for the person who runs the stage."""
+
+
+def refuse(problems: Sequence[str], way_out: str) -> NoReturn:
+    """Raise one Refusal that names the problems, the first ten in full, the rest counted."""
+    lines = list(problems[:SHOWN])
+    if len(problems) > SHOWN:
+        lines.append(f"… and {len(problems) - SHOWN} more")
+    raise Refusal("\n".join([*lines, way_out]))
+
+
+class ParamsLoader(yaml.SafeLoader):
+    """YAML 1.2 floats on top of PyYAML's 1.1, which reads `1e-05`, as DVC writes it, as text."""
+
+
+ParamsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[str, Any]:
+    """Return the values of params.yaml that `names` point at, by keyword.
+
+    A section (`split`) gives each of its keys under its own name; a single value (`seed`,
+    `encoder.name`) is given as `seed`, `encoder_name`.
+    """
+    try:
+        params = yaml.load(params_file.read_text(encoding="utf-8"), ParamsLoader)  # noqa: S506
+    except FileNotFoundError:
+        raise Refusal(
+            f"no {params_file} in {Path.cwd()}; run the stage from the repository's root"
+        ) from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"{params_file} is not valid YAML: {' '.join(str(error).split())}") from None
+    values: dict[str, Any] = {}
+    for name in names:
+        value: Any = params
+        for key in name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise Refusal(f"{params_file} lacks `{name}`; compare it with the version in Git")
+            value = value[key]
+        values |= value if isinstance(value, dict) else {name.replace(".", "_"): value}
+    return values
+
+
+def explained(error: ValidationError, names: Iterable[str]) -> list[str]:
+    """Return one line per refused param: where it stands in params.yaml, its value, what is wanted."""
+    sections = [name for name in names if "." not in name]
+    lines = []
+    for detail in error.errors():
+        path = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "unexpected_keyword_argument":
+            lines.append(f"unknown param `{path}` in {' or '.join(sections)}; check its spelling")
+        elif detail["type"] == "missing_keyword_only_argument":
+            lines.append(f"missing param `{path}` in {' or '.join(sections)}")
+        else:
+            lines.append(f"param `{path}` is {detail['input']!r}: {detail['msg'].lower()}")
+    return lines
+
+
+def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = None) -> None:
+    """Call `main` with paths from the command line and the params that `names` point at.
+
+    Exits with 1 and one message, without a traceback, when the input, a param or the machine
+    (a full disk, a missing permission) stops the stage; with 130 after Ctrl-C.
+    """
+    module = inspect.getmodule(main)
+    parser = argparse.ArgumentParser(
+        description=module.__doc__ if module else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for parameter in inspect.signature(main).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            parser.add_argument(parameter.name, type=Path)
+    paths = vars(parser.parse_args(argv))
+    try:
+        checked = validate_call(main, config=ConfigDict(strict=True, allow_inf_nan=False))
+        params = read_params(names)
+        try:
+            checked(*paths.values(), **params)
+        except ValidationError as error:
+            refuse(explained(error, names), f"Correct it in {PARAMS_FILE} or in the -S override.")
+    except (Refusal, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)

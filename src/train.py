@@ -1,0 +1,265 @@
+"""Train the U-Net's decoder on the train slices; keep the epoch of the best validation IoU.
+
+    python src/train.py data/slices/images data/slices/masks data/splits.csv \
+        models/encoder.safetensors models/unet.safetensors metrics/train
+
+Curves are written by DVCLive while it runs: `dvc plots show` in another shell draws them.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import segmentation_models_pytorch as smp
+import torch
+from dvclive import Live
+from lightning_fabric import Fabric
+from pydantic import ConfigDict, Field
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from typing_extensions import TypedDict
+
+from dataset import Batch, BatchOrder, SliceDataset, augmentation, loader
+from device import Device, Precision, make_fabric, precision_name
+from manifest import read_manifest
+from network import Model, Network, Tensors, file_sha256, new_network, save_tensors
+from outputs import DECIMALS, replacing
+from overlap import iou
+from prediction import micro_iou, overlap_counts, predict
+from stage import Refusal, run
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Loss = Literal["bce_dice", "bce", "dice", "focal"]
+Schedule = Literal["one_cycle", "cosine", "constant"]
+
+
+class Augment(TypedDict):
+    """The params of train.augment; dataset.augmentation says what they do."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    flip: bool
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    scale: Fraction
+    translate: Fraction
+    brightness: Fraction
+    contrast: Fraction
+
+
+class BCEDiceLoss(nn.Module):
+    """The mean of binary cross-entropy and Dice loss over a batch.
+
+    Dice loss alone is 0 on a batch without tumor, whatever is predicted there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bce = nn.BCEWithLogitsLoss()
+        self.dice = smp.losses.DiceLoss("binary")
+
+    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = (self.bce(logits, masks) + self.dice(logits, masks)) / 2
+        return loss
+
+
+def make_loss(name: Loss) -> nn.Module:
+    """Return a loss of logits and masks, both (N, S, S) float32."""
+    return {
+        "bce_dice": BCEDiceLoss,
+        "bce": nn.BCEWithLogitsLoss,
+        "dice": lambda: smp.losses.DiceLoss("binary"),
+        "focal": lambda: smp.losses.FocalLoss("binary"),
+    }[name]()
+
+
+def make_schedule(
+    name: Schedule, optimizer: torch.optim.Optimizer, *, highest: float, n_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return a schedule of the learning rate over `n_steps` steps that never exceeds `highest`."""
+    if name == "one_cycle":
+        # The cycle divides by the length of its parts, the shorter one 30 % of the steps.
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, max(n_steps, 10))
+    if name == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+@dataclass
+class Best:
+    """The epoch of the highest validation IoU so far, the first of equals, and its tensors."""
+
+    epoch: int = 0
+    iou: float = -1.0
+    tensors: Tensors = field(default_factory=dict)
+
+    def update(self, epoch: int, iou: float, network: Network) -> None:
+        """Keep the network's tensors if its IoU is the highest so far."""
+        if iou > self.iou:
+            self.epoch, self.iou, self.tensors = epoch, iou, network.trained_tensors()
+
+
+def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: float) -> None:
+    """Add a point to each curve."""
+    live.step = epoch
+    for name, value in train_scores.items():
+        live.log_metric(f"train/{name}", round(value, DECIMALS))
+    live.log_metric("val/iou", round(val_iou, DECIMALS))
+    live.make_summary()
+
+
+def first_bad_step(losses: torch.Tensor) -> int | None:
+    """Return the first step whose loss is not finite, counted from 0; None when all are."""
+    bad = torch.nonzero(~torch.isfinite(losses))
+    return int(bad[0]) if len(bad) else None
+
+
+def train_epoch(
+    fabric: Fabric,
+    network: nn.Module,
+    batches: "DataLoader[Batch]",
+    loss_function: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    epoch: int,
+) -> dict[str, float]:
+    """Take one pass over the train slices; return the mean loss of its steps and its micro IoU.
+
+    Scores are of the augmented slices, each before its own step. Nothing waits for the device
+    within the epoch; a loss that is not finite stops the run at its end.
+    """
+    network.train()
+    losses, slice_ids = [], []
+    pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)  # P ∩ R, P, R
+    for batch in tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None):
+        images = batch.images.to(fabric.device, non_blocking=True)
+        masks = batch.masks.to(fabric.device, non_blocking=True)
+        logits = network(images)
+        loss = loss_function(logits, masks.float())
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        predicted, reference = logits.detach() > 0, masks.bool()
+        pixels += torch.stack([(predicted & reference).sum(), predicted.sum(), reference.sum()])
+        losses.append(loss.detach())
+        slice_ids.append(batch.slice_ids)
+    steps = torch.stack(losses).double().cpu()
+    bad = first_bad_step(steps)
+    if bad is not None:
+        raise Refusal(
+            f"the loss is {steps[bad].item()} in epoch {epoch}, step {bad + 1} of {len(steps)}, "
+            f"slices {', '.join(slice_ids[bad])}; try a lower train.learning_rate, or "
+            "compute.precision: 32-true"
+        )
+    tp, n_predicted, n_reference = pixels.tolist()
+    return {
+        "loss": steps.mean().item(),
+        "iou": float(iou(tp, n_predicted - tp, n_reference - tp)),
+    }
+
+
+def select(splits: Path, split: str) -> list[str]:
+    """Return the ids of a split's slices in the order of the table; refuse an empty split."""
+    table = read_manifest(splits)
+    slice_ids = table.loc[table["split"] == split, "slice_id"].tolist()
+    if not slice_ids:
+        raise Refusal(f"{splits}: no slice in {split}; `dvc repro split`")
+    return slice_ids
+
+
+def main(
+    images: Path,
+    masks: Path,
+    splits: Path,
+    encoder: Path,
+    unet: Path,
+    metrics: Path,
+    *,
+    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    encoder_name: str,
+    encoder_frozen: bool,
+    epochs: Annotated[int, Field(ge=1)],
+    image_size: Annotated[int, Field(ge=32, le=4096)],
+    batch_size: Annotated[int, Field(ge=2)],
+    learning_rate: Annotated[float, Field(gt=0)],
+    weight_decay: Annotated[float, Field(ge=0)],
+    schedule: Schedule,
+    loss: Loss,
+    augment: Augment,
+    compute_device: Device,
+    compute_precision: Precision,
+    compute_workers: Annotated[int, Field(ge=0)],
+) -> None:
+    val_ids = select(splits, "val")
+    dataset = SliceDataset(
+        images,
+        masks,
+        select(splits, "train"),
+        image_size=image_size,
+        augment=augmentation(**augment),
+        seed=seed,
+    )
+    order = BatchOrder(len(dataset), batch_size, seed=seed)
+    batches = loader(dataset, order, workers=compute_workers)
+
+    fabric = make_fabric(compute_device, compute_precision)
+    torch.manual_seed(seed)
+    network = new_network(encoder, name=encoder_name, frozen=encoder_frozen)
+    network.to(memory_format=torch.channels_last)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    rates = make_schedule(schedule, adamw, highest=learning_rate, n_steps=epochs * len(order))
+    compute, optimizer = fabric.setup(network, adamw)
+    print(
+        f"{len(dataset)} slices, {len(order)} steps of {batch_size} an epoch, "
+        f"{sum(parameter.numel() for parameter in trained):,} parameters trained, "
+        f"on {fabric.device} in {precision_name(fabric)}"
+    )
+
+    best = Best()
+    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False) as live:
+        for epoch in range(1, epochs + 1):
+            order.epoch, begin = epoch, time.perf_counter()
+            train_scores = train_epoch(
+                fabric, compute, batches, make_loss(loss), optimizer, rates, epoch=epoch
+            )
+            images_per_s = len(order) * batch_size / (time.perf_counter() - begin)
+            predictions = predict(
+                compute,
+                images,
+                masks,
+                val_ids,
+                device=fabric.device,
+                image_size=image_size,
+                batch_size=batch_size,
+                workers=compute_workers,
+                title="val",
+            )
+            val_iou = micro_iou(overlap_counts(predictions, threshold=0.5))
+            best.update(epoch, val_iou, network)
+            log_epoch(live, epoch, train_scores, val_iou)
+            print(
+                f"epoch {epoch}/{epochs}: loss {train_scores['loss']:.4f}, "
+                f"IoU {train_scores['iou']:.4f} train, {val_iou:.4f} val, "
+                f"{images_per_s:.1f} images/s"
+            )
+        live.summary["best"] = {"epoch": best.epoch, "val_iou": round(best.iou, DECIMALS)}
+    header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
+    with replacing(unet) as [partial]:
+        save_tensors(best.tensors, header, partial)
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        "seed",
+        "encoder.name",
+        "encoder.frozen",
+        "train",
+        "compute.device",
+        "compute.precision",
+        "compute.workers",
+    )
