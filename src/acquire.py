@@ -33,9 +33,9 @@ CLINICAL_FILE = "data.csv"
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLINICAL_FILE}."
 ANNOUNCEMENT = (
-    "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, some "
-    "minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which may be deleted afterwards, and "
-    "takes 0.9 GB here."
+    "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, "
+    "some minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which may be deleted "
+    "afterwards, and takes 0.9 GB here."
 )
 WAYS_OUT = f"""Three ways out:
   1. connect to the network (a proxy: HTTPS_PROXY) and repeat; what was downloaded is kept;
@@ -67,7 +67,7 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
 
 
 def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Return the files of a zip by path; refuse paths out of it, encryption, and too large a whole."""
+    """Return the files of a zip by path; refuse paths out of it, encryption and repeats."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
     names = Counter(info.filename for info in infos)
     problems = [f"twice in the zip: {name}" for name, count in names.items() if count > 1]

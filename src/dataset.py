@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -15,9 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from slices import read_image, read_mask, slice_path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
-import albumentations as A  # noqa: E402
+import albumentations
 
 STRIDE = 32  # the encoder halves a slice five times
+
+
+# A fitted scan (S, S, 3), its fitted mask (S, S), the mask at its own size (H, W), the slice's id.
+Item = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]
 
 
 class Batch(NamedTuple):
@@ -45,7 +49,7 @@ def fit(pixels: NDArray[np.uint8], image_size: int, interpolation: int) -> NDArr
 
     (H, W, ...) becomes (S, S, ...) with S = padded_size(image_size); unfit is the way back.
     """
-    height, width = fitted_size(*pixels.shape[:2], image_size)
+    height, width = fitted_size(pixels.shape[0], pixels.shape[1], image_size)
     if (height, width) != pixels.shape[:2]:
         pixels = np.asarray(
             cv2.resize(pixels, (width, height), interpolation=interpolation), dtype=np.uint8
@@ -69,16 +73,18 @@ def unfit(logits: torch.Tensor, height: int, width: int, image_size: int) -> tor
 
 def augmentation(
     *, flip: bool, rotate: float, scale: float, translate: float, brightness: float, contrast: float
-) -> A.Compose:
+) -> albumentations.Compose:
     """Return the augmentation of a scan and its mask.
 
     `rotate` in degrees; `scale`, `translate`, `brightness` and `contrast` as fractions, each drawn
     from the range of ± that value.
     """
-    transforms: list[A.BasicTransform] = [A.HorizontalFlip(p=0.5)] if flip else []
+    transforms: list[albumentations.BasicTransform] = (
+        [albumentations.HorizontalFlip(p=0.5)] if flip else []
+    )
     if rotate or scale or translate:
         transforms.append(
-            A.Affine(
+            albumentations.Affine(
                 scale=(1 - scale, 1 + scale),
                 translate_percent=(-translate, translate),
                 rotate=(-rotate, rotate),
@@ -87,8 +93,8 @@ def augmentation(
             )
         )
     if brightness or contrast:
-        transforms.append(A.RandomBrightnessContrast(brightness, contrast, p=1.0))
-    return A.Compose(transforms)
+        transforms.append(albumentations.RandomBrightnessContrast(brightness, contrast, p=1.0))
+    return albumentations.Compose(transforms)
 
 
 def slice_seed(seed: int, epoch: int, slice_id: str) -> int:
@@ -97,7 +103,7 @@ def slice_seed(seed: int, epoch: int, slice_id: str) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]]):
+class SliceDataset(Dataset[Item]):
     """Scans and masks of the given slices, read and fitted one by one.
 
     An item's key is (epoch, position): what augmentation draws follows from the seed, the epoch and
@@ -111,7 +117,7 @@ class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[n
         slice_ids: Sequence[str],
         *,
         image_size: int,
-        augment: A.Compose | None = None,
+        augment: albumentations.Compose | None = None,
         seed: int = 0,
     ) -> None:
         self.images, self.masks, self.slice_ids = images, masks, list(slice_ids)
@@ -120,9 +126,7 @@ class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[n
     def __len__(self) -> int:
         return len(self.slice_ids)
 
-    def __getitem__(
-        self, key: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, position = key
         slice_id = self.slice_ids[position]
         image = read_image(slice_path(self.images, slice_id))
@@ -160,9 +164,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(position)) for position in chosen]
 
 
-def collate(
-    items: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]],
-) -> Batch:
+def collate(items: list[Item]) -> Batch:
     """Return a batch; masks at their own sizes stay a list, for patients may differ."""
     images, masks, own_masks, slice_ids = zip(*items, strict=True)
     return Batch(
@@ -176,7 +178,7 @@ def collate(
 def loader(dataset: SliceDataset, order: BatchOrder, *, workers: int) -> "DataLoader[Batch]":
     """Return a loader of batches; the number of workers changes its speed and nothing else."""
     return DataLoader(
-        dataset,
+        cast("Dataset[Batch]", dataset),  # what collate makes of it
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,

@@ -12,7 +12,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether bfloat16 is computed in hardware; elsewhere it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

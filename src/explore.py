@@ -51,7 +51,7 @@ class Looks:
 
 
 def hue_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
-    """Return how many of the pixels `where`, (H, W), have which hue; those without hue are left out."""
+    """Return how many of the pixels `where`, (H, W), have which hue; gray ones have none."""
     pixels = image[where][None]
     if pixels.size == 0:
         return np.zeros(HUE_BINS, dtype=np.int64)
@@ -138,7 +138,9 @@ def area_figure(manifest: pd.DataFrame, slice_size: float) -> Figure:
     axes = figure.subplots()
     area = 100 * manifest.loc[manifest["abnormal"] == 1, "tumor_area"] / slice_size
     axes.hist(area, bins=30, color="tab:blue")
-    axes.axvline(area.median(), color="black", linestyle="--", label=f"median {area.median():.1f} %")
+    axes.axvline(
+        area.median(), color="black", linestyle="--", label=f"median {area.median():.1f} %"
+    )
     axes.legend()
     axes.set(
         title=f"How large tumors are, {len(area):,} abnormal slices",

@@ -29,7 +29,7 @@ WAYS_OUT = f"""Three ways out:
 
 
 def download(name: str, target: Path) -> None:
-    """Write the ImageNet weights of an smp encoder and how its input is normalized, from the hub."""
+    """Write the hub's ImageNet weights of an smp encoder, and how its input is normalized."""
     build_encoder(name)
     try:
         weights = True if name.startswith("tu-") else "imagenet"

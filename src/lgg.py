@@ -15,7 +15,7 @@ SHA256 = "ed5ffdca04c77fe2f140c5cda92366a857f756698a4c7125e2066b05bf152671"
 
 
 def content_digest(root: Path) -> str:
-    """Return one SHA-256 over the patients' TIFF files: name and SHA-256 of each, sorted by name."""
+    """Return one SHA-256 over the TIFF files: SHA-256 and place of each, sorted by name."""
     digest = hashlib.sha256()
     for path in sorted(root.glob("*/*.tif"), key=lambda path: path.name):
         file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -24,7 +24,7 @@ def content_digest(root: Path) -> str:
 
 
 def differences(root: Path) -> list[str]:
-    """Return how the patients in `root` differ from the published data set; empty when they do not."""
+    """Return how the patients in `root` differ from those published; empty when they do not."""
     n_patients = sum(path.is_dir() for path in root.iterdir())
     n_files = len(list(root.glob("*/*.tif")))
     problems = [

@@ -20,6 +20,7 @@ from torch import nn
 from stage import Refusal
 
 Tensors = dict[str, torch.Tensor]
+TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 HEADER = "network"  # one key, for the order of several in a safetensors header varies
 RESUME_ENCODER = "Run `dvc repro fetch_encoder`."
 
@@ -72,18 +73,24 @@ class Network(nn.Module):
         super().__init__()
         build_encoder(encoder.name)
         self.unet = smp.Unet(encoder.name, encoder_weights=None, classes=1)
+        # Begin where most pixels are no tumor (Lin et al., Focal Loss, ICCV 2017, section 4.1):
+        # from one half, the first epoch would learn little else.
+        prior = torch.tensor(TUMOR_PRIOR)
+        nn.init.constant_(self.unet.segmentation_head[0].bias, float(torch.logit(prior)))
         self.frozen = frozen
         self.unet.encoder.requires_grad_(not frozen)
         self.register_buffer("mean", 255 * torch.tensor(encoder.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(encoder.std), persistent=False)
 
     def train(self, mode: bool = True) -> "Network":
+        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.unet.encoder.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, S, S) of scans (N, S, S, 3) uint8."""
         normalized = (images.float() - self.mean) / self.std
         channels_last = normalized.permute(0, 3, 1, 2)  # (N, 3, S, S), strides as they are
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

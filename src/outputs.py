@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
         for partial, target in zip(partials, targets, strict=True):
             if target.is_dir():
                 discard(target)
-            os.replace(partial, target)
+            partial.replace(target)
     finally:
         for partial in partials:
             discard(partial)

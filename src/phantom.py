@@ -1,9 +1,9 @@
 """A synthetic data set in the layout of the real one, for demonstration and tests.
 
 It resembles the LGG MRI Segmentation data in what makes the task: a textured brain in three
-sequences, lesions bright in FLAIR and dark before contrast that persist through neighboring slices,
-and distractors as bright in FLAIR that are no lesion. It is no model of anatomy, and a score reached
-on it says nothing about patients.
+sequences, lesions bright in FLAIR and dark before contrast that persist through neighboring
+slices, and distractors as bright in FLAIR that are no lesion. It is no model of anatomy, and a
+score reached on it says nothing about patients.
 """
 
 from pathlib import Path
@@ -59,13 +59,15 @@ def grid(n_slices: int, image_size: int) -> Grid:
 def texture(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> Floats:
     """Return smooth noise of mean 0 and standard deviation 1; `scale` in pixels within a slice."""
     noise = gaussian_filter(rng.standard_normal(shape), (1.0, scale, scale))
-    return (noise - noise.mean()) / noise.std()
+    return np.asarray((noise - noise.mean()) / noise.std())
 
 
 def ball(where: Grid, center: Floats, radii: Floats) -> Floats:
-    """Return the distance from `center` in units of `radii`: below 1 inside the ellipsoid, (D, H, W)."""
-    z, y, x = ((axis - middle) / radius for axis, middle, radius in zip(where, center, radii))
-    return np.sqrt(z**2 + y**2 + x**2)
+    """Return the distance from `center` in units of `radii`, (D, H, W): below 1 inside."""
+    z, y, x = (
+        (axis - middle) / radius for axis, middle, radius in zip(where, center, radii, strict=True)
+    )
+    return np.asarray(np.sqrt(z**2 + y**2 + x**2))
 
 
 def lesion_center(rng: np.random.Generator, z: float) -> Floats:
@@ -74,7 +76,9 @@ def lesion_center(rng: np.random.Generator, z: float) -> Floats:
     return np.array([z, 1.2 * reach * np.sin(angle), reach * np.cos(angle)])
 
 
-def lesion_mask(rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def lesion_mask(
+    rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Return an irregular blob, (D, H, W), in a run of 35 % of the slices and in no other."""
     n_slices, image_size, _ = brain.shape
     n_abnormal = max(1, round(ABNORMAL_FRACTION * n_slices))
@@ -142,7 +146,7 @@ def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDAr
 def write_patient(
     index: int, folder: Path, *, seed: int, image_size: int, missing: tuple[str, ...]
 ) -> None:
-    """Write a patient's slices and masks; a missing sequence is filled with FLAIR, as in the real data."""
+    """Write a patient's slices and masks; FLAIR fills a missing sequence, as in the real data."""
     rng = np.random.default_rng([seed, index])
     volume, lesion = make_volume(rng, image_size)
     for channel, sequence in ((0, "pre_contrast"), (2, "post_contrast")):

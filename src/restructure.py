@@ -61,9 +61,11 @@ def pairs_of(patient: Path) -> tuple[list[Pair], list[str]]:
             problems.append(f"slice of another patient: {path}")
         else:
             files[name.number, name.is_mask].append(path)
-    for paths in files.values():
-        if len(paths) > 1:
-            problems.append("slice number twice: " + ", ".join(str(path) for path in paths))
+    problems += [
+        "slice number twice: " + ", ".join(str(path) for path in paths)
+        for paths in files.values()
+        if len(paths) > 1
+    ]
     pairs = []
     for number in sorted({number for number, _ in files}):
         images, masks = files.get((number, False)), files.get((number, True))
@@ -93,7 +95,7 @@ def pair_problem(pair: Pair) -> str | None:
 
 
 def checked_pairs(raw: Path) -> list[Pair]:
-    """Return all pairs of the data set, by patient and slice number; refuse unless all are sound."""
+    """Return all pairs of the data set, by patient and number; refuse unless all are sound."""
     if not raw.is_dir():
         refuse([f"no folder of patients at {raw}"], LAYOUT)
     entries = sorted(raw.iterdir())

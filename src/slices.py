@@ -1,6 +1,7 @@
 """A slice: one 2-D image of a patient's volume and its mask, and how both are named and read."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class SliceName:
 
     @classmethod
     def parse(cls, file_name: str) -> "SliceName | None":
-        """Return the parts of `<patient>_<number>.tif` or `<patient>_<number>_mask.tif`, or None."""
+        """Return the parts of `<patient>_<number>.tif` or `…_mask.tif`; None of another."""
         match = SLICE_FILE.fullmatch(file_name)
         if match is None:
             return None
@@ -46,7 +47,7 @@ def case_id(patient_id: str) -> str:
 
 
 def institution(patient_id: str) -> str:
-    """Return the institution's code in `TCGA_<institution>_<number>_<date>`; "unknown" elsewhere."""
+    """Return the code in `TCGA_<institution>_<number>_<date>`; "unknown" in another name."""
     match = DATED_PATIENT.fullmatch(patient_id)
     return match["institution"] if match else "unknown"
 
@@ -62,12 +63,17 @@ def sorted_slices(folder: Path) -> list[SliceName]:
     return sorted(name for name in names if name is not None)
 
 
+# What Pillow's modes say.
+WANTED = {"RGB": "3 channels of uint8", "L": "1 channel of uint8"}
+
+
 def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
     """Return the pixels of a TIFF file of one page whose Pillow mode is `mode`."""
     try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            if image.mode != mode or getattr(image, "n_frames", 1) != 1:
-                pages = getattr(image, "n_frames", 1)
+        # Pillow also warns of what it then refuses.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["TIFF"]) as image:
+            pages = getattr(image, "n_frames", 1)
+            if image.mode != mode or pages != 1:
                 raise Refusal(
                     f"{path}: expected {WANTED[mode]} in one page, "
                     f"found mode {image.mode}, pages: {pages}"
@@ -81,18 +87,15 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
         raise Refusal(f"{path}: damaged TIFF image ({error})") from None
 
 
-WANTED = {"RGB": "3 channels of uint8", "L": "1 channel of uint8"}
-
-
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Return a scan, (H, W, 3) uint8, channels in the order of SEQUENCES."""
     return read_pixels(path, "RGB")
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Return the binary reference, (H, W), True on tumor; a value other than 0 and 255 is refused."""
+    """Return the binary reference, (H, W), True on tumor; refuse values other than 0 and 255."""
     pixels = read_pixels(path, "L")
-    mask = pixels == 255
+    mask: NDArray[np.bool_] = pixels == 255
     if not (mask | (pixels == 0)).all():
         values = sorted({int(value) for value in np.unique(pixels)} - {0, 255})
         raise Refusal(f"{path}: mask values are 0 and 255, found also {values[:5]}")

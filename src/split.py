@@ -19,16 +19,14 @@ from manifest import SPLITS, read_manifest
 from outputs import replacing
 from stage import Refusal, refuse, run
 
-STRATA = 10
-
 
 def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:
     """Return a stratum for each patient: ranks of the abnormal fraction, cut into equal parts.
 
-    At most ten strata of at least `members` patients each, so that every part of a split can
-    hold one of each.
+    As many strata as can have at least `members` patients each, so that every part of a split
+    holds one of each.
     """
-    n_strata = max(1, min(STRATA, len(fractions) // members))
+    n_strata = max(1, len(fractions) // members)
     ranks = np.argsort(np.argsort(fractions, kind="stable"), kind="stable")
     return ranks * n_strata // len(fractions)
 
@@ -58,6 +56,7 @@ def split_units(
     Folds depend on the seed alone, so that over all values of `test_fold` every unit is tested
     exactly once.
     """
+
     def strata(chosen: pd.DataFrame, members: int) -> NDArray[np.int64]:
         abnormal = chosen["abnormal"].to_numpy(dtype=np.float64)
         return abnormal_strata(abnormal, members) if by == "patient" else abnormal.astype(np.int64)

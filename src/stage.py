@@ -1,12 +1,13 @@
-"""The edge of every stage: paths from the command line, values from params.yaml, errors in one line.
+"""The edge of every stage: paths from the command line, values from params.yaml, clear errors.
 
-A stage's `main` names its paths as positional parameters and its params as keyword-only ones without
-defaults, each annotated with type and range. That signature is the schema: the command line and
-params.yaml are held against it before any work begins.
+A stage's `main` names its paths as positional parameters and its params as keyword-only ones
+without defaults, each annotated with type and range. That signature is the schema: the command line
+and params.yaml are held against it before any work begins.
 """
 
 import argparse
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -69,7 +70,7 @@ def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[s
 
 
 def explained(error: ValidationError, names: Iterable[str]) -> list[str]:
-    """Return one line per refused param: where it stands in params.yaml, its value, what is wanted."""
+    """Return one line per refused param: its name, its value and what is wanted."""
     sections = [name for name in names if "." not in name]
     lines = []
     for detail in error.errors():
@@ -89,6 +90,8 @@ def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = Non
     Exits with 1 and one message, without a traceback, when the input, a param or the machine
     (a full disk, a missing permission) stops the stage; with 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # or a log shows nothing until the end
     module = inspect.getmodule(main)
     parser = argparse.ArgumentParser(
         description=module.__doc__ if module else None,
@@ -99,7 +102,7 @@ def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = Non
             parser.add_argument(parameter.name, type=Path)
     paths = vars(parser.parse_args(argv))
     try:
-        checked = validate_call(main, config=ConfigDict(strict=True, allow_inf_nan=False))
+        checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))(main)
         params = read_params(names)
         try:
             checked(*paths.values(), **params)

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from dvclive import Live
+from dvclive.live import Live
 from lightning_fabric import Fabric
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -35,10 +35,9 @@ Loss = Literal["bce_dice", "bce", "dice", "focal"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Augment(TypedDict):
     """The params of train.augment; dataset.augmentation says what they do."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     flip: bool
     rotate: Annotated[float, Field(ge=0, le=180)]
@@ -60,18 +59,20 @@ class BCEDiceLoss(nn.Module):
         self.dice = smp.losses.DiceLoss("binary")
 
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Return the loss of logits and masks, both (N, S, S) float32."""
         loss: torch.Tensor = (self.bce(logits, masks) + self.dice(logits, masks)) / 2
         return loss
 
 
 def make_loss(name: Loss) -> nn.Module:
     """Return a loss of logits and masks, both (N, S, S) float32."""
-    return {
-        "bce_dice": BCEDiceLoss,
-        "bce": nn.BCEWithLogitsLoss,
-        "dice": lambda: smp.losses.DiceLoss("binary"),
-        "focal": lambda: smp.losses.FocalLoss("binary"),
-    }[name]()
+    if name == "bce_dice":
+        return BCEDiceLoss()
+    if name == "bce":
+        return nn.BCEWithLogitsLoss()
+    losses = {"dice": smp.losses.DiceLoss, "focal": smp.losses.FocalLoss}
+    chosen: nn.Module = losses[name]("binary")
+    return chosen
 
 
 def make_schedule(
@@ -106,7 +107,7 @@ def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: f
     for name, value in train_scores.items():
         live.log_metric(f"train/{name}", round(value, DECIMALS))
     live.log_metric("val/iou", round(val_iou, DECIMALS))
-    live.make_summary()
+    live.make_summary()  # type: ignore[no-untyped-call]
 
 
 def first_bad_step(losses: torch.Tensor) -> int | None:

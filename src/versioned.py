@@ -14,12 +14,16 @@ LOCK_FILE = Path("dvc.lock")
 
 
 def recorded_params(stage: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
-    """Return the params that dvc.lock records for a stage; empty when it records none."""
+    """Return the params that dvc.lock records for a stage by dotted name; empty if it has none."""
     if not lock_file.is_file():
         return {}
     lock = yaml.safe_load(lock_file.read_text(encoding="utf-8")) or {}
-    params: dict[str, Any] = lock.get("stages", {}).get(stage, {}).get("params", {})
-    return dict(params.get("params.yaml", {}))
+    files = lock.get("stages", {}).get(stage, {}).get("params", {})
+    values: dict[str, Any] = {}
+    for name, value in files.get("params.yaml", {}).items():
+        section = value if isinstance(value, dict) else {"": value}
+        values |= {f"{name}.{key}".rstrip("."): item for key, item in section.items()}
+    return values
 
 
 def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -> bool:

@@ -1,0 +1,69 @@
+# make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
+# needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+ifdef PYTHON
+  DEMO_READY :=
+  TEST_READY :=
+  BIN := $(dir $(shell command -v $(PYTHON)))
+else
+  PYTHON := .venv/bin/python
+  DEMO_READY := .venv/ready-to-run
+  TEST_READY := .venv/ready-to-test
+  BIN := $(CURDIR)/.venv/bin/
+endif
+
+# The stages call `python`: it has to be this one.
+export PATH := $(BIN):$(PATH)
+
+# A smaller network's worth of everything, on data of 24 phantom patients; no weights to download,
+# so the encoder learns too.
+DEMO := acquire.dataset=phantom phantom.patients=24 phantom.image_size=128 \
+        encoder.weights=none encoder.frozen=false train.epochs=12 train.image_size=128
+
+demo: $(DEMO_READY)
+	@git rev-parse -q --verify HEAD > /dev/null || \
+	  { echo "make demo wants a Git clone with a commit, for DVC records experiments in Git"; exit 1; }
+	dvc exp run --quiet --temp --force --name demo $(DEMO:%=--set-param %)
+	@rm -rf demo
+	@dvc get --quiet . metrics --rev demo --out demo
+	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
+	@python -c 'import json; print(json.dumps(json.load(open("demo/evaluate.json")), indent=2))'
+	@echo "Scores above: demo/evaluate.json, by patient demo/evaluate/per_patient.csv"
+	@echo "Pictures:     demo/explore/location.png, tumor_area.png, hue.png"
+	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
+	@echo "It is the DVC experiment \`demo\`: dvc exp show; dvc exp diff; dvc exp remove demo"
+
+test: $(TEST_READY)
+	python -m pytest -n 2 --dist loadgroup
+
+lint: $(TEST_READY)
+	ruff check
+	ruff format --check
+	mypy
+
+# The first interpreter of a supported version.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.venv/bin/python:
+	@for candidate in $(CANDIDATES); do \
+	  if $$candidate -c '$(SUPPORTED)' 2> /dev/null; then \
+	    echo "making .venv with $$($$candidate --version); torch and all take some GB, once"; \
+	    exec $$candidate -m venv .venv; \
+	  fi; \
+	done; \
+	echo "no Python 3.11, 3.12 or 3.13 found; install one, or: make PYTHON=/path/to/python"; exit 1
+
+.venv/ready-to-run: requirements.txt requirements.lock | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+.venv/ready-to-test: requirements-dev.txt .venv/ready-to-run
+	.venv/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

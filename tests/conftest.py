@@ -1,0 +1,173 @@
+"""Small phantoms, and ways to run a stage as a person would."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+import build_manifest
+import restructure
+import split
+import stage
+from phantom import write_phantom
+
+# One thread a process: two test processes with two threads each would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested
+
+
+class Outcome(NamedTuple):
+    """How a stage ended, and what it wrote to standard error."""
+
+    code: int
+    error: str
+
+
+class Data(NamedTuple):
+    """A phantom with everything that the data stages make of it."""
+
+    raw: Path
+    images: Path
+    masks: Path
+    manifest: Path
+    patients: Path
+    splits: Path
+
+
+RunStage = Callable[..., Outcome]
+
+
+def params(**overrides: Any) -> dict[str, Any]:
+    """Return the params of params.yaml; an override is named with `__` for the dot."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name, value in overrides.items():
+        section: dict[str, Any] = values
+        *path, key = name.split("__")
+        for part in path:
+            section = section[part]
+        section[key] = value
+    return values
+
+
+@pytest.fixture
+def run_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> RunStage:
+    """Run a stage's main through its edge, in an empty folder with a params.yaml of its own."""
+
+    def run(
+        main: Callable[..., None], paths: Sequence[Path], *names: str, **overrides: Any
+    ) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        Path("params.yaml").write_text(yaml.safe_dump(params(**overrides)))
+        capsys.readouterr()
+        try:
+            stage.run(main, *names, argv=[str(path) for path in paths])
+        except SystemExit as end:
+            return Outcome(int(end.code or 0), capsys.readouterr().err)
+        return Outcome(0, capsys.readouterr().err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the raw folder of ten phantom patients; not to be written to."""
+    raw = tmp_path_factory.mktemp("phantom") / "raw"
+    write_phantom(raw, seed=7, patients=10, image_size=SIZE)
+    return raw
+
+
+@pytest.fixture
+def raw(phantom: Path, tmp_path: Path) -> Path:
+    """Return a copy of the phantom, to be damaged."""
+    return Path(shutil.copytree(phantom, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Return the phantom after the data stages; not to be written to."""
+    folder = tmp_path_factory.mktemp("data")
+    paths = Data(
+        phantom,
+        folder / "slices/images",
+        folder / "slices/masks",
+        folder / "manifest.csv",
+        folder / "patients.csv",
+        folder / "splits.csv",
+    )
+    restructure.main(paths.raw, paths.images, paths.masks)
+    build_manifest.main(
+        paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients
+    )
+    split.main(
+        paths.manifest,
+        paths.splits,
+        seed=1,
+        by="patient",
+        folds=5,
+        test_fold=0,
+        val_fraction=0.15,
+    )
+    return paths
+
+
+def make_repository(folder: Path) -> Path:
+    """Make a Git repository in `folder` of the project's files as they are in the working tree."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for command in (
+        ["git", "init", "-q", "-b", "main"],
+        ["git", "add", "-A"],
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"],
+    ):
+        subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a repository of a test's own."""
+    return make_repository(tmp_path / "repository")
+
+
+OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "HF_HUB_OFFLINE": "1",
+    "LGG_ARCHIVE": "",
+    "ENCODER_WEIGHTS": "",
+}
+
+
+def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run dvc in a repository, offline, with this interpreter's `python` first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *words],
+        cwd=folder,
+        env={**os.environ, **OFFLINE, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,290 @@
+"""The data set from each of its sources, and what is said where a source will not do."""
+
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import acquire
+import lgg
+from conftest import Outcome, RunStage
+from servers import kaggle, serving
+
+NAMES = ("seed", "acquire", "phantom")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def zipped(phantom: Path, *roots: str, extra: dict[str, bytes] | None = None) -> bytes:
+    """Return a zip of the phantom below each root, as Kaggle's holds the data set twice."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for root in roots:
+            for name, content in files(phantom).items():
+                archive.writestr(f"{root}{name}", content)
+        for name, content in (extra or {}).items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def run_acquire(run_stage: RunStage, tmp_path: Path, dataset: str, **overrides: object) -> Outcome:
+    paths = [tmp_path / "data/raw"]
+    return run_stage(acquire.main, paths, *NAMES, acquire__dataset=dataset, **overrides)
+
+
+@pytest.fixture
+def published(phantom: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the phantom stand for the published data set: its counts and its digest."""
+    monkeypatch.setattr(lgg, "N_PATIENTS", 10)
+    monkeypatch.setattr(lgg, "N_FILES", len(list(phantom.glob("*/*.tif"))))
+    monkeypatch.setattr(lgg, "SHA256", lgg.content_digest(phantom))
+    monkeypatch.delenv("LGG_ARCHIVE", raising=False)
+    return phantom
+
+
+def test_a_phantom_is_drawn_from_the_seed(run_stage: RunStage, tmp_path: Path) -> None:
+    small = {"phantom__patients": 3, "phantom__image_size": 32}
+    assert run_acquire(run_stage, tmp_path, "phantom", **small).code == 0
+    first = files(tmp_path / "data/raw")
+    assert len({name.split("/")[0] for name in first}) == 4  # three patients and data.csv
+    assert run_acquire(run_stage, tmp_path, "phantom", **small, seed=2).code == 0
+    assert files(tmp_path / "data/raw") != first
+
+
+@pytest.mark.parametrize("depth", ["", "kaggle_3m", "a/b"])
+def test_a_folder_is_copied_from_wherever_its_patients_lie(
+    run_stage: RunStage, phantom: Path, tmp_path: Path, depth: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(phantom, source / depth)
+    if depth == "kaggle_3m":
+        shutil.copytree(phantom, source / "lgg-mri-segmentation/kaggle_3m")
+    (source / depth / ".DS_Store").write_bytes(b"junk")
+    (source / depth / "README.md").write_text("left out")
+    patient = next(path for path in (source / depth).iterdir() if path.is_dir())
+    (patient / ".DS_Store").write_bytes(b"junk")
+    (patient / "Thumbs.db").write_bytes(b"junk")
+    assert run_acquire(run_stage, tmp_path, str(source)) == Outcome(0, "")
+    assert files(tmp_path / "data/raw") == files(phantom)
+
+
+def test_a_zip_is_unpacked_once(run_stage: RunStage, phantom: Path, tmp_path: Path) -> None:
+    source = tmp_path / "archive.zip"
+    junk = {"__MACOSX/kaggle_3m/._data.csv": b"junk", "kaggle_3m/.DS_Store": b"junk"}
+    roots = ("kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/")
+    source.write_bytes(zipped(phantom, *roots, extra=junk))
+    assert run_acquire(run_stage, tmp_path, str(source)) == Outcome(0, "")
+    assert files(tmp_path / "data/raw") == files(phantom)
+
+
+def test_lgg_archive_wins_and_is_checked(
+    run_stage: RunStage, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    monkeypatch.setenv("LGG_ARCHIVE", str(copy))
+    assert run_acquire(run_stage, tmp_path, "lgg") == Outcome(0, "")
+    before = files(tmp_path / "data/raw")
+    assert before == files(published)
+
+    scan = sorted(copy.glob("*/*.tif"))[0]
+    content = bytearray(scan.read_bytes())
+    content[-1] ^= 1
+    scan.write_bytes(content)
+    outcome = run_acquire(run_stage, tmp_path, "lgg")
+    assert outcome.code == 1
+    assert (
+        f"LGG_ARCHIVE ({copy}) is not the published data set: other pixels or names than those "
+        "published, by their SHA-256" in outcome.error
+    )
+    scan.unlink()
+    shutil.rmtree(sorted(path for path in copy.iterdir() if path.is_dir())[-1])
+    outcome = run_acquire(run_stage, tmp_path, "lgg")
+    assert "not the published data set: 9 patients instead of 10" in outcome.error
+    assert f"TIFF files instead of {lgg.N_FILES}" in outcome.error
+    assert "For another data set set acquire.dataset to its path." in outcome.error
+    assert files(tmp_path / "data/raw") == before
+
+
+def test_a_folder_named_otherwise_has_another_digest(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "copy")
+    first = sorted(path for path in (tmp_path / "copy").iterdir() if path.is_dir())[0]
+    assert lgg.differences(tmp_path / "copy") == []
+    first.rename(first.with_name("renamed"))
+    assert lgg.differences(tmp_path / "copy") == [
+        "other pixels or names than those published, by their SHA-256"
+    ]
+
+
+@pytest.fixture
+def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point kagglehub's real client at its test environment, localhost:7777, and an empty cache."""
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+pytestmark = pytest.mark.xdist_group("port 7777")
+
+
+def test_kaggle_is_downloaded_once_and_checked(
+    run_stage: RunStage,
+    published: Path,
+    tmp_path: Path,
+    kaggle_home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = kaggle(zipped(published, "kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/"))
+    with serving(handler, 7777):
+        outcome = run_acquire(run_stage, tmp_path, "lgg")
+        assert outcome.code == 0
+        assert "100%" in outcome.error  # kagglehub's progress bar
+        assert files(tmp_path / "data/raw") == files(published)
+        assert run_acquire(run_stage, tmp_path, "lgg").code == 0
+    asked = [request for request in handler.requests if request.startswith("{")]
+    assert asked == [
+        '{"ownerSlug": "mateuszbuda", "datasetSlug": "lgg-mri-segmentation", '
+        '"datasetVersionNumber": 2}'
+    ]
+
+
+def test_the_download_tells_its_size_before_it_begins(
+    run_stage: RunStage, published: Path, tmp_path: Path, kaggle_home: Path
+) -> None:
+    text = acquire.ANNOUNCEMENT.format(cache=kaggle_home)
+    assert "0.7 GB" in text
+    assert "2 GB" in text
+    assert str(kaggle_home) in text
+
+
+def test_an_altered_download_is_refused(
+    run_stage: RunStage, published: Path, tmp_path: Path, kaggle_home: Path
+) -> None:
+    altered = zipped(published, "kaggle_3m/", extra={"kaggle_3m/TCGA_X/TCGA_X_1.tif": b"more"})
+    with serving(kaggle(altered), 7777):
+        outcome = run_acquire(run_stage, tmp_path, "lgg")
+    assert outcome.code == 1
+    assert "is not the published data set: 11 patients instead of 10" in outcome.error
+    assert not (tmp_path / "data/raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ({"broken_after": 1000}, "the download failed: "),
+        ({"code": 404}, "the download failed: 404 Client Error."),
+        ({"code": 503}, "the download failed: "),
+    ],
+)
+def test_a_failed_download_tells_three_ways_out(
+    run_stage: RunStage,
+    published: Path,
+    tmp_path: Path,
+    kaggle_home: Path,
+    failure: dict[str, int],
+    message: str,
+) -> None:
+    with serving(kaggle(zipped(published, "kaggle_3m/"), **failure), 7777):
+        outcome = run_acquire(run_stage, tmp_path, "lgg")
+    assert outcome.code == 1
+    assert message in outcome.error
+    assert acquire.WAYS_OUT in outcome.error
+    assert "Traceback" not in outcome.error
+    assert not (tmp_path / "data/raw").exists()
+
+
+def test_no_network_tells_three_ways_out(
+    run_stage: RunStage, published: Path, tmp_path: Path, kaggle_home: Path
+) -> None:
+    outcome = run_acquire(run_stage, tmp_path, "lgg")  # nobody listens on port 7777
+    assert outcome.code == 1
+    assert "the download failed: " in outcome.error
+    for way_out in ("HTTPS_PROXY", "set\n     LGG_ARCHIVE to it", "`dvc pull`"):
+        assert way_out in outcome.error
+    assert "Traceback" not in outcome.error
+
+
+def encrypt(archive: bytes) -> bytes:
+    """Return the zip with the flag of encryption set in each entry."""
+    content = bytearray(archive)
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        position = content.find(signature)
+        while position >= 0:
+            content[position + offset] |= 1
+            position = content.find(signature, position + 4)
+    return bytes(content)
+
+
+def corrupt(archive: bytes) -> bytes:
+    """Return the zip with a byte of its first file changed."""
+    content = bytearray(archive)
+    content[60] ^= 0xFF
+    return bytes(content)
+
+
+def test_zips_that_cannot_be_trusted_are_refused(
+    run_stage: RunStage, phantom: Path, tmp_path: Path
+) -> None:
+    whole = zipped(phantom, "")
+    cases = [
+        (zipped(phantom, "", extra={"../evil.tif": b"x"}), "path out of the zip: ../evil.tif"),
+        (zipped(phantom, "", extra={"/evil.tif": b"x"}), "path out of the zip: /evil.tif"),
+        (encrypt(whole), "encrypted: "),
+        (whole[:-100], "no sound zip file: File is not a zip file"),
+        (corrupt(whole), "no sound zip file: "),
+        (b"", "no sound zip file: File is not a zip file"),
+        (zipped(phantom), "no folder with TIFF files in it"),
+    ]
+    for content, message in cases:
+        source = tmp_path / "source.zip"
+        source.write_bytes(content)
+        outcome = run_acquire(run_stage, tmp_path, str(source))
+        assert outcome.code == 1, message
+        assert message in outcome.error
+        assert "Traceback" not in outcome.error
+        assert not (tmp_path / "data/raw").exists()
+    assert not (tmp_path / "evil.tif").exists()
+
+
+def test_a_source_larger_than_the_disk_is_refused(
+    run_stage: RunStage, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    outcome = run_acquire(run_stage, tmp_path, str(phantom))
+    assert outcome.code == 1
+    assert "the disk has 0.0 GB free; free some" in outcome.error
+
+
+def test_folders_that_are_no_data_set_are_refused(
+    run_stage: RunStage, raw: Path, tmp_path: Path
+) -> None:
+    outcome = run_acquire(run_stage, tmp_path, str(tmp_path / "nowhere"))
+    assert f"acquire.dataset is '{tmp_path}/nowhere', which is neither a folder nor a zip" in (
+        outcome.error
+    )
+    link = next(path for path in raw.iterdir() if path.is_dir()) / "link_1.tif"
+    link.symlink_to("/etc/hostname")
+    outcome = run_acquire(run_stage, tmp_path, str(raw))
+    assert f"neither a file nor a folder: {link}" in outcome.error
+    link.unlink()
+    (raw / "loop").symlink_to(raw)
+    outcome = run_acquire(run_stage, tmp_path, str(raw))
+    assert f"neither a file nor a folder: {raw}/loop" in outcome.error
+    (raw / "loop").unlink()
+    (raw / "data.csv").unlink()
+    outcome = run_acquire(run_stage, tmp_path, str(raw))
+    assert outcome.code == 1
+    assert "no data.csv beside the patients' folders" in outcome.error
+    assert "a table with the one column `Patient` will do" in outcome.error

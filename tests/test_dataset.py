@@ -1,0 +1,156 @@
+"""Slices as the network takes them."""
+
+from pathlib import Path
+
+import albumentations
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from conftest import SIZE, Data
+from dataset import (
+    Batch,
+    BatchOrder,
+    SliceDataset,
+    augmentation,
+    fit,
+    loader,
+    padded_size,
+    unfit,
+)
+from manifest import read_manifest
+from slices import read_image, read_mask, slice_path
+
+STRONG = {"flip": True, "rotate": 90.0, "scale": 0.3, "translate": 0.2}
+LIGHT = {"brightness": 0.3, "contrast": 0.3}
+
+
+def slice_ids(data: Data, n_slices: int = 24) -> list[str]:
+    return read_manifest(data.manifest)["slice_id"].tolist()[:n_slices]
+
+
+def make_dataset(data: Data, augment: albumentations.Compose | None = None) -> SliceDataset:
+    return SliceDataset(
+        data.images, data.masks, slice_ids(data), image_size=SIZE, augment=augment, seed=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "image_size", "padded"),
+    [
+        (256, 256, 256, 256),
+        (256, 256, 128, 128),
+        (48, 40, 250, 256),
+        (31, 90, 64, 64),
+        (5, 1, 32, 32),
+    ],
+)
+def test_a_slice_is_fitted_and_comes_back_at_its_own_size(
+    height: int, width: int, image_size: int, padded: int
+) -> None:
+    rows, columns = np.mgrid[0:height, 0:width]
+    smooth = (120 + 60 * np.sin(rows / height * 3) + 50 * columns / width).astype(np.uint8)
+    fitted = fit(smooth, image_size, cv2.INTER_LINEAR)
+    assert fitted.shape == (padded, padded) == (padded_size(image_size),) * 2
+    back = unfit(torch.from_numpy(fitted).float(), height, width, image_size).numpy()
+    assert back.shape == (height, width)
+    assert np.abs(back - smooth).mean() < 3
+
+
+def test_nothing_is_lost_where_the_size_fits(data: Data) -> None:
+    """A slice of the network's size is padded and cropped back, its pixels untouched."""
+    for slice_id in slice_ids(data, 3):
+        image = read_image(slice_path(data.images, slice_id))
+        fitted = fit(image, SIZE, cv2.INTER_LINEAR)
+        assert fitted.shape == (64, 64, 3)
+        np.testing.assert_array_equal(fitted[:SIZE, :SIZE], image)
+        assert not fitted[SIZE:].any()
+        assert not fitted[:, SIZE:].any()
+        channel = torch.from_numpy(fitted[..., 1])
+        np.testing.assert_array_equal(unfit(channel, SIZE, SIZE, SIZE), image[..., 1])
+
+
+def gather(dataset: SliceDataset, *, workers: int, epoch: int) -> list[Batch]:
+    order = BatchOrder(len(dataset), 8, seed=3)
+    order.epoch = epoch
+    return list(loader(dataset, order, workers=workers))
+
+
+def test_the_number_of_workers_changes_nothing_and_the_epoch_everything(data: Data) -> None:
+    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    alone, helped, later = (
+        gather(dataset, workers=workers, epoch=epoch) for workers, epoch in ((0, 4), (2, 4), (0, 5))
+    )
+    for one, two in zip(alone, helped, strict=True):
+        assert one.slice_ids == two.slice_ids
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.masks, two.masks)
+    ids = {slice_id for batch in alone for slice_id in batch.slice_ids}
+    assert ids == {slice_id for batch in later for slice_id in batch.slice_ids}
+    assert [batch.slice_ids for batch in alone] != [batch.slice_ids for batch in later]
+    images = {s: i for batch in alone for s, i in zip(batch.slice_ids, batch.images, strict=True)}
+    for batch in later:
+        for slice_id, image in zip(batch.slice_ids, batch.images, strict=True):
+            assert not torch.equal(images[slice_id], image)
+
+
+def test_workers_follow_the_epoch(data: Data) -> None:
+    """Workers that persist must not repeat the first epoch's augmentation."""
+    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    order = BatchOrder(len(dataset), 8, seed=3)
+    batches = loader(dataset, order, workers=1)
+    first = list(batches)
+    order.epoch = 1
+    second = list(batches)
+    expected = gather(dataset, workers=0, epoch=1)
+    assert not torch.equal(first[0].images, second[0].images)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(second, expected, strict=True))
+
+
+def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> None:
+    augment = augmentation(**STRONG, brightness=0, contrast=0)  # type: ignore[arg-type]
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30] = 1
+    image = np.repeat(200 * mask[..., None], 3, axis=2)
+    for seed in range(20):
+        augment.set_random_seed(seed)
+        moved = augment(image=image, mask=mask)
+        assert set(np.unique(moved["mask"])) <= {0, 1}
+        found = moved["image"][..., 0] > 100
+        union = (found | moved["mask"].astype(bool)).sum()
+        assert (found & moved["mask"].astype(bool)).sum() / union > 0.9
+
+
+def test_light_changes_the_scan_alone() -> None:
+    augment = augmentation(flip=False, rotate=0, scale=0, translate=0, **LIGHT)
+    augment.set_random_seed(1)
+    image, mask = np.full((8, 8, 3), 100, np.uint8), np.eye(8, dtype=np.uint8)
+    augmented = augment(image=image, mask=mask)
+    assert not np.array_equal(augmented["image"], image)
+    np.testing.assert_array_equal(augmented["mask"], mask)
+
+
+def test_without_augmentation_slices_come_in_order_and_as_they_are(data: Data) -> None:
+    dataset = make_dataset(data)
+    batches = list(loader(dataset, BatchOrder(len(dataset), 7), workers=0))
+    assert [len(batch.slice_ids) for batch in batches] == [7, 7, 7, 3]
+    assert [slice_id for batch in batches for slice_id in batch.slice_ids] == slice_ids(data)
+    for batch in batches:
+        for position, slice_id in enumerate(batch.slice_ids):
+            image = read_image(slice_path(data.images, slice_id))
+            mask = read_mask(slice_path(data.masks, slice_id))
+            np.testing.assert_array_equal(batch.images[position, :SIZE, :SIZE], image)
+            np.testing.assert_array_equal(batch.masks[position, :SIZE, :SIZE], mask)
+            np.testing.assert_array_equal(batch.own_masks[position], mask)
+
+
+def test_a_shuffled_epoch_leaves_the_short_batch_out_unless_it_is_the_only_one() -> None:
+    keys = [key for batch in BatchOrder(21, 8, seed=1) for key in batch]
+    assert len(keys) == len(set(keys)) == 16
+    assert [len(batch) for batch in BatchOrder(5, 8, seed=1)] == [5]
+
+
+def test_importing_it_asks_the_network_for_nothing() -> None:
+    source = Path(fit.__code__.co_filename).read_text()
+    assert source.index("NO_ALBUMENTATIONS_UPDATE") < source.index("import albumentations")

@@ -1,0 +1,331 @@
+"""The graph as dvc.yaml has it, held against the scripts; and all of it, run on a small phantom."""
+
+import ast
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT, dvc, make_repository, params
+
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+MODULES = {path.stem: path for path in (ROOT / "src").glob("*.py")}
+
+# Values that change how fast a stage is and nothing that it writes: DVC does not track them.
+UNTRACKED = {"compute.workers"}
+
+# The stages that a change of each param re-runs by itself; what they write then decides on others.
+RERUNS = {
+    "seed": {"acquire", "split", "fetch_encoder", "train"},
+    "acquire.dataset": {"acquire"},
+    "phantom.patients": {"acquire"},
+    "phantom.image_size": {"acquire"},
+    "split.by": {"split"},
+    "split.folds": {"split"},
+    "split.test_fold": {"split"},
+    "split.val_fraction": {"split"},
+    "encoder.name": {"fetch_encoder", "train"},
+    "encoder.weights": {"fetch_encoder"},
+    "encoder.frozen": {"train"},
+    "train.epochs": {"train"},
+    "train.image_size": {"train"},
+    "train.batch_size": {"train"},
+    "train.learning_rate": {"train"},
+    "train.weight_decay": {"train"},
+    "train.schedule": {"train"},
+    "train.loss": {"train"},
+    "train.augment.flip": {"train"},
+    "train.augment.rotate": {"train"},
+    "train.augment.scale": {"train"},
+    "train.augment.translate": {"train"},
+    "train.augment.brightness": {"train"},
+    "train.augment.contrast": {"train"},
+    "evaluate.batch_size": {"evaluate"},
+    "evaluate.threshold": {"evaluate"},
+    "compute.device": {"train", "evaluate"},
+    "compute.precision": {"train", "evaluate"},
+    "compute.workers": set(),
+}
+
+
+def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of each value."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def imported(module: str) -> set[str]:
+    """Return the project's modules that a module imports, directly or not, itself included."""
+    found, waiting = set(), {module}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for node in ast.walk(ast.parse(MODULES[name].read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            waiting |= {n for n in names if n in MODULES} - found
+    return found
+
+
+def run_names(module: str) -> list[str]:
+    """Return the names of params that a script hands to stage.run."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run":
+            return [ast.literal_eval(argument) for argument in node.args[1:]]
+    raise AssertionError(f"{module} does not call run")
+
+
+def entries(stage: dict[str, Any], *kinds: str) -> dict[str, dict[str, Any]]:
+    """Return the outputs of the given kinds by path, with their options."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in kinds:
+        for entry in stage.get(kind, []):
+            found |= entry if isinstance(entry, dict) else {entry: {}}
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_deps_are_the_script_and_exactly_what_it_imports(name: str) -> None:
+    code = {dep for dep in STAGES[name]["deps"] if dep.startswith("src/")}
+    assert code == {f"src/{module}.py" for module in imported(name)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_command_lists_inputs_then_outputs(name: str) -> None:
+    stage = STAGES[name]
+    program, script, *paths = stage["cmd"].split()
+    assert (program, script) == ("python", f"src/{name}.py")
+    inputs = [dep for dep in stage["deps"] if not dep.startswith("src/")]
+    assert paths[: len(inputs)] == inputs
+    written = paths[len(inputs) :]
+    outputs = entries(stage, "outs", "metrics", "plots")
+    assert all(any(Path(o).is_relative_to(w) for w in written) for o in outputs)
+    assert all(any(Path(o).is_relative_to(w) for o in outputs) for w in written)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_params_are_those_that_the_script_reads(name: str) -> None:
+    read = [param for param in run_names(name) if param not in UNTRACKED]
+    assert STAGES[name].get("params", []) == read
+
+
+def test_the_docstring_of_each_script_has_its_command() -> None:
+    for name, stage in STAGES.items():
+        docstring = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+        assert " ".join(stage["cmd"].split()) in " ".join(docstring.replace("\\", " ").split())
+
+
+def test_every_stage_is_a_script_and_no_stage_imports_a_stage() -> None:
+    for name in STAGES:
+        assert imported(name) & STAGES.keys() == {name}
+
+
+def test_metrics_and_plots_are_in_git_and_keep_the_run_cache() -> None:
+    """An uncached or persistent entry of `outs` would switch DVC's run cache off."""
+    for stage in STAGES.values():
+        assert all(options.get("cache") is False for options in entries(stage, "metrics").values())
+        assert all(options.get("cache") is False for options in entries(stage, "plots").values())
+        assert not any(entries(stage, "outs").values())
+        assert "always_changed" not in stage
+
+
+def ignored(path: str) -> bool:
+    done = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+    return done.returncode == 0
+
+
+def test_git_ignores_what_dvc_caches_and_nothing_else() -> None:
+    for stage in STAGES.values():
+        assert all(ignored(path) for path in entries(stage, "outs"))
+        assert not any(ignored(path) for path in entries(stage, "metrics", "plots"))
+    assert ignored("data/.raw.partial")
+    assert ignored("metrics/.evaluate.json.partial")
+    assert not any(ignored(f"src/{module}.py") for module in MODULES)
+    listed = subprocess.run(
+        ["git", "ls-files", "*.gitignore"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == [".dvc/.gitignore", ".gitignore"]
+
+
+def test_every_param_has_a_row_in_the_table_and_a_comment() -> None:
+    assert set(leaves(params())) == set(RERUNS)
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if value and not line.startswith("#"):
+            shares_comment = key.strip() in {"translate", "brightness", "contrast"}
+            assert shares_comment or "#" in value, line
+
+
+SMALL = {
+    "acquire__dataset": "phantom",
+    "phantom__patients": 6,
+    "phantom__image_size": 40,
+    "split__folds": 3,
+    "encoder__weights": "none",
+    "train__epochs": 1,
+    "train__image_size": 40,
+    "train__batch_size": 8,
+    "compute__device": "cpu",
+    "compute__precision": "32-true",
+    "compute__workers": 0,
+}
+
+
+def write_params(folder: Path, **overrides: Any) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(**overrides), sort_keys=False))
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the stages that ran."""
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository in which `dvc repro` has run all of the graph, offline."""
+    folder = make_repository(tmp_path_factory.mktemp("graph") / "with a space")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    write_params(folder, **SMALL)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(ran(done)) == sorted(STAGES)
+    return folder
+
+
+def test_the_whole_graph_runs_offline_and_leaves_its_outputs(whole_run: Path) -> None:
+    for stage in STAGES.values():
+        for path in entries(stage, "outs", "metrics", "plots"):
+            assert (whole_run / path).exists(), path
+    scores = json.loads((whole_run / "metrics/evaluate.json").read_text())
+    splits = pd.read_csv(whole_run / "data/splits.csv")
+    assert {name: s["n_slices"] for name, s in scores.items()} == splits[
+        "split"
+    ].value_counts().to_dict()
+    lock = yaml.safe_load((whole_run / "dvc.lock").read_text())
+    assert set(lock["stages"]) == set(STAGES)
+
+
+def test_a_second_run_finds_everything_up_to_date(whole_run: Path) -> None:
+    done = dvc(whole_run, "repro")
+    assert done.returncode == 0
+    assert ran(done) == []
+    assert "Data and pipelines are up to date." in done.stdout
+    assert "Data and pipelines are up to date." in dvc(whole_run, "status").stdout
+
+
+def test_git_sees_metrics_and_lock_but_no_data(whole_run: Path) -> None:
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        cwd=whole_run,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    changed = [line[3:] for line in status.stdout.splitlines()]
+    assert changed
+    assert all(re.match(r"metrics/|dvc\.lock|params\.yaml", path) for path in changed), changed
+
+
+def test_metrics_show_and_plots_show_work(whole_run: Path, tmp_path: Path) -> None:
+    shown = dvc(whole_run, "metrics", "show", "--json")
+    found = json.loads(shown.stdout)[""]["data"]
+    assert set(found) == {
+        f"metrics/{name}.json" for name in ("evaluate", "explore", "fetch_encoder", "train/metrics")
+    }
+    scores = found["metrics/evaluate.json"]["data"]["test"]
+    assert scores == json.loads((whole_run / "metrics/evaluate.json").read_text())["test"]
+    plots = dvc(whole_run, "plots", "show", "--json", "-o", str(tmp_path / "plots"))
+    assert plots.returncode == 0, plots.stderr
+    assert not json.loads(plots.stdout).get("errors")
+
+
+def test_a_change_of_each_param_reruns_the_stages_of_its_row(whole_run: Path) -> None:
+    from dvc.repo import Repo
+
+    unchanged = params(**SMALL)
+    try:
+        for name, stages in RERUNS.items():
+            key = name.replace(".", "__")
+            value: Any = unchanged
+            for part in name.split("."):
+                value = value[part]
+            other = f"{value}x" if isinstance(value, str) else value + 1
+            write_params(whole_run, **{**SMALL, key: other})
+            with Repo(str(whole_run)) as repo:
+                changed = {address.rpartition(":")[2] for address in repo.status()}
+            assert changed == stages, name
+    finally:
+        write_params(whole_run, **SMALL)
+
+
+def test_a_refusal_reaches_the_user_of_dvc_repro(whole_run: Path) -> None:
+    """And what succeeded before stays out of Git."""
+    rules = (whole_run / ".gitignore").read_text()
+    write_params(whole_run, **{**SMALL, "split__test_fold": 3, "phantom__patients": 7})
+    try:
+        done = dvc(whole_run, "repro", "split")
+        assert done.returncode != 0
+        assert ran(done) == ["acquire", "restructure", "build_manifest", "split"]
+        assert "error: split.test_fold is 3; with 3 folds use 0 to 2" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (whole_run / ".gitignore").read_text() == rules
+        test_git_sees_metrics_and_lock_but_no_data(whole_run)
+    finally:
+        write_params(whole_run, **SMALL)
+        assert dvc(whole_run, "repro").returncode == 0
+
+
+def test_an_earlier_run_comes_back_from_the_run_cache(whole_run: Path) -> None:
+    before = (whole_run / "metrics/evaluate.json").read_text()
+    write_params(whole_run, **{**SMALL, "evaluate__threshold": 1e-4})
+    assert ran(dvc(whole_run, "repro")) == ["evaluate"]
+    assert (whole_run / "metrics/evaluate.json").read_text() != before
+    write_params(whole_run, **SMALL)
+    done = dvc(whole_run, "repro")
+    assert ran(done) == []
+    assert "Stage 'evaluate' is cached - skipping run" in done.stdout
+    assert (whole_run / "metrics/evaluate.json").read_text() == before
+
+
+def test_what_dvc_holds_is_not_fetched_again(
+    repository: Path, phantom: Path, tmp_path: Path
+) -> None:
+    """Another seed re-runs acquire and fetch_encoder; their sources may be out of reach by then."""
+    source = tmp_path / "source"
+    source.symlink_to(phantom)
+    random = tmp_path / "weights.safetensors"
+    write_params(repository, encoder__weights="none", acquire__dataset=str(source))
+    assert dvc(repository, "repro", "acquire", "fetch_encoder").returncode == 0
+    (repository / "models/encoder.safetensors").rename(random)
+    write_params(repository, acquire__dataset=str(source))
+    done = dvc(repository, "repro", "acquire", "fetch_encoder", ENCODER_WEIGHTS=str(random))
+    assert done.returncode == 0, done.stderr
+    lock = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
+    source.unlink()
+
+    write_params(repository, acquire__dataset=str(source), seed=2)
+    done = dvc(repository, "repro", "acquire", "fetch_encoder")
+    assert done.returncode == 0, done.stderr
+    assert set(ran(done)) == {"acquire", "fetch_encoder"}
+    assert "took data/raw from the copy that dvc.lock records" in done.stdout
+    assert "took models/encoder.safetensors from the copy that dvc.lock records" in done.stdout
+    again = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
+    for stage in ("acquire", "fetch_encoder"):
+        assert again[stage]["outs"] == lock[stage]["outs"]
+
+    write_params(repository, acquire__dataset=str(tmp_path / "elsewhere"))
+    done = dvc(repository, "repro", "acquire")
+    assert done.returncode != 0
+    assert "elsewhere', which is neither a folder nor a zip file" in done.stderr

@@ -1,0 +1,180 @@
+"""The network: frozen where it says so, rebuilt from its files as it was, and from no others."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from network import (
+    Encoder,
+    Model,
+    Network,
+    build_encoder,
+    file_sha256,
+    load_encoder,
+    load_network,
+    new_network,
+    save_tensors,
+)
+from stage import Refusal
+
+
+def encoder_file(folder: Path, name: str = "mobilenet_v2", **header: tuple[float, ...]) -> Path:
+    torch.manual_seed(0)
+    path = folder / f"{name}.safetensors"
+    save_tensors(build_encoder(name).state_dict(), Encoder(name, **header), path)
+    return path
+
+
+def scans(n_slices: int = 4, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n_slices, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def learn(network: Network, n_steps: int = 3) -> None:
+    network.train()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
+    for _ in range(n_steps):
+        network(scans()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "mit_b0"])
+def test_a_frozen_encoder_keeps_every_tensor_buffers_included(tmp_path: Path, name: str) -> None:
+    path = encoder_file(tmp_path, name)
+    network = new_network(path, name=name, frozen=True)
+    before = network.trained_tensors()
+    learn(network)
+    kept = load_file(path)
+    encoder = network.unet.encoder.state_dict()
+    assert encoder.keys() == kept.keys()
+    assert all(torch.equal(encoder[key], kept[key]) for key in kept)
+    after = network.trained_tensors()
+    assert sum(not torch.equal(before[key], after[key]) for key in before) > 20
+
+
+def test_an_encoder_that_is_not_frozen_learns(tmp_path: Path) -> None:
+    path = encoder_file(tmp_path)
+    network = new_network(path, name="mobilenet_v2", frozen=False)
+    learn(network)
+    kept, encoder = load_file(path), network.unet.encoder.state_dict()
+    changed = [key for key in kept if not torch.equal(encoder[key], kept[key])]
+    assert any(key.endswith("running_mean") for key in changed)
+    assert any(key.endswith("weight") for key in changed)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_frozen_transformer_encodes_twice_the_same(tmp_path: Path, mode: str) -> None:
+    """smp's own freezing leaves DropPath on, in evaluation too."""
+    network = new_network(encoder_file(tmp_path, "mit_b0"), name="mit_b0", frozen=True)
+    network.train(mode == "train")
+    images = scans().float().permute(0, 3, 1, 2)
+    first, second = network.unet.encoder(images), network.unet.encoder(images)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    if mode == "eval":
+        assert torch.equal(network(scans()), network(scans()))
+
+
+def test_the_frozen_encoder_runs_without_a_graph(tmp_path: Path) -> None:
+    network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True).train()
+    seen = []
+    network.unet.encoder.register_forward_hook(lambda *call: seen.append(call[2][-1].requires_grad))
+    assert network(scans()).requires_grad
+    assert seen == [False]
+
+
+def test_input_is_normalized_as_the_encoder_file_says(tmp_path: Path) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    path = encoder_file(tmp_path, mean=mean, std=std)
+    assert load_encoder(path, "mobilenet_v2")[0] == Encoder("mobilenet_v2", mean, std)
+    network = new_network(path, name="mobilenet_v2", frozen=True).eval()
+    seen: list[torch.Tensor] = []
+    network.unet.encoder.register_forward_pre_hook(lambda _, call: seen.append(call[0]))
+    logits = network(scans())
+    assert logits.shape == (4, 64, 64)
+    expected = (scans() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(seen[0], expected.permute(0, 3, 1, 2))
+
+
+def save_model(network: Network, folder: Path, encoder: Path, **changes: object) -> Path:
+    header = {
+        "encoder_name": "mobilenet_v2",
+        "encoder_sha256": file_sha256(encoder),
+        "encoder_frozen": network.frozen,
+        "image_size": 64,
+    }
+    path = folder / "unet.safetensors"
+    save_tensors(network.trained_tensors(), Model(**(header | changes)), path)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_saved_network_comes_back_as_it_was(tmp_path: Path, frozen: bool) -> None:
+    encoder = encoder_file(tmp_path)
+    network = new_network(encoder, name="mobilenet_v2", frozen=frozen)
+    learn(network, 1)
+    path = save_model(network, tmp_path, encoder)
+    again, model = load_network(path, encoder)
+    assert not again.training
+    assert model == Model("mobilenet_v2", file_sha256(encoder), frozen, 64)
+    assert torch.equal(network.eval()(scans()), again(scans()))
+    holds_encoder = any(name.startswith("encoder.") for name in load_file(path))
+    assert holds_encoder is not frozen
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    encoder = encoder_file(tmp_path)
+    digests = set()
+    for _ in range(3):
+        torch.manual_seed(4)
+        network = new_network(encoder, name="mobilenet_v2", frozen=True)
+        digests.add(file_sha256(save_model(network, tmp_path, encoder)))
+    assert len(digests) == 1
+
+
+def test_files_that_do_not_belong_are_refused(tmp_path: Path) -> None:
+    encoder, other = encoder_file(tmp_path), encoder_file(tmp_path, "resnet18")
+    with pytest.raises(
+        Refusal,
+        match=r"resnet18.safetensors does not fit encoder.name 'mobilenet_v2': "
+        r"312 tensors lacking, such as .*; 120 tensors foreign, such as bn1.bias",
+    ):
+        load_encoder(other, "mobilenet_v2")
+    network = new_network(encoder, name="mobilenet_v2", frozen=True)
+    model = save_model(network, tmp_path, encoder)
+    with pytest.raises(Refusal, match=r"trained on another encoder than .*resnet18.safetensors"):
+        load_network(model, other)
+    with pytest.raises(Refusal, match=r"mobilenet_v2.safetensors: not a model of this repository"):
+        load_network(encoder, encoder)
+    model = save_model(network, tmp_path, encoder, encoder_frozen=False)
+    with pytest.raises(Refusal, match=r"312 tensors lacking, such as encoder\."):
+        load_network(model, encoder)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(Refusal, match="a.safetensors: no such file"):
+        load_encoder(path, "mobilenet_v2")
+    for content in (b"", b"PK\x03\x04 not safetensors", b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(Refusal, match="a.safetensors: not a sound safetensors file"):
+            load_encoder(path, "mobilenet_v2")
+    whole = encoder_file(tmp_path)
+    path.write_bytes(whole.read_bytes()[:-1000])
+    with pytest.raises(Refusal, match="a.safetensors: not a sound safetensors file"):
+        load_encoder(path, "mobilenet_v2")
+    tensors = load_file(whole)
+    tensors["features.0.0.weight"] = torch.zeros(1)
+    save_file(tensors, path)
+    with pytest.raises(Refusal, match=r"1 tensors of another shape, such as features.0.0.weight"):
+        load_encoder(path, "mobilenet_v2")
+
+
+def test_an_unknown_encoder_is_refused_with_names_near_it() -> None:
+    with pytest.raises(Refusal, match=r"encoder.name is 'mobilenet_v9'.* among them mobilenet_v2"):
+        build_encoder("mobilenet_v9")
+    with pytest.raises(Refusal, match="encoder.name is 'tu-nonsense'"):
+        build_encoder("tu-nonsense")

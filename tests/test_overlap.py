@@ -1,0 +1,85 @@
+"""Overlap against cases done by hand and against scikit-learn."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from overlap import COUNTS, count_pixels, dice, iou, per_patient, summarize
+
+masks = arrays(np.bool_, (2, 5, 4), elements=st.booleans())
+
+
+@given(masks)
+def test_counts_and_ratios_equal_scikit_learn(pair: np.ndarray) -> None:
+    predicted, mask = pair
+    counts = count_pixels(predicted, mask)
+    tn, fp, fn, tp = confusion_matrix(mask.ravel(), predicted.ravel(), labels=[False, True]).ravel()
+    assert counts == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+    if mask.any() or predicted.any():
+        assert iou(tp, fp, fn) == pytest.approx(jaccard_score(mask.ravel(), predicted.ravel()))
+        assert dice(tp, fp, fn) == pytest.approx(f1_score(mask.ravel(), predicted.ravel()))
+    else:
+        assert np.isnan(iou(tp, fp, fn))
+        assert np.isnan(dice(tp, fp, fn))
+
+
+@given(masks)
+def test_overlap_is_symmetric_and_dice_follows_from_iou(pair: np.ndarray) -> None:
+    there, back = (count_pixels(a, b) for a, b in (pair, pair[::-1]))
+    assert (there["tp"], there["fp"], there["fn"]) == (back["tp"], back["fn"], back["fp"])
+    j = float(iou(there["tp"], there["fp"], there["fn"]))
+    d = float(dice(there["tp"], there["fp"], there["fn"]))
+    assert math.isnan(j) == math.isnan(d)
+    if not math.isnan(j):
+        assert d == pytest.approx(2 * j / (1 + j))
+        assert 0 <= j <= d <= 1
+
+
+@pytest.mark.parametrize(
+    ("tp", "fp", "fn", "wanted_iou", "wanted_dice"),
+    [(3, 0, 0, 1, 1), (0, 2, 3, 0, 0), (1, 1, 1, 1 / 3, 1 / 2), (0, 0, 4, 0, 0)],
+)
+def test_cases_by_hand(tp: int, fp: int, fn: int, wanted_iou: float, wanted_dice: float) -> None:
+    assert iou(tp, fp, fn) == pytest.approx(wanted_iou)
+    assert dice(tp, fp, fn) == pytest.approx(wanted_dice)
+
+
+def test_scores_of_a_split_by_hand() -> None:
+    """Patient A has a tumor found in half and a false alarm; B's is found; C has none at all."""
+    rows = [
+        # split, patient, abnormal, tp, fp, fn, tn
+        ("test", "A", 1, 5, 0, 5, 90),
+        ("test", "A", 0, 0, 10, 0, 90),
+        ("test", "B", 1, 20, 0, 0, 80),
+        ("test", "C", 0, 0, 0, 0, 100),
+        ("train", "D", 1, 0, 0, 7, 93),
+    ]
+    slices = pd.DataFrame(rows, columns=["split", "patient_id", "abnormal", *COUNTS])
+    patients = per_patient(slices)
+    assert patients[["split", "patient_id"]].to_numpy().tolist() == [
+        ["test", "A"],
+        ["test", "B"],
+        ["test", "C"],
+        ["train", "D"],
+    ]
+    np.testing.assert_allclose(patients["iou"], [5 / 20, 1, np.nan, 0])
+    np.testing.assert_allclose(patients["dice"], [10 / 25, 1, np.nan, 0])
+    assert patients["n_slices"].tolist() == [2, 1, 1, 1]
+    assert patients["n_abnormal"].tolist() == [1, 1, 0, 1]
+    scores = summarize(slices[slices["split"] == "test"], patients[patients["split"] == "test"])
+    assert scores == {
+        "iou": 25 / 40,
+        "iou_slice_abnormal": (0.5 + 1) / 2,
+        "dice_patient_mean": pytest.approx((0.4 + 1) / 2),
+        "dice_patient_median": pytest.approx(0.7),
+        "iou_patient_mean": pytest.approx((0.25 + 1) / 2),
+        "n_patients": 3,
+        "n_slices": 4,
+        "n_slices_abnormal": 2,
+    }

@@ -1,0 +1,96 @@
+"""Names and pixels of slices."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slices import SliceName, case_id, institution, read_image, read_mask, sorted_slices
+from stage import Refusal
+
+
+def test_slices_sort_by_patient_and_number(tmp_path: Path) -> None:
+    for stem in ("B_1", "A_10", "A_2", "A_1"):
+        (tmp_path / f"{stem}.tif").touch()
+    assert [name.slice_id for name in sorted_slices(tmp_path)] == ["A_1", "A_2", "A_10", "B_1"]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "parsed"),
+    [
+        ("TCGA_CS_4941_19960909_7.tif", ("TCGA_CS_4941_19960909", 7, False)),
+        ("TCGA_CS_4941_19960909_7_mask.tif", ("TCGA_CS_4941_19960909", 7, True)),
+        ("Straße 3_012_MASK.TIFF", ("Straße 3", 12, True)),
+        ("a_1.png", None),
+        ("a.tif", None),
+        ("_1.tif", None),
+    ],
+)
+def test_names_are_parsed(file_name: str, parsed: tuple[str, int, bool] | None) -> None:
+    name = SliceName.parse(file_name)
+    assert (name and (name.patient_id, name.number, name.is_mask)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "case", "code"),
+    [
+        ("TCGA_CS_4941_19960909", "TCGA_CS_4941", "CS"),
+        ("PHANTOM_P2_0002_20000101", "PHANTOM_P2_0002", "P2"),
+        ("patient 7", "patient 7", "unknown"),
+        ("clinic_7", "clinic_7", "unknown"),
+    ],
+)
+def test_institution_and_case_come_from_the_name(patient_id: str, case: str, code: str) -> None:
+    assert (case_id(patient_id), institution(patient_id)) == (case, code)
+
+
+def test_compressed_and_big_endian_files_read_like_others(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw")
+    Image.fromarray(pixels).save(tmp_path / "b.tif", big_tiff=True)
+    for name in ("a.tif", "b.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), "expected 3 channels of uint8 in one page, found mode L"),
+        (np.zeros((4, 4), np.uint16), "expected 3 channels of uint8 in one page, found mode I;16"),
+        (
+            np.zeros((4, 4, 4), np.uint8),
+            "expected 3 channels of uint8 in one page, found mode RGBA",
+        ),
+        (np.zeros((4, 4), np.float32), "expected 3 channels of uint8 in one page, found mode F"),
+    ],
+)
+def test_another_kind_of_image_is_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a_1.tif")
+    with pytest.raises(Refusal, match=re.escape(f"a_1.tif: {message}")):
+        read_image(tmp_path / "a_1.tif")
+
+
+def test_a_second_page_is_refused(tmp_path: Path) -> None:
+    page = Image.fromarray(np.zeros((4, 4), np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(Refusal, match="found mode L, pages: 2"):
+        read_mask(tmp_path / "a.tif")
+
+
+def test_a_mask_holds_0_and_255_alone(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), [[False, True]])
+    Image.fromarray(np.array([[0, 255, 1, 7]], np.uint8)).save(tmp_path / "a.tif")
+    with pytest.raises(Refusal, match=r"mask values are 0 and 255, found also \[1, 7\]"):
+        read_mask(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 3000])
+def test_a_cut_off_file_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(Refusal, match=r"a\.tif: (not a TIFF image|damaged TIFF image)"):
+        read_image(path)

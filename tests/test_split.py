@@ -1,0 +1,171 @@
+"""The split: nobody on two sides, everybody tested once, the label's share alike everywhere."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import split
+from conftest import Data, RunStage
+from manifest import read_manifest
+from split import check_split, split_manifest
+from stage import Refusal
+
+DEFAULTS: dict[str, Any] = {
+    "by": "patient",
+    "folds": 5,
+    "test_fold": 0,
+    "val_fraction": 0.15,
+    "seed": 1,
+}
+
+
+def make_manifest(n_patients: int, seed: int = 0) -> pd.DataFrame:
+    """Return a manifest whose patients differ in slices and in abnormal share, as the real ones."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(n_patients):
+        n_slices = int(rng.integers(20, 60))
+        abnormal = int(rng.integers(3, n_slices // 2 + 4))
+        rows += [
+            {
+                "slice_id": f"P{patient:03d}_{number}",
+                "patient_id": f"P{patient:03d}",
+                "abnormal": int(number < abnormal),
+            }
+            for number in range(n_slices)
+        ]
+    return pd.DataFrame(rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_patients=st.integers(8, 60),
+    folds=st.integers(2, 6),
+    val_fraction=st.floats(0.05, 0.5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_by_patient_each_is_on_one_side_and_tested_once(
+    n_patients: int, folds: int, val_fraction: float, seed: int
+) -> None:
+    manifest = make_manifest(n_patients)
+    tested: Counter[str] = Counter()
+    for test_fold in range(folds):
+        splits = split_manifest(
+            manifest,
+            by="patient",
+            folds=folds,
+            test_fold=test_fold,
+            val_fraction=val_fraction,
+            seed=seed,
+        )
+        pd.testing.assert_frame_equal(splits[list(manifest)], manifest)
+        assert (splits.groupby("patient_id")["split"].nunique() == 1).all()
+        assert set(splits["split"]) == {"train", "val", "test"}
+        assert ((splits["split"] == "test") == (splits["fold"] == test_fold)).all()
+        patients = splits.groupby("patient_id")["split"].first()
+        tested.update(patients[patients == "test"].index)
+        n_tested, n_val = (patients == "test").sum(), (patients == "val").sum()
+        assert n_tested in (n_patients // folds, -(-n_patients // folds))
+        assert n_val == max(1, round(val_fraction * (n_patients - n_tested)))
+    assert tested == Counter(set(manifest["patient_id"]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), folds=st.integers(2, 10))
+def test_by_slice_each_is_tested_once_and_the_label_is_stratified(seed: int, folds: int) -> None:
+    manifest = make_manifest(30)
+    share = manifest["abnormal"].mean()
+    tested: Counter[str] = Counter()
+    for test_fold in range(folds):
+        splits = split_manifest(
+            manifest, by="slice", folds=folds, test_fold=test_fold, val_fraction=0.2, seed=seed
+        )
+        tested.update(splits.loc[splits["split"] == "test", "slice_id"])
+        for _, part in splits.groupby("split"):
+            assert part["abnormal"].mean() == pytest.approx(share, abs=1.01 / len(part))
+    assert tested == Counter(manifest["slice_id"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_by_patient_the_abnormal_share_is_alike_in_all_folds(seed: int) -> None:
+    manifest = make_manifest(110)
+    splits = split_manifest(manifest, **{**DEFAULTS, "seed": seed})
+    per_patient = splits.groupby(["fold", "patient_id"])["abnormal"].mean()
+    assert per_patient.groupby("fold").size().tolist() == [22] * 5
+    np.testing.assert_allclose(per_patient.groupby("fold").mean(), per_patient.mean(), atol=0.01)
+
+
+def test_folds_follow_the_seed_and_not_the_tested_fold() -> None:
+    manifest = make_manifest(40)
+    folds = [
+        split_manifest(manifest, **{**DEFAULTS, "test_fold": k, "seed": s})["fold"].tolist()
+        for k, s in ((0, 1), (3, 1), (0, 2))
+    ]
+    assert folds[0] == folds[1] != folds[2]
+
+
+def test_rows_in_another_order_get_the_same_split() -> None:
+    manifest = make_manifest(20)
+    shuffled = manifest.sample(frac=1, random_state=0)
+    ordered = split_manifest(manifest, **DEFAULTS).set_index("slice_id")["split"]
+    again = split_manifest(shuffled, **DEFAULTS).set_index("slice_id")["split"]
+    pd.testing.assert_series_equal(ordered, again.loc[ordered.index])
+
+
+def test_the_table_is_the_manifest_with_two_more_columns(data: Data) -> None:
+    manifest, splits = read_manifest(data.manifest), read_manifest(data.splits)
+    assert list(splits) == [*manifest, "split", "fold"]
+    pd.testing.assert_frame_equal(splits[list(manifest)], manifest)
+
+
+def test_a_patient_on_two_sides_is_an_error() -> None:
+    splits = split_manifest(make_manifest(10), **DEFAULTS)
+    first = splits["patient_id"] == "P000"
+    splits.loc[first, "split"] = ["train", "test"] * (first.sum() // 2) + ["train"] * (
+        first.sum() % 2
+    )
+    with pytest.raises(Refusal, match="patient on two sides: P000 in test and train"):
+        check_split(splits, by="patient")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"split__test_fold": 5}, "split.test_fold is 5; with 5 folds use 0 to 4"),
+        ({"split__folds": 10}, "split.folds is 10, with 10 patients only"),
+        ({"split__by": "volume"}, "param `by` is 'volume': input should be 'patient' or 'slice'"),
+        ({"split__val_fraction": 0}, "param `val_fraction` is 0: input should be greater than 0"),
+        ({"seed": -1}, "param `seed` is -1: input should be greater than or equal to 0"),
+    ],
+)
+def test_impossible_splits_are_refused(
+    run_stage: RunStage,
+    data: Data,
+    tmp_path: Path,
+    overrides: dict[str, Any],
+    message: str,
+) -> None:
+    paths = [data.manifest, tmp_path / "splits.csv"]
+    outcome = run_stage(split.main, paths, "seed", "split", **overrides)
+    assert outcome.code == 1
+    assert message in outcome.error
+    assert "Traceback" not in outcome.error
+    assert not (tmp_path / "splits.csv").exists()
+
+
+def test_a_side_without_tumor_is_refused(run_stage: RunStage, data: Data, tmp_path: Path) -> None:
+    manifest = read_manifest(data.manifest)
+    manifest["abnormal"] = 0
+    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
+    outcome = run_stage(split.main, paths, "seed", "split")
+    assert outcome.code == 1
+    assert "no abnormal slice in train\nno abnormal slice in val\nno abnormal slice in test\n" in (
+        outcome.error
+    )

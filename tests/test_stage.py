@@ -1,0 +1,111 @@
+"""The edge of a stage: what it takes from params.yaml, and what a person reads when it refuses."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+
+from conftest import RunStage
+from stage import Refusal, read_params, refuse
+
+seen: dict[str, Any] = {}
+
+
+def main(
+    source: Path,
+    *,
+    seed: int,
+    encoder_name: str,
+    by: str,
+    folds: Annotated[int, Field(ge=2)],
+    test_fold: int,
+    val_fraction: Annotated[float, Field(gt=0, lt=1)],
+) -> None:
+    seen.update(source=source, seed=seed, encoder_name=encoder_name, val_fraction=val_fraction)
+    if source.name == "refused":
+        refuse([f"bad slice {number}" for number in range(12)], "Correct them.")
+    if source.name == "full":
+        raise OSError(28, "No space left on device", "data/raw")
+    if source.name == "interrupted":
+        raise KeyboardInterrupt
+    if source.name == "bug":
+        raise KeyError("a mistake in the code")
+
+
+NAMES = ("seed", "encoder.name", "split")
+
+
+def test_sections_and_single_values_reach_main(run_stage: RunStage) -> None:
+    assert run_stage(main, [Path("in")], *NAMES, seed=5).code == 0
+    assert seen == {
+        "source": Path("in"),
+        "seed": 5,
+        "encoder_name": "mobilenet_v2",
+        "val_fraction": 0.15,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-05", 1e-5), ("1e-5", 1e-5), ("3E4", 3e4), ("1.5e-3", 1.5e-3), ("0.003", 0.003)],
+)
+def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str, value: float) -> None:
+    params_file = tmp_path / "params.yaml"
+    params_file.write_text(f"train:\n  learning_rate: {text}\n  name: 1e\n")
+    assert read_params(["train"], params_file) == {"learning_rate": value, "name": "1e"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"split__fold": 3}, "unknown param `fold` in seed or split; check its spelling"),
+        ({"split__folds": 1}, "param `folds` is 1: input should be greater than or equal to 2"),
+        ({"split__folds": "5"}, "param `folds` is '5': input should be a valid integer"),
+        ({"split__folds": True}, "param `folds` is True: input should be a valid integer"),
+        ({"split__val_fraction": float("nan")}, "param `val_fraction` is nan"),
+        ({"split__val_fraction": 1.0}, "param `val_fraction` is 1.0: input should be less than 1"),
+        ({"encoder__name": 18}, "param `encoder_name` is 18: input should be a valid string"),
+    ],
+)
+def test_a_bad_param_is_refused_by_name_and_value(
+    run_stage: RunStage, override: dict[str, Any], message: str
+) -> None:
+    outcome = run_stage(main, [Path("in")], *NAMES, **override)
+    assert outcome.code == 1
+    assert message in outcome.error
+    assert "Correct it in params.yaml or in the -S override." in outcome.error
+    assert "Traceback" not in outcome.error
+
+
+def test_a_missing_params_file_and_section_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"no .*params.yaml in .*repository's root"):
+        read_params(["seed"], tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    with pytest.raises(Refusal, match="lacks `split.folds`"):
+        read_params(["split.folds"], tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: [1\n")
+    with pytest.raises(Refusal, match="is not valid YAML: .* line 2"):
+        read_params(["seed"], tmp_path / "params.yaml")
+
+
+def test_ten_offenders_are_shown_and_the_rest_counted(run_stage: RunStage) -> None:
+    outcome = run_stage(main, [Path("refused")], *NAMES)
+    assert outcome.code == 1
+    assert outcome.error.count("bad slice") == 10
+    assert "bad slice 9\n… and 2 more\nCorrect them.\n" in outcome.error
+    assert "Traceback" not in outcome.error
+
+
+def test_a_full_disk_is_one_line_and_an_interrupt_leaves_with_130(run_stage: RunStage) -> None:
+    outcome = run_stage(main, [Path("full")], *NAMES)
+    assert outcome.code == 1
+    assert "No space left on device: 'data/raw'" in outcome.error
+    outcome = run_stage(main, [Path("interrupted")], *NAMES)
+    assert outcome.code == 130
+    assert "interrupted; run the same command again" in outcome.error
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(run_stage: RunStage) -> None:
+    with pytest.raises(KeyError, match="a mistake in the code"):
+        run_stage(main, [Path("bug")], *NAMES)

@@ -1,0 +1,235 @@
+"""Training repeats to the byte, keeps the best epoch and stops at the first bad number."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import nn
+
+import train
+from conftest import Data, Outcome, RunStage
+from manifest import read_manifest
+from network import Encoder, build_encoder, file_sha256, load_network, save_tensors
+
+NAMES = (
+    "seed",
+    "encoder.name",
+    "encoder.frozen",
+    "train",
+    "compute.device",
+    "compute.precision",
+    "compute.workers",
+)
+QUICK: dict[str, Any] = {
+    "train__epochs": 2,
+    "train__image_size": 48,
+    "train__batch_size": 8,
+    "compute__workers": 0,
+    "compute__precision": "32-true",
+    "compute__device": "cpu",
+}
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "encoder.safetensors"
+    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
+    return path
+
+
+Train = Callable[..., Outcome]
+
+
+@pytest.fixture
+def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> Train:
+    """Train on the phantom, in a folder of the given name."""
+
+    def run(folder: str, splits: Path = data.splits, **overrides: Any) -> Outcome:
+        out = tmp_path / folder
+        paths = [data.images, data.masks, splits, encoder, out / "unet.safetensors", out / "train"]
+        return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
+
+    return run
+
+
+def test_the_same_params_give_the_same_bytes_with_any_number_of_workers(
+    train_in: Train, tmp_path: Path
+) -> None:
+    for folder, workers in (("a", 0), ("b", 0), ("c", 2)):
+        assert train_in(folder, compute__workers=workers) == Outcome(0, "")
+    assert train_in("other", seed=2).code == 0
+    digests = {f: file_sha256(tmp_path / f / "unet.safetensors") for f in ("a", "b", "c", "other")}
+    assert digests["a"] == digests["b"] == digests["c"] != digests["other"]
+    curves = [(tmp_path / f / "train/metrics.json").read_text() for f in ("a", "b", "c")]
+    assert curves[0] == curves[1] == curves[2]
+
+
+def test_curves_and_summary_tell_of_every_epoch(train_in: Train, tmp_path: Path) -> None:
+    assert train_in("a", train__epochs=3).code == 0
+    folder = tmp_path / "a/train"
+    curves = {
+        path.relative_to(folder / "plots/metrics").as_posix(): pd.read_csv(path, sep="\t")
+        for path in folder.rglob("*.tsv")
+    }
+    assert sorted(curves) == ["train/iou.tsv", "train/loss.tsv", "val/iou.tsv"]
+    assert all(curve["step"].tolist() == [1, 2, 3] for curve in curves.values())
+    summary = json.loads((folder / "metrics.json").read_text())
+    val_iou = curves["val/iou.tsv"]["iou"]
+    assert summary["best"] == {"epoch": int(val_iou.argmax()) + 1, "val_iou": val_iou.max()}
+    assert summary["train"]["loss"] == curves["train/loss.tsv"]["loss"].iloc[-1]
+    assert curves["train/loss.tsv"]["loss"].iloc[-1] < curves["train/loss.tsv"]["loss"].iloc[0]
+
+
+def test_the_model_holds_the_decoder_alone_unless_the_encoder_learns(
+    train_in: Train, encoder: Path, tmp_path: Path
+) -> None:
+    assert train_in("frozen", train__epochs=1).code == 0
+    assert train_in("tuned", train__epochs=1, encoder__frozen=False).code == 0
+    frozen, tuned = (load_file(tmp_path / f / "unet.safetensors") for f in ("frozen", "tuned"))
+    assert not [name for name in frozen if name.startswith("encoder.")]
+    network, model = load_network(tmp_path / "frozen/unet.safetensors", encoder)
+    assert (model.encoder_frozen, model.image_size) == (True, 48)
+    kept = load_file(encoder)
+    assert all(torch.equal(network.unet.encoder.state_dict()[name], kept[name]) for name in kept)
+    assert any(not torch.equal(tuned[f"encoder.{name}"], kept[name]) for name in kept)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_slices(
+    train_in: Train, data: Data, tmp_path: Path
+) -> None:
+    outcome = train_in("nan", train__learning_rate=1e30, train__schedule="constant")
+    assert outcome.code == 1
+    assert "the loss is nan in epoch 1, step 2 of " in outcome.error
+    assert "try a lower train.learning_rate" in outcome.error
+    train_ids = read_manifest(data.splits).query("split == 'train'")["slice_id"]
+    assert sum(f"{slice_id}, " in outcome.error for slice_id in train_ids) >= 7
+    assert not (tmp_path / "nan/unet.safetensors").exists()
+
+
+def test_the_step_before_a_bad_loss_counts_as_good() -> None:
+    losses = torch.tensor([1.0, float("inf"), float("nan")])
+    assert train.first_bad_step(losses) == 1
+    assert train.first_bad_step(losses[:1]) is None
+
+
+def test_the_first_of_equal_epochs_is_kept() -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def trained_tensors(self) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            return {"call": torch.tensor(self.calls)}
+
+    best, network = train.Best(), Counting()
+    for epoch, score in enumerate([0.0, 0.5, 0.4, 0.5], start=1):
+        best.update(epoch, score, network)  # type: ignore[arg-type]
+    assert (best.epoch, best.iou, best.tensors["call"].item()) == (2, 0.5, 2)
+
+
+def test_bce_dice_learns_on_a_batch_without_tumor() -> None:
+    """Dice loss alone has no gradient there."""
+    masks = torch.zeros(2, 8, 8)
+    for name, learns in (("dice", False), ("bce_dice", True), ("bce", True), ("focal", True)):
+        logits = torch.ones(2, 8, 8, requires_grad=True)
+        train.make_loss(name)(logits, masks).backward()  # type: ignore[arg-type]
+        assert logits.grad is not None
+        assert bool(logits.grad.any()) is learns
+
+
+def test_bce_dice_by_hand() -> None:
+    logits, masks = torch.zeros(1, 1, 4), torch.tensor([[[1.0, 0, 0, 0]]])
+    bce, dice = np.log(2), 1 - 2 * 0.5 / (2 + 1)
+    assert train.make_loss("bce_dice")(logits, masks).item() == pytest.approx((bce + dice) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("one_cycle", 1 / 25, 0), ("cosine", 1, 0), ("constant", 1, 1)],
+)
+@pytest.mark.parametrize("n_steps", [1, 2, 30])
+def test_schedules_begin_and_end_where_they_should(
+    name: train.Schedule, first: float, last: float, n_steps: int
+) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = train.make_schedule(name, optimizer, highest=0.01, n_steps=n_steps)
+    rates = []
+    for _ in range(n_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.01 * first)
+    assert max(rates) <= 0.01 * (1 + 1e-9)
+    if n_steps == 30:
+        assert rates[-1] == pytest.approx(0.01 * last, abs=1e-4)
+
+
+def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
+    """A network that says what it is given, so that the count can be done by hand."""
+
+    class Echo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (images[..., 0].float() - 0.5) * self.weight
+
+    from dataset import Batch
+
+    def batch(found: list[int], wanted: list[int]) -> Batch:
+        images = torch.tensor(found, dtype=torch.uint8).reshape(1, 1, -1, 1).repeat(1, 1, 1, 3)
+        return Batch(images, torch.tensor([[wanted]], dtype=torch.uint8), [], ["a"])
+
+    network = Echo()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    scores = train.train_epoch(
+        Fabric(accelerator="cpu", devices=1),
+        network,
+        [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])],  # type: ignore[arg-type]
+        nn.BCEWithLogitsLoss(),
+        optimizer,
+        train.make_schedule("constant", optimizer, highest=0.0, n_steps=2),
+        epoch=1,
+    )
+    assert scores["iou"] == pytest.approx((1 + 1) / (2 + 4))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"train__epochs": 0}, "param `epochs` is 0: input should be greater than or equal to 1"),
+        ({"train__image_size": 8}, "param `image_size` is 8"),
+        ({"train__batch_size": 1}, "param `batch_size` is 1"),
+        ({"train__learning_rate": "fast"}, "param `learning_rate` is 'fast'"),
+        ({"train__loss": "mse"}, "param `loss` is 'mse': input should be 'bce_dice', 'bce'"),
+        ({"train__augment__flop": 1}, "param `augment.flop` is 1: extra inputs are not permitted"),
+        ({"train__augment__rotate": -5}, "param `augment.rotate` is -5"),
+        ({"compute__precision": "fp8"}, "param `compute_precision` is 'fp8'"),
+        ({"encoder__name": "resnet19"}, "encoder.name is 'resnet19'"),
+        ({"encoder__name": "resnet18"}, "encoder.safetensors does not fit encoder.name 'resnet18'"),
+    ],
+)
+def test_bad_params_are_refused_and_nothing_written(
+    train_in: Train, tmp_path: Path, override: dict[str, Any], message: str
+) -> None:
+    outcome = train_in("bad", **override)
+    assert outcome.code == 1
+    assert message in outcome.error
+    assert "Traceback" not in outcome.error
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path: Path) -> None:
+    table = read_manifest(data.splits)
+    table[table["split"] != "val"].to_csv(tmp_path / "splits.csv", index=False)
+    outcome = train_in("bad", splits=tmp_path / "splits.csv")
+    assert outcome.code == 1
+    assert "splits.csv: no slice in val" in outcome.error
