@@ -1,7 +1,7 @@
 # make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
 # needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -37,7 +37,11 @@ demo: $(DEMO_READY)
 	@echo "It is the DVC experiment \`demo\`: dvc exp show; dvc exp diff; dvc exp remove demo"
 
 test: $(TEST_READY)
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadfile
+
+# Minutes longer: the demo's scores for three seeds.
+test-slow: $(TEST_READY)
+	python -m pytest -m slow
 
 lint: $(TEST_READY)
 	ruff check

@@ -135,9 +135,6 @@ def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-pytestmark = pytest.mark.xdist_group("port 7777")
-
-
 def test_kaggle_is_downloaded_once_and_checked(
     run_stage: RunStage,
     published: Path,

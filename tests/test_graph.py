@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from safetensors import safe_open
 
 from conftest import ROOT, dvc, make_repository, params
 
@@ -297,6 +298,30 @@ def test_an_earlier_run_comes_back_from_the_run_cache(whole_run: Path) -> None:
     assert ran(done) == []
     assert "Stage 'evaluate' is cached - skipping run" in done.stdout
     assert (whole_run / "metrics/evaluate.json").read_text() == before
+
+
+def test_an_experiment_changes_the_recipe_without_touching_code(whole_run: Path) -> None:
+    overrides = {
+        "split.by": "slice",
+        "encoder.name": "resnet18",
+        "train.image_size": "64",
+        "train.learning_rate": "1e-5",
+    }
+    words = [word for name, value in overrides.items() for word in ("-S", f"{name}={value}")]
+    done = dvc(whole_run, "exp", "run", "--name", "other-recipe", *words)
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ran(done) == ["split", "fetch_encoder", "train", "evaluate"]
+        with safe_open(whole_run / "models/unet.safetensors", framework="np") as file:
+            model = json.loads(file.metadata()["network"])
+        assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)
+        splits = pd.read_csv(whole_run / "data/splits.csv")
+        assert splits.groupby("patient_id")["split"].nunique().max() == 3
+        lock = yaml.safe_load((whole_run / "dvc.lock").read_text())["stages"]["train"]
+        assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
+    finally:
+        write_params(whole_run, **SMALL)
+        assert dvc(whole_run, "repro").returncode == 0
 
 
 def test_what_dvc_holds_is_not_fetched_again(

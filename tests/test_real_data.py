@@ -1,4 +1,4 @@
-"""The real data set, where LGG_ARCHIVE points at it: what is known of it, through the real graph."""
+"""What is known of the real data set, through the real graph, where LGG_ARCHIVE names a copy."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,10 @@ import yaml
 from conftest import ROOT, dvc, make_repository
 from manifest import read_manifest
 
-pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("LGG_ARCHIVE"),
-        reason="LGG_ARCHIVE names no copy of the LGG MRI Segmentation data set",
-    ),
-    pytest.mark.xdist_group("real data"),
-]
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("LGG_ARCHIVE"),
+    reason="LGG_ARCHIVE names no copy of the LGG MRI Segmentation data set",
+)
 
 
 @pytest.fixture(scope="module")
