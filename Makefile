@@ -7,19 +7,21 @@
 ifdef PYTHON
   DEMO_READY :=
   TEST_READY :=
-  BIN := $(dir $(shell command -v $(PYTHON)))
+  BIN := $(abspath $(dir $(shell command -v $(PYTHON))))
+  ifeq ($(BIN),)
+    $(error PYTHON=$(PYTHON) is no program)
+  endif
 else
   PYTHON := .venv/bin/python
   DEMO_READY := .venv/ready-to-run
   TEST_READY := .venv/ready-to-test
-  BIN := $(CURDIR)/.venv/bin/
+  BIN := $(CURDIR)/.venv/bin
 endif
 
 # The stages call `python`: it has to be this one.
 export PATH := $(BIN):$(PATH)
 
-# A smaller network's worth of everything, on data of 24 phantom patients; no weights to download,
-# so the encoder learns too.
+# No weights to download, so the encoder learns too.
 DEMO := acquire.dataset=phantom phantom.patients=24 phantom.image_size=128 \
         encoder.weights=none encoder.frozen=false train.epochs=12 train.image_size=128
 
@@ -30,7 +32,7 @@ demo: $(DEMO_READY)
 	@rm -rf demo
 	@dvc get --quiet . metrics --rev demo --out demo
 	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
-	@python -c 'import json; print(json.dumps(json.load(open("demo/evaluate.json")), indent=2))'
+	@python -c 'import pandas; print(pandas.read_json("demo/evaluate.json").to_string())'
 	@echo "Scores above: demo/evaluate.json, by patient demo/evaluate/per_patient.csv"
 	@echo "Pictures:     demo/explore/location.png, tumor_area.png, hue.png"
 	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
@@ -56,7 +58,8 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 	@for candidate in $(CANDIDATES); do \
 	  if $$candidate -c '$(SUPPORTED)' 2> /dev/null; then \
 	    echo "making .venv with $$($$candidate --version); torch and all take some GB, once"; \
-	    exec $$candidate -m venv .venv; \
+	    $$candidate -m venv .venv && exit 0; \
+	    rm -rf .venv; exit 1; \
 	  fi; \
 	done; \
 	echo "no Python 3.11, 3.12 or 3.13 found; install one, or: make PYTHON=/path/to/python"; exit 1

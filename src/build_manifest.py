@@ -98,7 +98,9 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
     ).reset_index()
     patients = patients.astype({"missing_pre_contrast": int, "missing_post_contrast": int})
     patients.insert(1, "case_id", patients["patient_id"].map(case_id))
-    return patients.merge(clinical, on="case_id", how="left", validate="one_to_one")
+    return patients.merge(
+        clinical, on="case_id", how="left", suffixes=("", "_clinical"), validate="one_to_one"
+    )
 
 
 def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Path) -> None:
@@ -108,12 +110,16 @@ def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Pa
         slice_row, names, [images] * n, [masks] * n, chunksize=32, desc="label", disable=None
     )
     slices = pd.DataFrame(rows)
-    table = patients_table(slices, read_clinical(clinical))
+    clinical_table = read_clinical(clinical)
+    table = patients_table(slices, clinical_table)
     with replacing(manifest, patients) as [manifest_partial, patients_partial]:
         flags = ["pre_contrast_is_flair", "post_contrast_is_flair"]
         slices.drop(columns=flags).to_csv(manifest_partial, index=False)
         table.to_csv(patients_partial, index=False)
     print(f"{n} slices, {slices['abnormal'].sum()} abnormal, of {len(table)} patients")
+    lacking = sorted(set(table["case_id"]) - set(clinical_table["case_id"]))
+    if lacking:
+        print(f"{len(lacking)} patients without a row in {clinical}, the first {lacking[0]}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Looks:
     location: Counts  # (GRID, GRID) tumor pixels by place in the slice plane, rows from anterior
     tumor_hue: Counts  # (HUE_BINS,) tumor pixels
     healthy_hue: Counts  # (HUE_BINS,) pixels of tissue outside the mask
+    area: tuple[float, ...]  # tumor area of each slice, as a fraction of it
     n_pixels: int
 
     def __add__(self, other: "Looks") -> "Looks":
@@ -46,6 +47,7 @@ class Looks:
             self.location + other.location,
             self.tumor_hue + other.tumor_hue,
             self.healthy_hue + other.healthy_hue,
+            self.area + other.area,
             self.n_pixels + other.n_pixels,
         )
 
@@ -70,13 +72,17 @@ def location_counts(mask: NDArray[np.bool_]) -> Counts:
 def look(slice_ids: list[str], images: Path, masks: Path) -> Looks:
     """Return what is counted in the given slices together."""
     zeros = np.zeros(HUE_BINS, dtype=np.int64)
-    total = Looks(np.zeros((GRID, GRID), dtype=np.int64), zeros, zeros, 0)
+    total = Looks(np.zeros((GRID, GRID), dtype=np.int64), zeros, zeros, (), 0)
     for slice_id in slice_ids:
         image = read_image(slice_path(images, slice_id))
         mask = read_mask(slice_path(masks, slice_id))
         tissue = (image[..., 1] > TISSUE_LEVEL) & ~mask
         total += Looks(
-            location_counts(mask), hue_counts(image, mask), hue_counts(image, tissue), mask.size
+            location_counts(mask),
+            hue_counts(image, mask),
+            hue_counts(image, tissue),
+            (float(mask.mean()),),
+            mask.size,
         )
     return total
 
@@ -94,19 +100,28 @@ def peak(counts: Counts) -> float:
     return middle if counts.any() else float("nan")
 
 
+def abnormal_area(looks: Looks) -> NDArray[np.float64]:
+    """Return the tumor area of each abnormal slice as a fraction of the slice."""
+    area = np.array(looks.area)
+    return area[area > 0]
+
+
+def quantile(values: NDArray[np.float64], q: float) -> float:
+    """Return a quantile; NaN of no values."""
+    return float(np.quantile(values, q)) if len(values) else float("nan")
+
+
 def summary(manifest: pd.DataFrame, looks: Looks) -> dict[str, object]:
     """Return the figures of explore.json; areas are fractions of a slice, hues in degrees."""
-    n_tumor_pixels = int(manifest["tumor_area"].sum())
-    slice_size = looks.n_pixels / len(manifest)
-    area = manifest.loc[manifest["abnormal"] == 1, "tumor_area"] / slice_size
+    area = abnormal_area(looks)
     left = looks.location[:, : GRID // 2].sum() / max(1, looks.location.sum())
     return {
         "n_patients": int(manifest["patient_id"].nunique()),
         "n_slices": len(manifest),
         "n_slices_abnormal": len(area),
         "abnormal_fraction": len(area) / len(manifest),
-        "tumor_pixel_fraction": n_tumor_pixels / looks.n_pixels,
-        "tumor_area": {name: float(area.quantile(q)) for name, q in QUANTILES.items()},
+        "tumor_pixel_fraction": int(looks.location.sum()) / looks.n_pixels,
+        "tumor_area": {name: quantile(area, q) for name, q in QUANTILES.items()},
         "tumor_share_image_left": float(left),
         "hue": {
             "tumor_mean": circular_mean(looks.tumor_hue),
@@ -117,7 +132,7 @@ def summary(manifest: pd.DataFrame, looks: Looks) -> dict[str, object]:
     }
 
 
-def location_figure(looks: Looks, n_abnormal: int) -> Figure:
+def location_figure(looks: Looks) -> Figure:
     """Return the heat map of tumor pixels over the slice plane."""
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -125,22 +140,21 @@ def location_figure(looks: Looks, n_abnormal: int) -> Figure:
     drawn = axes.imshow(share, cmap="magma", extent=(0, 1, 1, 0))
     figure.colorbar(drawn, label="‰ of all tumor pixels in a cell of 1/64 × 1/64")
     axes.set(
-        title=f"Where tumors are, {n_abnormal:,} abnormal slices",
+        title=f"Where tumors are, {len(abnormal_area(looks)):,} abnormal slices",
         xlabel="column, fraction of width",
         ylabel="row, fraction of height",
     )
     return figure
 
 
-def area_figure(manifest: pd.DataFrame, slice_size: float) -> Figure:
+def area_figure(looks: Looks) -> Figure:
     """Return the histogram of tumor area over abnormal slices."""
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    area = 100 * manifest.loc[manifest["abnormal"] == 1, "tumor_area"] / slice_size
+    area = 100 * abnormal_area(looks)
+    median = quantile(area, 0.5)
     axes.hist(area, bins=30, color="tab:blue")
-    axes.axvline(
-        area.median(), color="black", linestyle="--", label=f"median {area.median():.1f} %"
-    )
+    axes.axvline(median, color="black", linestyle="--", label=f"median {median:.1f} %")
     axes.legend()
     axes.set(
         title=f"How large tumors are, {len(area):,} abnormal slices",
@@ -184,8 +198,8 @@ def main(images: Path, masks: Path, manifest: Path, metrics: Path, figures: Path
     )
     looks = sum(looked[1:], start=looked[0])
     drawn = {
-        "location": location_figure(looks, int(table["abnormal"].sum())),
-        "tumor_area": area_figure(table, looks.n_pixels / len(table)),
+        "location": location_figure(looks),
+        "tumor_area": area_figure(looks),
         "hue": hue_figure(looks),
     }
     with replacing(figures) as [folder]:

@@ -10,9 +10,9 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from pydantic import ConfigDict, ValidationError, validate_call
@@ -44,8 +44,15 @@ ParamsLoader.add_implicit_resolver(
 )
 
 
-def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[str, Any]:
-    """Return the values of params.yaml that `names` point at, by keyword.
+class Param(NamedTuple):
+    """A value of params.yaml and where it stands there."""
+
+    name: str
+    value: Any
+
+
+def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[str, Param]:
+    """Return the values of params.yaml that `names` point at, by keyword of `main`.
 
     A section (`split`) gives each of its keys under its own name; a single value (`seed`,
     `encoder.name`) is given as `seed`, `encoder_name`.
@@ -58,29 +65,32 @@ def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[s
         ) from None
     except yaml.YAMLError as error:
         raise Refusal(f"{params_file} is not valid YAML: {' '.join(str(error).split())}") from None
-    values: dict[str, Any] = {}
+    found: dict[str, Param] = {}
     for name in names:
         value: Any = params
         for key in name.split("."):
             if not isinstance(value, dict) or key not in value:
                 raise Refusal(f"{params_file} lacks `{name}`; compare it with the version in Git")
             value = value[key]
-        values |= value if isinstance(value, dict) else {name.replace(".", "_"): value}
-    return values
+        if isinstance(value, dict):
+            found |= {key: Param(f"{name}.{key}", item) for key, item in value.items()}
+        else:
+            found[name.replace(".", "_")] = Param(name, value)
+    return found
 
 
-def explained(error: ValidationError, names: Iterable[str]) -> list[str]:
+def explained(error: ValidationError, params: Mapping[str, Param]) -> list[str]:
     """Return one line per refused param: its name, its value and what is wanted."""
-    sections = [name for name in names if "." not in name]
     lines = []
     for detail in error.errors():
-        path = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "unexpected_keyword_argument":
-            lines.append(f"unknown param `{path}` in {' or '.join(sections)}; check its spelling")
-        elif detail["type"] == "missing_keyword_only_argument":
-            lines.append(f"missing param `{path}` in {' or '.join(sections)}")
+        keyword, *inner = (str(part) for part in detail["loc"])
+        name = ".".join([params[keyword].name if keyword in params else keyword, *inner])
+        if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"unknown param `{name}`; check its spelling")
+        elif detail["type"].startswith("missing"):
+            lines.append(f"missing param `{name}`")
         else:
-            lines.append(f"param `{path}` is {detail['input']!r}: {detail['msg'].lower()}")
+            lines.append(f"param `{name}` is {detail['input']!r}: {detail['msg'].lower()}")
     return lines
 
 
@@ -105,9 +115,9 @@ def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = Non
         checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))(main)
         params = read_params(names)
         try:
-            checked(*paths.values(), **params)
+            checked(*paths.values(), **{key: param.value for key, param in params.items()})
         except ValidationError as error:
-            refuse(explained(error, names), f"Correct it in {PARAMS_FILE} or in the -S override.")
+            refuse(explained(error, params), f"Correct it in {PARAMS_FILE} or in the -S override.")
     except (Refusal, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         sys.exit(1)

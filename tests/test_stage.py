@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from conftest import RunStage
-from stage import Refusal, read_params, refuse
+from stage import Param, Refusal, read_params, refuse
 
 seen: dict[str, Any] = {}
 
@@ -53,19 +53,28 @@ def test_sections_and_single_values_reach_main(run_stage: RunStage) -> None:
 def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     params_file = tmp_path / "params.yaml"
     params_file.write_text(f"train:\n  learning_rate: {text}\n  name: 1e\n")
-    assert read_params(["train"], params_file) == {"learning_rate": value, "name": "1e"}
+    assert read_params(["train"], params_file) == {
+        "learning_rate": Param("train.learning_rate", value),
+        "name": Param("train.name", "1e"),
+    }
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"split__fold": 3}, "unknown param `fold` in seed or split; check its spelling"),
-        ({"split__folds": 1}, "param `folds` is 1: input should be greater than or equal to 2"),
-        ({"split__folds": "5"}, "param `folds` is '5': input should be a valid integer"),
-        ({"split__folds": True}, "param `folds` is True: input should be a valid integer"),
-        ({"split__val_fraction": float("nan")}, "param `val_fraction` is nan"),
-        ({"split__val_fraction": 1.0}, "param `val_fraction` is 1.0: input should be less than 1"),
-        ({"encoder__name": 18}, "param `encoder_name` is 18: input should be a valid string"),
+        ({"split__fold": 3}, "unknown param `split.fold`; check its spelling"),
+        (
+            {"split__folds": 1},
+            "param `split.folds` is 1: input should be greater than or equal to 2",
+        ),
+        ({"split__folds": "5"}, "param `split.folds` is '5': input should be a valid integer"),
+        ({"split__folds": True}, "param `split.folds` is True: input should be a valid integer"),
+        ({"split__val_fraction": float("nan")}, "param `split.val_fraction` is nan"),
+        (
+            {"split__val_fraction": 1.0},
+            "param `split.val_fraction` is 1.0: input should be less than 1",
+        ),
+        ({"encoder__name": 18}, "param `encoder.name` is 18: input should be a valid string"),
     ],
 )
 def test_a_bad_param_is_refused_by_name_and_value(
