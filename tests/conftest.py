@@ -19,7 +19,9 @@ from phantom import write_phantom
 
 # One thread a process: two test processes with two threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+import numpy as np
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
 
@@ -43,6 +45,21 @@ class Data(NamedTuple):
     manifest: Path
     patients: Path
     splits: Path
+
+
+class Told(nn.Module):
+    """A network that is handed its logits: 5 where `answer` is true, -5 elsewhere."""
+
+    def __init__(self, answers: list[np.ndarray], size: int) -> None:
+        super().__init__()
+        self.answers, self.size = list(answers), size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((len(images), self.size, self.size), -5.0)
+        for slot in logits:
+            answer = torch.from_numpy(self.answers.pop(0))
+            slot[: answer.shape[0], : answer.shape[1]][answer] = 5.0
+        return logits
 
 
 RunStage = Callable[..., Outcome]

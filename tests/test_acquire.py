@@ -114,16 +114,6 @@ def test_lgg_archive_wins_and_is_checked(
     assert files(tmp_path / "data/raw") == before
 
 
-def test_a_folder_named_otherwise_has_another_digest(published: Path, tmp_path: Path) -> None:
-    shutil.copytree(published, tmp_path / "copy")
-    first = sorted(path for path in (tmp_path / "copy").iterdir() if path.is_dir())[0]
-    assert lgg.differences(tmp_path / "copy") == []
-    first.rename(first.with_name("renamed"))
-    assert lgg.differences(tmp_path / "copy") == [
-        "other pixels or names than those published, by their SHA-256"
-    ]
-
-
 @pytest.fixture
 def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point kagglehub's real client at its test environment, localhost:7777, and an empty cache."""

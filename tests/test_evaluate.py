@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 import evaluate
-from conftest import SIZE, Data, RunStage
+from conftest import SIZE, Data, RunStage, Told
 from manifest import read_manifest
 from network import Encoder, Model, build_encoder, file_sha256, new_network, save_tensors
 from prediction import overlap_counts, predict
@@ -25,21 +24,6 @@ KEYS = {
     "n_patients",
     "n_slices",
 }
-
-
-class Told(nn.Module):
-    """A network that is handed its logits: 5 where `answer` is true, -5 elsewhere."""
-
-    def __init__(self, answers: list[np.ndarray], size: int) -> None:
-        super().__init__()
-        self.answers, self.size = list(answers), size
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.full((len(images), self.size, self.size), -5.0)
-        for slot in logits:
-            answer = torch.from_numpy(self.answers.pop(0))
-            slot[: answer.shape[0], : answer.shape[1]][answer] = 5.0
-        return logits
 
 
 def counts_of(data: Data, answers: list[np.ndarray], slice_ids: list[str]) -> pd.DataFrame:
@@ -76,25 +60,6 @@ def test_the_reference_itself_scores_1_and_nothing_scores_0(data: Data) -> None:
         assert patients[["tp", "fp", "fn", "tn"]].sum().sum() == len(slice_ids) * SIZE**2
 
 
-def test_logits_are_resized_before_the_threshold(data: Data) -> None:
-    """Between the fields of a checkerboard of ±5 bilinear values lie: no other order has them."""
-    ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
-    half = np.indices((24, 24)).sum(axis=0) % 2 == 0
-    [prediction] = predict(
-        Told([half], 32),
-        data.images,
-        data.masks,
-        ids,
-        device=torch.device("cpu"),
-        image_size=24,
-        batch_size=1,
-        workers=0,
-        title="half",
-    )
-    assert prediction.logits.shape == (SIZE, SIZE)
-    assert set(np.unique(np.abs(prediction.logits))) == {1.25, 2.5, 5.0}
-
-
 def test_a_slice_larger_than_the_network_is_scored_at_its_own_size(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
@@ -129,26 +94,3 @@ def test_a_slice_larger_than_the_network_is_scored_at_its_own_size(
         run_stage(evaluate.main, paths, *names, **(quick | {"evaluate__batch_size": 32})).code == 0
     )
     assert outputs[0].read_text() == before
-
-
-def test_the_threshold_is_a_probability(data: Data) -> None:
-    ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
-
-    class Constant(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(images), 64, 64), 1.0)  # probability 0.731
-
-    for threshold, n_predicted in ((0.73, SIZE**2), (0.74, 0)):
-        predictions = predict(
-            Constant(),
-            data.images,
-            data.masks,
-            ids,
-            device=torch.device("cpu"),
-            image_size=SIZE,
-            batch_size=1,
-            workers=0,
-            title="constant",
-        )
-        counts = overlap_counts(predictions, threshold=threshold)
-        assert (counts["tp"] + counts["fp"]).tolist() == [n_predicted]

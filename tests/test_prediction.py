@@ -1,0 +1,77 @@
+"""Prediction by a network whose every answer is known: each slice once, at its own size."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import SIZE, Data, Told
+from manifest import read_manifest
+from prediction import micro_iou, overlap_counts, predict
+from slices import read_mask, slice_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_slice_comes_once_in_order_whatever_the_batch(data: Data, workers: int) -> None:
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2][::-1]
+    masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in ids]
+    predictions = list(
+        predict(
+            Told(masks, 64),
+            data.images,
+            data.masks,
+            ids,
+            device=torch.device("cpu"),
+            image_size=SIZE,
+            batch_size=3,
+            workers=workers,
+            title="told",
+        )
+    )
+    assert [prediction.slice_id for prediction in predictions] == ids
+    for prediction, mask in zip(predictions, masks, strict=True):
+        np.testing.assert_array_equal(prediction.mask, mask)
+        np.testing.assert_array_equal(prediction.logits, np.where(mask, 5.0, -5.0))
+    assert micro_iou(overlap_counts(iter(predictions), threshold=0.5)) == 1
+
+
+def test_logits_are_resized_before_the_threshold(data: Data) -> None:
+    """Between the fields of a checkerboard of ±5 bilinear values lie: no other order has them."""
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
+    half = np.indices((24, 24)).sum(axis=0) % 2 == 0
+    [prediction] = predict(
+        Told([half], 32),
+        data.images,
+        data.masks,
+        ids,
+        device=torch.device("cpu"),
+        image_size=24,
+        batch_size=1,
+        workers=0,
+        title="half",
+    )
+    assert prediction.logits.shape == (SIZE, SIZE)
+    assert set(np.unique(np.abs(prediction.logits))) == {1.25, 2.5, 5.0}
+
+
+def test_the_threshold_is_a_probability(data: Data) -> None:
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
+
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(images), 64, 64), 1.0)  # probability 0.731
+
+    for threshold, n_predicted in ((0.73, SIZE**2), (0.74, 0)):
+        predictions = predict(
+            Constant(),
+            data.images,
+            data.masks,
+            ids,
+            device=torch.device("cpu"),
+            image_size=SIZE,
+            batch_size=1,
+            workers=0,
+            title="constant",
+        )
+        counts = overlap_counts(predictions, threshold=threshold)
+        assert (counts["tp"] + counts["fp"]).tolist() == [n_predicted]
