@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from dvc.api import DVCFileSystem
 
+from outputs import discard
+
 LOCK_FILE = Path("dvc.lock")
 
 
@@ -37,6 +39,7 @@ def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -
     try:
         DVCFileSystem(".").get(f"/{output.as_posix()}", str(target), recursive=True)
     except Exception as error:  # whatever a cache or a remote may raise, the source itself is next
+        discard(target)  # part of it may have come
         print(f"DVC holds no copy of {output} ({type(error).__name__}); going to its source")
         return False
     print(f"took {output} from the copy that {LOCK_FILE} records")
