@@ -11,6 +11,11 @@ ifdef PYTHON
   ifeq ($(BIN),)
     $(error PYTHON=$(PYTHON) is no program)
   endif
+  PREFIX := import sys; print(sys.prefix)
+  ifneq ($(shell $(PYTHON) -c '$(PREFIX)'),$(shell $(BIN)/python -c '$(PREFIX)' 2> /dev/null))
+    $(error the stages call `python`, and $(BIN) has none that is $(PYTHON): \
+      name the `python` of a virtual environment)
+  endif
 else
   PYTHON := .venv/bin/python
   DEMO_READY := .venv/ready-to-run

@@ -10,10 +10,12 @@ local folder or zip; otherwise the copy that DVC holds serves, and in its absenc
 import os
 import shutil
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import kagglehub
 from kagglehub.exceptions import DataCorruptionError
@@ -24,7 +26,7 @@ import lgg
 import versioned
 from outputs import replacing
 from phantom import write_phantom
-from stage import Refusal, refuse, run
+from stage import Refusal, Seed, refuse, run
 
 Member = TypeVar("Member", Path, zipfile.ZipInfo)
 
@@ -51,8 +53,12 @@ def is_junk(path: PurePosixPath) -> bool:
 
 def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
     """Return the files below a folder by relative path; refuse what is no plain file."""
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise error  # os.walk alone would pass over the folder
+
     members, problems = {}, []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
         for name in sorted([*files, *(f for f in folders if (Path(parent) / f).is_symlink())]):
             path = Path(parent) / name
             relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -69,8 +75,8 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
 def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
     """Return the files of a zip by path; refuse paths out of it, encryption and repeats."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
-    names = Counter(info.filename for info in infos)
-    problems = [f"twice in the zip: {name}" for name, count in names.items() if count > 1]
+    paths = Counter(PurePosixPath(info.filename) for info in infos)
+    problems = [f"twice in the zip: {path}" for path, count in paths.items() if count > 1]
     members = {}
     for info in infos:
         path = PurePosixPath(info.filename)
@@ -162,7 +168,7 @@ def copy_dataset(source: Path, target: Path, name: str) -> None:
             check_layout(packed, source)
             check_space(sum(info.file_size for info in packed.values()), source, target)
             copy_members(packed, target, archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, LZMAError) as error:
         raise Refusal(f"{name} is {str(source)!r}, no sound zip file: {error}") from None
 
 
@@ -200,7 +206,7 @@ def acquire_lgg(raw: Path, target: Path) -> None:
 def main(
     raw: Path,
     *,
-    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    seed: Seed,
     dataset: Annotated[str, Field(min_length=1)],
     patients: Annotated[int, Field(ge=2, le=9999)],
     image_size: Annotated[int, Field(ge=32, le=4096)],

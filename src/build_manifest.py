@@ -4,6 +4,7 @@
         data/manifest.csv data/patients.csv
 """
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -68,18 +69,25 @@ def slice_row(name: SliceName, images: Path, masks: Path) -> dict[str, object]:
 def read_clinical(path: Path) -> pd.DataFrame:
     """Return data.csv with readable column names, one row a patient, codes as nullable integers."""
     try:
-        clinical = pd.read_csv(path, dtype={"Patient": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path}: not a table in CSV ({error})") from None
+        with warnings.catch_warnings(action="error"):  # pandas shifts or cuts off ragged rows
+            clinical = pd.read_csv(path, index_col=False)
+            text = pd.read_csv(path, index_col=False, dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserWarning) as error:
+        raise Refusal(f"{path}: not a table in CSV ({' '.join(str(error).split())})") from None
     if "Patient" not in clinical:
         raise Refusal(
             f"{path}: no column `Patient`, only {list(clinical)}; "
             "a data set without clinical data needs that column alone"
         )
-    twice = sorted(set(clinical.loc[clinical["Patient"].duplicated(), "Patient"]))
+    clinical["Patient"] = text["Patient"].str.strip()  # a name, also where it is `NA` or `0012`
+    clinical = clinical[clinical["Patient"] != ""].rename(columns=CLINICAL_COLUMNS)
+    columns = sorted(set(clinical.columns[clinical.columns.duplicated()]))
+    if columns:
+        raise Refusal(f"{path}: more than one column for {columns}; keep or rename one")
+    twice = sorted(set(clinical.loc[clinical["case_id"].duplicated(), "case_id"]))
     if twice:
         raise Refusal(f"{path}: more than one row for {twice}; keep one row a patient")
-    return clinical.rename(columns=CLINICAL_COLUMNS).convert_dtypes()
+    return clinical.convert_dtypes()
 
 
 def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame:
@@ -98,9 +106,9 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
     ).reset_index()
     patients = patients.astype({"missing_pre_contrast": int, "missing_post_contrast": int})
     patients.insert(1, "case_id", patients["patient_id"].map(case_id))
-    return patients.merge(
-        clinical, on="case_id", how="left", suffixes=("", "_clinical"), validate="one_to_one"
-    )
+    ours = set(patients.columns) - {"case_id"}
+    clinical = clinical.rename(columns={name: f"clinical_{name}" for name in ours})
+    return patients.merge(clinical, on="case_id", how="left", validate="one_to_one")
 
 
 def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Path) -> None:

@@ -184,4 +184,7 @@ def loader(dataset: SliceDataset, order: BatchOrder, *, workers: int) -> "DataLo
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # Its own: by default a loader draws from the generator that dropout draws from, as often
+        # as it starts workers.
+        generator=torch.Generator(),
     )

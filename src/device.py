@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 
+from stage import Refusal
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
@@ -21,7 +23,13 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def make_fabric(device: Device, precision: Precision) -> Fabric:
     """Return a Fabric on one device; `auto` takes an accelerator, and bf16, where there is one."""
-    chosen = Fabric(accelerator=device, devices=1)
+    try:
+        chosen = Fabric(accelerator=device, devices=1)
+    except RuntimeError:
+        raise Refusal(
+            f"compute.device is {device!r}, which this machine or its PyTorch lacks; "
+            "use auto or cpu"
+        ) from None
     if precision != "auto":
         return Fabric(accelerator=device, devices=1, precision=precision)
     if has_fast_bf16(chosen.device):

@@ -27,7 +27,7 @@ from stage import run
 Counts = NDArray[np.int64]
 
 GRID = 64  # cells of the heat map along each side of a slice
-HUE_BINS = 180  # of 2 degrees, as OpenCV gives hue in 8 bits
+HUE_BINS = 180  # bin k is around 2 k degrees, as OpenCV rounds hue in 8 bits
 TISSUE_LEVEL = 20  # of 255 in FLAIR; what is darker, air mostly, is left out of the healthy tissue
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
@@ -89,15 +89,15 @@ def look(slice_ids: list[str], images: Path, masks: Path) -> Looks:
 
 def circular_mean(counts: Counts) -> float:
     """Return the mean direction of a hue histogram in degrees, [0, 360); NaN when it is empty."""
-    angles = np.deg2rad((np.arange(len(counts)) + 0.5) * 360 / len(counts))
+    angles = np.deg2rad(np.arange(len(counts)) * 360 / len(counts))
     mean = (counts * np.exp(1j * angles)).sum()
     return float(np.rad2deg(np.angle(mean)) % 360) if counts.any() else float("nan")
 
 
 def peak(counts: Counts) -> float:
-    """Return the middle of the fullest bin of a hue histogram in degrees; NaN when it is empty."""
-    middle = (int(counts.argmax()) + 0.5) * 360 / len(counts)
-    return middle if counts.any() else float("nan")
+    """Return the most frequent hue of a histogram in degrees; NaN when it is empty."""
+    fullest = int(counts.argmax()) * 360 / len(counts)
+    return fullest if counts.any() else float("nan")
 
 
 def abnormal_area(looks: Looks) -> NDArray[np.float64]:
@@ -168,7 +168,7 @@ def hue_figure(looks: Looks) -> Figure:
     """Return the hue histograms of tumor and healthy tissue, each as shares of its own pixels."""
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    degrees = (np.arange(HUE_BINS) + 0.5) * 360 / HUE_BINS
+    degrees = np.arange(HUE_BINS) * 360 / HUE_BINS
     for counts, label, style in (
         (looks.tumor_hue, "tumor", "-"),
         (looks.healthy_hue, "healthy tissue", "--"),

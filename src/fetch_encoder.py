@@ -7,25 +7,35 @@ the environment variable ENCODER_WEIGHTS, when set, names a local copy; otherwis
 DVC holds serves, and in its absence the Hugging Face hub, by smp's own loader.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import Field
 
 import versioned
 from network import Encoder, build_encoder, file_sha256, load_encoder, save_tensors
 from outputs import replacing, write_metrics
-from stage import Refusal, run
+from stage import Refusal, Seed, run
 
 LOCAL_COPY = "ENCODER_WEIGHTS"
 WAYS_OUT = f"""Three ways out:
   1. connect to the Hugging Face hub (a mirror: HF_ENDPOINT, a proxy: HTTPS_PROXY) and repeat;
-  2. set {LOCAL_COPY} to a copy of `model.safetensors` from the hub's smp-hub/<name>.imagenet;
+  2. set {LOCAL_COPY} to a copy of `model.safetensors` from the hub's smp-hub/<name>.imagenet,
+     best with its `config.json` beside it;
   3. set encoder.weights to `none` for random weights, best with encoder.frozen: false."""
+
+
+def normalized_as(name: str, settings: dict[str, Any]) -> Encoder:
+    """Return the encoder with the normalization that the hub's settings name, for [0, 1]."""
+    if settings.get("input_space", "RGB") != "RGB":
+        raise Refusal(f"{name!r} wants {settings['input_space']} input; choose an RGB encoder")
+    highest = settings.get("input_range", [0, 1])[1]
+    mean, std = (tuple(value / highest for value in settings[key]) for key in ("mean", "std"))
+    return Encoder(name, mean, std)
 
 
 def download(name: str, target: Path) -> None:
@@ -43,11 +53,7 @@ def download(name: str, target: Path) -> None:
             f"the weights of {name!r} could not be downloaded: {type(error).__name__} {reason}\n"
             f"{WAYS_OUT}"
         ) from None
-    if settings["input_space"] != "RGB":
-        raise Refusal(f"{name!r} wants {settings['input_space']} input; choose an RGB encoder")
-    highest = settings["input_range"][1]
-    mean, std = (tuple(value / highest for value in settings[key]) for key in ("mean", "std"))
-    save_tensors(encoder.state_dict(), Encoder(name, mean, std), target)
+    save_tensors(encoder.state_dict(), normalized_as(name, settings), target)
 
 
 def draw_random(name: str, seed: int, target: Path) -> None:
@@ -57,16 +63,31 @@ def draw_random(name: str, seed: int, target: Path) -> None:
 
 
 def copy_local(source: Path, name: str, target: Path) -> None:
-    """Copy a safetensors file byte for byte, if it fits the encoder."""
-    load_encoder(source, name)
-    shutil.copyfile(source, target)
+    """Copy a safetensors file, if it fits the encoder.
+
+    Where the hub's config.json lies beside it, it says how the input is normalized; otherwise the
+    file is copied byte for byte, and ImageNet's usual constants hold.
+    """
+    way_out = f"Set encoder.weights or {LOCAL_COPY} to a file for it, or encoder.name to another."
+    encoder, tensors = load_encoder(source, name, way_out)
+    config = source.with_name("config.json")
+    if config.is_file():
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            encoder = normalized_as(name, settings)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refusal(f"{config}: not the hub's config of {name!r} ({error!r})") from None
+    if encoder == Encoder(name):
+        shutil.copyfile(source, target)
+    else:
+        save_tensors(tensors, encoder, target)
 
 
 def main(
     encoder: Path,
     metrics: Path,
     *,
-    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    seed: Seed,
     encoder_name: str,
     encoder_weights: str,
 ) -> None:

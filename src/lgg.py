@@ -11,15 +11,16 @@ from pathlib import Path
 KAGGLE_HANDLE = "mateuszbuda/lgg-mri-segmentation/versions/2"
 N_PATIENTS = 110
 N_FILES = 7858
-SHA256 = "ed5ffdca04c77fe2f140c5cda92366a857f756698a4c7125e2066b05bf152671"
+SHA256 = "f7fdbe8f7e77ad46de4a4cce2a491d9ec8385231b524c36e360525ae22b8dfab"
 
 
 def content_digest(root: Path) -> str:
-    """Return one SHA-256 over the TIFF files: SHA-256 and place of each, sorted by name."""
+    """Return one SHA-256 over all files, data.csv too: SHA-256 and place of each, sorted."""
     digest = hashlib.sha256()
-    for path in sorted(root.glob("*/*.tif"), key=lambda path: path.name):
+    places = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    for place, path in sorted(places.items()):
         file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{file_digest}  {path.parent.name}/{path.name}\n".encode())
+        digest.update(f"{file_digest}  {place}\n".encode())
     return digest.hexdigest()
 
 
@@ -36,5 +37,5 @@ def differences(root: Path) -> list[str]:
         if found != wanted
     ]
     if not problems and content_digest(root) != SHA256:
-        problems.append("other pixels or names than those published, by their SHA-256")
+        problems.append("other files than those published, by their SHA-256")
     return problems

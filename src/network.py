@@ -22,7 +22,6 @@ from stage import Refusal
 Tensors = dict[str, torch.Tensor]
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 HEADER = "network"  # one key, for the order of several in a safetensors header varies
-RESUME_ENCODER = "Run `dvc repro fetch_encoder`."
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ def build_encoder(name: str) -> nn.Module:
     """Return an smp encoder with random weights; refuse a name that smp does not know."""
     try:
         encoder: nn.Module = smp.encoders.get_encoder(name, weights=None)
-    except (KeyError, RuntimeError):
+    except Exception:  # timm raises many kinds for models that are no encoder of feature maps
         known = smp.encoders.get_encoder_names()
         close = [other for other in known if other[:4] == name[:4]] or known[:8]
         raise Refusal(
-            f"encoder.name is {name!r}, which segmentation-models-pytorch does not know; "
+            f"encoder.name is {name!r}, which segmentation-models-pytorch cannot build; "
             f"it has {len(known)}, among them {', '.join(close)}, and timm's as `tu-<name>`"
         ) from None
     return encoder
@@ -124,6 +123,8 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            if not isinstance(header, dict):
+                raise Refusal(f"{path}: its header is {header!r}, written by another program")
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError:
         raise Refusal(f"{path}: no such file") from None
@@ -147,14 +148,21 @@ def mismatch(wanted: Tensors, found: Tensors) -> str:
     )
 
 
-def load_encoder(path: Path, name: str) -> tuple[Encoder, Tensors]:
+def load_encoder(
+    path: Path, name: str, way_out: str = "Run `dvc repro fetch_encoder`."
+) -> tuple[Encoder, Tensors]:
     """Return the encoder file's header and tensors; refuse a file of another encoder."""
     tensors, header = load_tensors(path)
     problem = mismatch(build_encoder(name).state_dict(), tensors)
     if problem:
-        raise Refusal(f"{path} does not fit encoder.name {name!r}: {problem}. {RESUME_ENCODER}")
-    normalization = {key: tuple(header[key]) for key in ("mean", "std") if key in header}
-    return Encoder(name, **normalization), tensors
+        raise Refusal(f"{path} does not fit encoder.name {name!r}: {problem}. {way_out}")
+    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise Refusal(f"{path}: {len(bad)} tensors not finite, such as {bad[0]}. {way_out}")
+    encoder = Encoder(name, *(tuple(header[key]) for key in ("mean", "std") if key in header))
+    if len(encoder.mean) != 3 or len(encoder.std) != 3 or not all(std > 0 for std in encoder.std):
+        raise Refusal(f"{path}: mean {encoder.mean} or std {encoder.std} out of range. {way_out}")
+    return encoder, tensors
 
 
 def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dataset import BatchOrder, SliceDataset, loader, unfit
 from overlap import count_pixels, iou
+from stage import Refusal
 
 
 class Prediction(NamedTuple):
@@ -43,6 +44,11 @@ def predict(
     for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None):
         logits = network(batch.images.to(device, non_blocking=True)).float().cpu()
         for slice_id, fitted, mask in zip(batch.slice_ids, logits, batch.own_masks, strict=True):
+            if not torch.isfinite(fitted).all():
+                raise Refusal(
+                    f"the network's answer for slice {slice_id} is not finite: it has diverged; "
+                    "train it again with a lower train.learning_rate"
+                )
             height, width = mask.shape
             yield Prediction(slice_id, unfit(fitted, height, width, image_size).numpy(), mask)
 

@@ -43,7 +43,7 @@ def patient_problems(patients: list[Path]) -> list[str]:
     """Return a line for each patient that has more than one folder."""
     case_ids = [case_id(folder.name) for folder in patients]
     return [
-        f"patient twice: {twice} in "
+        f"patient twice, but for the date of the scan: {twice} in "
         + ", ".join(folder.name for folder in patients if case_id(folder.name) == twice)
         for twice in duplicates(case_ids)
     ]

@@ -15,7 +15,9 @@ from stage import Refusal
 SEQUENCES = ("pre_contrast", "flair", "post_contrast")
 
 # TCGA_CS_4941_19960909: collection, institution, number, date of the scan.
-DATED_PATIENT = re.compile(r"(?P<case_id>[^_]+_(?P<institution>[^_]+)_.+)_\d{8}")
+DATED_PATIENT = re.compile(
+    r"(?P<case_id>[^_]+_(?P<institution>[^_]+)_.+)_(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+)
 SLICE_FILE = re.compile(
     r"(?P<patient_id>.+)_(?P<number>\d+)(?P<mask>_mask)?\.tiff?", re.IGNORECASE | re.DOTALL
 )
@@ -79,12 +81,12 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
                     f"found mode {image.mode}, pages: {pages}"
                 )
             return np.array(image)
+    except (Refusal, PermissionError, FileNotFoundError):
+        raise
     except UnidentifiedImageError:
         raise Refusal(f"{path}: not a TIFF image that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, Refusal | PermissionError | FileNotFoundError):
-            raise
-        raise Refusal(f"{path}: damaged TIFF image ({error})") from None
+    except Exception as error:  # a damaged header makes Pillow fail in ways without end
+        raise Refusal(f"{path}: damaged TIFF image ({type(error).__name__}: {error})") from None
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from manifest import SPLITS, read_manifest
 from outputs import replacing
-from stage import Refusal, refuse, run
+from stage import Refusal, Seed, refuse, run
 
 
 def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:
@@ -41,9 +41,14 @@ def assign_folds(strata: NDArray[np.int64], *, folds: int, seed: int) -> NDArray
 
 
 def choose_val(strata: NDArray[np.int64], *, n_val: int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted positions of `n_val` units for validation, stratified."""
+    """Return the sorted positions of `n_val` units for validation, stratified where n allows."""
+    sizes = np.unique(strata, return_counts=True)[1]
+    enough = len(sizes) <= min(n_val, len(strata) - n_val) and sizes.min() > 1
     _, val = train_test_split(
-        np.arange(len(strata)), test_size=n_val, stratify=strata, random_state=seed
+        np.arange(len(strata)),
+        test_size=n_val,
+        stratify=strata if enough else None,
+        random_state=seed,
     )
     return np.sort(val)
 
@@ -63,8 +68,8 @@ def split_units(
 
     fold = assign_folds(strata(units, folds), folds=folds, seed=seed)
     rest = np.flatnonzero(fold != test_fold)
-    n_val = max(1, round(val_fraction * len(rest)))
-    members = -(-len(rest) // n_val)
+    n_val = min(max(1, round(val_fraction * len(rest))), len(rest) - 1)
+    members = -(-len(rest) // min(n_val, len(rest) - n_val))
     val = rest[choose_val(strata(units.iloc[rest], members), n_val=n_val, seed=seed)]
     split = np.full(len(units), "train", dtype=object)
     split[fold == test_fold] = "test"
@@ -113,7 +118,7 @@ def main(
     manifest: Path,
     splits: Path,
     *,
-    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    seed: Seed,
     by: Literal["patient", "slice"],
     folds: Annotated[int, Field(ge=2)],
     test_fold: Annotated[int, Field(ge=0)],

@@ -12,13 +12,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import yaml
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, Field, ValidationError, validate_call
 
 PARAMS_FILE = Path("params.yaml")
 SHOWN = 10
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Refusal(ValueError):
@@ -63,7 +65,7 @@ def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[s
         raise Refusal(
             f"no {params_file} in {Path.cwd()}; run the stage from the repository's root"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refusal(f"{params_file} is not valid YAML: {' '.join(str(error).split())}") from None
     found: dict[str, Param] = {}
     for name in names:
@@ -72,10 +74,14 @@ def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[s
             if not isinstance(value, dict) or key not in value:
                 raise Refusal(f"{params_file} lacks `{name}`; compare it with the version in Git")
             value = value[key]
+        values = {name.replace(".", "_"): Param(name, value)}
         if isinstance(value, dict):
-            found |= {key: Param(f"{name}.{key}", item) for key, item in value.items()}
-        else:
-            found[name.replace(".", "_")] = Param(name, value)
+            values = {str(key): Param(f"{name}.{key}", item) for key, item in value.items()}
+        for keyword in values.keys() & found.keys():
+            raise Refusal(
+                f"`{values[keyword].name}` stands beside `{found[keyword].name}`; drop it"
+            )
+        found |= values
     return found
 
 

@@ -28,7 +28,7 @@ from network import Model, Network, Tensors, file_sha256, new_network, save_tens
 from outputs import DECIMALS, replacing
 from overlap import iou
 from prediction import micro_iou, overlap_counts, predict
-from stage import Refusal, run
+from stage import Refusal, Seed, run
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Loss = Literal["bce_dice", "bce", "dice", "focal"]
@@ -179,7 +179,7 @@ def main(
     unet: Path,
     metrics: Path,
     *,
-    seed: Annotated[int, Field(ge=0, lt=2**32)],
+    seed: Seed,
     encoder_name: str,
     encoder_frozen: bool,
     epochs: Annotated[int, Field(ge=1)],

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from torch import nn
 
 import build_manifest
 import restructure
@@ -18,12 +21,8 @@ import stage
 from phantom import write_phantom
 
 # One thread a process: two test processes with two threads each would wait for one another.
-os.environ["OMP_NUM_THREADS"] = "1"
-import numpy as np
-import torch
-from torch import nn
-
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested

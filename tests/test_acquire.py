@@ -1,10 +1,12 @@
 """The data set from each of its sources, and what is said where a source will not do."""
 
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
 
+import kagglehub
 import pytest
 
 import acquire
@@ -102,7 +104,7 @@ def test_lgg_archive_wins_and_is_checked(
     outcome = run_acquire(run_stage, tmp_path, "lgg")
     assert outcome.code == 1
     assert (
-        f"LGG_ARCHIVE ({copy}) is not the published data set: other pixels or names than those "
+        f"LGG_ARCHIVE ({copy}) is not the published data set: other files than those "
         "published, by their SHA-256" in outcome.error
     )
     scan.unlink()
@@ -130,7 +132,6 @@ def test_kaggle_is_downloaded_once_and_checked(
     published: Path,
     tmp_path: Path,
     kaggle_home: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     handler = kaggle(zipped(published, "kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/"))
     with serving(handler, 7777):
@@ -147,12 +148,18 @@ def test_kaggle_is_downloaded_once_and_checked(
 
 
 def test_the_download_tells_its_size_before_it_begins(
-    run_stage: RunStage, published: Path, tmp_path: Path, kaggle_home: Path
+    kaggle_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = acquire.ANNOUNCEMENT.format(cache=kaggle_home)
-    assert "0.7 GB" in text
-    assert "2 GB" in text
-    assert str(kaggle_home) in text
+    told = []
+
+    def begin(handle: str) -> str:
+        told.append(capsys.readouterr().out)
+        return handle
+
+    monkeypatch.setattr(kagglehub, "dataset_download", begin)
+    acquire.download()
+    assert "about 0.7 GB" in told[0]
+    assert f"unpacks to 2 GB in kagglehub's cache ({kaggle_home})" in told[0]
 
 
 def test_an_altered_download_is_refused(
@@ -214,9 +221,12 @@ def encrypt(archive: bytes) -> bytes:
 
 
 def corrupt(archive: bytes) -> bytes:
-    """Return the zip with a byte of its first file changed."""
+    """Return the zip with bytes in the middle of its first file's data changed."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        info = opened.infolist()[0]
     content = bytearray(archive)
-    content[60] ^= 0xFF
+    start = info.header_offset + 30 + len(info.filename)
+    content[start : start + 10] = b"\xff" * 10
     return bytes(content)
 
 
@@ -232,6 +242,7 @@ def test_zips_that_cannot_be_trusted_are_refused(
         (corrupt(whole), "no sound zip file: "),
         (b"", "no sound zip file: File is not a zip file"),
         (zipped(phantom), "no folder with TIFF files in it"),
+        (zipped(phantom, "", extra={"./data.csv": b"x"}), "twice in the zip: data.csv"),
     ]
     for content, message in cases:
         source = tmp_path / "source.zip"
@@ -275,3 +286,30 @@ def test_folders_that_are_no_data_set_are_refused(
     assert outcome.code == 1
     assert "no data.csv beside the patients' folders" in outcome.error
     assert "a table with the one column `Patient` will do" in outcome.error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_is_named(
+    run_stage: RunStage, raw: Path, tmp_path: Path
+) -> None:
+    patient = next(path for path in raw.iterdir() if path.is_dir())
+    patient.chmod(0)
+    outcome = run_acquire(run_stage, tmp_path, str(raw))
+    patient.chmod(0o700)
+    assert (outcome.code, f"Permission denied: '{patient}'" in outcome.error) == (1, True)
+
+
+def test_an_error_of_the_file_system_is_not_passed_over(
+    run_stage: RunStage, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = next(path for path in raw.iterdir() if path.is_dir())
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if Path(path) == patient:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    outcome = run_acquire(run_stage, tmp_path, str(raw))
+    assert (outcome.code, f"Permission denied: '{patient}'" in outcome.error) == (1, True)

@@ -94,6 +94,13 @@ def test_names_that_look_like_numbers_or_gaps_stay_names(
     assert pd.read_csv(tmp_path / "p.csv", dtype=str)["gender"].fillna("").tolist() == ["2", ""]
 
 
+def test_blank_rows_a_byte_order_mark_and_a_patient_named_na_are_read(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"\xef\xbb\xbfPatient,gender\n NA ,2\n,\n,\n0012,\n")
+    clinical = build_manifest.read_clinical(tmp_path / "data.csv")
+    assert clinical["case_id"].tolist() == ["NA", "0012"]
+    assert clinical["gender"].tolist()[0] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -101,6 +108,7 @@ def test_names_that_look_like_numbers_or_gaps_stay_names(
         ("Name\nA\n", "data.csv: no column `Patient`, only ['Name']"),
         ("Patient\nA\nA\nB\n", "data.csv: more than one row for ['A']; keep one row a patient"),
         ('Patient,x\n"A,1\n', "data.csv: not a table in CSV"),
+        ("Patient,case_id\nA,1\n", "data.csv: more than one column for ['case_id']"),
         ("Patient\nA,1\nB,1,2,3\n", "data.csv: not a table in CSV"),
     ],
 )

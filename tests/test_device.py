@@ -5,6 +5,7 @@ import torch
 
 import device
 from device import has_fast_bf16, make_fabric, precision_name
+from stage import Refusal
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -33,3 +34,9 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision_name(make_fabric("cpu", "auto")) == chosen
     assert not has_fast_bf16(torch.device("mps"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refusal, match="compute.device is 'cuda', which this machine"):
+        make_fabric("cuda", "auto")

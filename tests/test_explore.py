@@ -23,11 +23,11 @@ def test_hue_is_that_of_the_channels_and_gray_has_none() -> None:
 
 def test_the_mean_of_hues_goes_round_the_circle() -> None:
     counts = np.zeros(180, np.int64)
-    counts[[5, 174]] = 1  # 11 and 349 degrees
+    counts[[5, 175]] = 1  # 10 and 350 degrees
     assert explore.circular_mean(counts) % 360 == pytest.approx(0, abs=1e-9)
-    counts[[5, 174, 60]] = 0, 0, 7
-    assert explore.circular_mean(counts) == pytest.approx(121)
-    assert explore.peak(counts) == 121
+    counts[[5, 175, 60]] = 0, 0, 7
+    assert explore.circular_mean(counts) == pytest.approx(120)
+    assert explore.peak(counts) == 120
     assert np.isnan(explore.peak(np.zeros(180, np.int64)))
 
 

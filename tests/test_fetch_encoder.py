@@ -78,11 +78,33 @@ def test_a_local_copy_of_another_encoder_is_an_error(
     outcome = fetch(run_stage, tmp_path, encoder__name="resnet18")
     assert outcome.code == 1
     assert f"{weights} does not fit encoder.name 'resnet18': " in outcome.error
+    assert "Set encoder.weights or ENCODER_WEIGHTS to a file for it" in outcome.error
     assert "Traceback" not in outcome.error
     monkeypatch.setenv("ENCODER_WEIGHTS", str(tmp_path / "nowhere.safetensors"))
     outcome = fetch(run_stage, tmp_path)
     assert (outcome.code, "nowhere.safetensors: no such file" in outcome.error) == (1, True)
     assert not outputs(tmp_path)[0].exists()
+
+
+def test_the_hubs_config_beside_a_local_copy_tells_its_normalization(
+    run_stage: RunStage, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCODER_WEIGHTS", str(weights))
+    config = weights.with_name("config.json")
+    settings = {"mean": [127.5, 0, 51], "std": [51, 51, 51], "input_range": [0, 255]}
+    config.write_text(json.dumps(settings))
+    assert fetch(run_stage, tmp_path).code == 0
+    encoder, tensors = load_encoder(outputs(tmp_path)[0], "mobilenet_v2")
+    assert (encoder.mean, encoder.std) == ((0.5, 0, 0.2), (0.2, 0.2, 0.2))
+    assert all(torch.equal(tensors[name], t) for name, t in load_file(weights).items())
+    for text, message in (
+        ('{"mean": 1}', "config.json: not the hub's config of 'mobilenet_v2'"),
+        ("[", "config.json: not the hub's config of 'mobilenet_v2'"),
+        (json.dumps({**settings, "input_space": "BGR"}), "'mobilenet_v2' wants BGR input"),
+    ):
+        config.write_text(text)
+        outcome = fetch(run_stage, tmp_path)
+        assert (outcome.code, message in outcome.error) == (1, True), outcome.error
 
 
 def as_a_process(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,6 +284,35 @@ def test_a_refusal_reaches_the_user_of_dvc_repro(whole_run: Path) -> None:
         assert "Traceback" not in done.stderr
         assert (whole_run / ".gitignore").read_text() == rules
         test_git_sees_metrics_and_lock_but_no_data(whole_run)
+    finally:
+        write_params(whole_run, **SMALL)
+        assert dvc(whole_run, "repro").returncode == 0
+
+
+def test_refusals_of_other_stages_reach_the_user_too(
+    whole_run: Path, phantom: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(phantom, damaged)
+    sorted(damaged.glob("*/*_mask.tif"))[0].unlink()
+    archive, weights = tmp_path / "broken.zip", tmp_path / "weights.safetensors"
+    archive.write_bytes(b"PK")
+    weights.write_bytes(b"no tensors")
+    rows: list[tuple[dict[str, Any], str, str]] = [
+        ({"acquire__dataset": str(archive)}, "acquire", "no sound zip file"),
+        ({"acquire__dataset": str(damaged)}, "restructure", "scan without mask: data/raw/PHANTOM"),
+        ({"encoder__weights": str(weights)}, "fetch_encoder", "not a sound safetensors file"),
+        ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),
+    ]
+    try:
+        for overrides, stage, message in rows:
+            write_params(whole_run, **{**SMALL, **overrides})
+            done = dvc(whole_run, "repro", stage)
+            assert done.returncode != 0, stage
+            assert ran(done)[-1] == stage
+            assert message in done.stderr
+            assert f"{stage}.py: error: " in done.stderr
+            assert "Traceback" not in done.stderr
     finally:
         write_params(whole_run, **SMALL)
         assert dvc(whole_run, "repro").returncode == 0

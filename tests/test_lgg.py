@@ -16,6 +16,7 @@ def test_the_digest_follows_names_and_bytes_and_not_the_order_on_disk(
     for patient in sorted(phantom.iterdir(), reverse=True):
         if patient.is_dir():
             shutil.copytree(patient, copy / patient.name)
+    shutil.copy(phantom / "data.csv", copy)
     assert lgg.content_digest(copy) == wanted
     scans = sorted(copy.glob("*/*_1.tif"))
     content = scans[0].read_bytes()
@@ -25,6 +26,14 @@ def test_the_digest_follows_names_and_bytes_and_not_the_order_on_disk(
     first, second = scans[0].read_bytes(), scans[1].read_bytes()
     scans[0].write_bytes(second)
     scans[1].write_bytes(first)
+    assert lgg.content_digest(copy) != wanted
+    scans[0].write_bytes(first)
+    scans[1].write_bytes(second)
+    assert lgg.content_digest(copy) == wanted
+    (scans[0].parent / "more.TIF").touch()
+    assert lgg.content_digest(copy) != wanted
+    (scans[0].parent / "more.TIF").unlink()
+    (copy / "data.csv").write_text("Patient\n")
     assert lgg.content_digest(copy) != wanted
 
 
@@ -36,6 +45,4 @@ def test_counts_are_told_before_the_digest(phantom: Path, monkeypatch: pytest.Mo
     ]
     monkeypatch.setattr(lgg, "N_PATIENTS", 10)
     monkeypatch.setattr(lgg, "N_FILES", n_files)
-    assert lgg.differences(phantom) == [
-        "other pixels or names than those published, by their SHA-256"
-    ]
+    assert lgg.differences(phantom) == ["other files than those published, by their SHA-256"]

@@ -173,8 +173,36 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
         load_encoder(path, "mobilenet_v2")
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("5", "its header is 5, written by another program"),
+        ('{"mean": [1, 2], "std": [1, 1, 1]}', "out of range"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 0]}', "out of range"),
+        ("{", "not a sound safetensors file"),
+    ],
+)
+def test_an_encoder_file_with_a_strange_header_is_refused(
+    tmp_path: Path, header: str, message: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(build_encoder("mobilenet_v2").state_dict(), path, metadata={"network": header})
+    with pytest.raises(Refusal, match=message):
+        load_encoder(path, "mobilenet_v2")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    tensors = build_encoder("mobilenet_v2").state_dict()
+    tensors["features.0.0.weight"][0] = torch.nan
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(Refusal, match="1 tensors not finite, such as features.0.0.weight"):
+        load_encoder(tmp_path / "a.safetensors", "mobilenet_v2")
+
+
 def test_an_unknown_encoder_is_refused_with_names_near_it() -> None:
     with pytest.raises(Refusal, match=r"encoder.name is 'mobilenet_v9'.* among them mobilenet_v2"):
         build_encoder("mobilenet_v9")
     with pytest.raises(Refusal, match="encoder.name is 'tu-nonsense'"):
         build_encoder("tu-nonsense")
+    with pytest.raises(Refusal, match="encoder.name is 'tu-vit_tiny_patch16_224'"):
+        build_encoder("tu-vit_tiny_patch16_224")

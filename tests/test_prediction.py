@@ -9,6 +9,7 @@ from conftest import SIZE, Data, Told
 from manifest import read_manifest
 from prediction import micro_iou, overlap_counts, predict
 from slices import read_mask, slice_path
+from stage import Refusal
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -75,3 +76,25 @@ def test_the_threshold_is_a_probability(data: Data) -> None:
         )
         counts = overlap_counts(predictions, threshold=threshold)
         assert (counts["tp"] + counts["fp"]).tolist() == [n_predicted]
+
+
+def test_an_answer_that_is_not_finite_is_refused(data: Data) -> None:
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:2]
+
+    class Diverged(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(images), 64, 64), torch.nan)
+
+    predictions = predict(
+        Diverged(),
+        data.images,
+        data.masks,
+        ids,
+        device=torch.device("cpu"),
+        image_size=SIZE,
+        batch_size=1,
+        workers=0,
+        title="diverged",
+    )
+    with pytest.raises(Refusal, match=f"answer for slice {ids[0]} is not finite"):
+        list(predictions)

@@ -140,7 +140,11 @@ def no_folder(raw: Path) -> None:
         (add_foreign_file_beside_patients, "nor data.csv: {raw}/labels.xlsx"),
         (add_slice_of_another, f"slice of another patient: {{raw}}/{P1}/{P2}_1.tif"),
         (repeat_number, f"slice number twice: {{raw}}/{P1}/{P1}_03.tif, {{raw}}/{P1}/{P1}_3.tif"),
-        (repeat_patient, f"patient twice: PHANTOM_P1_0001 in {P1}, PHANTOM_P1_0001_20010101"),
+        (
+            repeat_patient,
+            "patient twice, but for the date of the scan: "
+            f"PHANTOM_P1_0001 in {P1}, PHANTOM_P1_0001_20010101",
+        ),
         (empty_patient, "patient without slices: {raw}/PHANTOM_P9_0099_20000101"),
         (cut_off, f"{P1}_3.tif: damaged TIFF image"),
         (empty_file, f"{P1}_3.tif: not a TIFF image that can be read"),

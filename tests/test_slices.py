@@ -40,6 +40,7 @@ def test_names_are_parsed(file_name: str, parsed: tuple[str, int, bool] | None) 
         ("PHANTOM_P2_0002_20000101", "PHANTOM_P2_0002", "P2"),
         ("patient 7", "patient 7", "unknown"),
         ("clinic_7", "clinic_7", "unknown"),
+        ("HOSP_MR_2023_00012345", "HOSP_MR_2023_00012345", "unknown"),
     ],
 )
 def test_institution_and_case_come_from_the_name(patient_id: str, case: str, code: str) -> None:
@@ -94,3 +95,24 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(Refusal, match=r"a\.tif: (not a TIFF image|damaged TIFF image)"):
         read_image(path)
+
+
+def test_no_damage_to_the_header_escapes(tmp_path: Path) -> None:
+    """Any byte of the header changed: the file is read or refused, and nothing else is raised."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(path)
+    whole = path.read_bytes()
+    n_header = len(whole) - 8 * 8 * 3
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(1500):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, n_header, size=3):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_image(path).ndim == 3
+        except Refusal as refusal:
+            assert str(path) in str(refusal)  # noqa: PT017
+            refused += 1
+    assert refused > 500

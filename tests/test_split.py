@@ -47,7 +47,7 @@ def make_manifest(n_patients: int, seed: int = 0) -> pd.DataFrame:
 @given(
     n_patients=st.integers(8, 60),
     folds=st.integers(2, 6),
-    val_fraction=st.floats(0.05, 0.5),
+    val_fraction=st.floats(0.001, 0.999),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_by_patient_each_is_on_one_side_and_tested_once(
@@ -72,7 +72,8 @@ def test_by_patient_each_is_on_one_side_and_tested_once(
         tested.update(patients[patients == "test"].index)
         n_tested, n_val = (patients == "test").sum(), (patients == "val").sum()
         assert n_tested in (n_patients // folds, -(-n_patients // folds))
-        assert n_val == max(1, round(val_fraction * (n_patients - n_tested)))
+        n_rest = n_patients - n_tested
+        assert n_val == min(max(1, round(val_fraction * n_rest)), n_rest - 1)
     assert tested == Counter(set(manifest["patient_id"]))
 
 
@@ -90,6 +91,17 @@ def test_by_slice_each_is_tested_once_and_the_label_is_stratified(seed: int, fol
         for _, part in splits.groupby("split"):
             assert part["abnormal"].mean() == pytest.approx(share, abs=1.01 / len(part))
     assert tested == Counter(manifest["slice_id"])
+
+
+@pytest.mark.parametrize("val_fraction", [0.0005, 0.002, 0.5, 0.9, 0.9999])
+def test_by_slice_any_fraction_splits_or_is_refused(val_fraction: float) -> None:
+    arguments = {**DEFAULTS, "by": "slice", "val_fraction": val_fraction}
+    try:
+        splits = split_manifest(make_manifest(10), **arguments)
+    except Refusal as refusal:
+        assert "no abnormal slice in" in str(refusal)  # noqa: PT017
+    else:
+        assert splits.groupby("split")["abnormal"].sum().min() > 0
 
 
 @pytest.mark.parametrize("seed", range(5))

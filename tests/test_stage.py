@@ -93,6 +93,12 @@ def test_a_missing_params_file_and_section_are_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 1\n")
     with pytest.raises(Refusal, match="lacks `split.folds`"):
         read_params(["split.folds"], tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: 1\nsplit: {seed: 2}\n")
+    with pytest.raises(Refusal, match="`split.seed` stands beside `seed`; drop it"):
+        read_params(["seed", "split"], tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"seed: 1 # \xe9\n")
+    with pytest.raises(Refusal, match="is not valid YAML"):
+        read_params(["seed"], tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("seed: [1\n")
     with pytest.raises(Refusal, match="is not valid YAML: .* line 2"):
         read_params(["seed"], tmp_path / "params.yaml")

@@ -16,7 +16,15 @@ from torch import nn
 import train
 from conftest import Data, Outcome, RunStage
 from manifest import read_manifest
-from network import Encoder, build_encoder, file_sha256, load_network, save_tensors
+from network import (
+    Encoder,
+    Network,
+    build_encoder,
+    file_sha256,
+    load_network,
+    new_network,
+    save_tensors,
+)
 
 NAMES = (
     "seed",
@@ -89,17 +97,89 @@ def test_curves_and_summary_tell_of_every_epoch(train_in: Train, tmp_path: Path)
 
 
 def test_the_model_holds_the_decoder_alone_unless_the_encoder_learns(
-    train_in: Train, encoder: Path, tmp_path: Path
+    train_in: Train, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train_in("frozen", train__epochs=1).code == 0
+    networks: list[Network] = []
+
+    def remember(*paths: Path, **settings: Any) -> Network:
+        networks.append(new_network(*paths, **settings))
+        return networks[-1]
+
+    monkeypatch.setattr(train, "new_network", remember)
+    assert train_in("frozen").code == 0
     assert train_in("tuned", train__epochs=1, encoder__frozen=False).code == 0
     frozen, tuned = (load_file(tmp_path / f / "unet.safetensors") for f in ("frozen", "tuned"))
     assert not [name for name in frozen if name.startswith("encoder.")]
-    network, model = load_network(tmp_path / "frozen/unet.safetensors", encoder)
+    _, model = load_network(tmp_path / "frozen/unet.safetensors", encoder)
     assert (model.encoder_frozen, model.image_size) == (True, 48)
     kept = load_file(encoder)
-    assert all(torch.equal(network.unet.encoder.state_dict()[name], kept[name]) for name in kept)
+    after = networks[0].unet.encoder.state_dict()  # the network that was trained
+    assert all(torch.equal(after[name], kept[name]) for name in kept)
     assert any(not torch.equal(tuned[f"encoder.{name}"], kept[name]) for name in kept)
+
+
+def test_the_stored_model_is_that_of_the_best_epoch_on_val(
+    train_in: Train, data: Data, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three epochs is made the best: the stored file is the network after it."""
+    scored: list[dict[str, torch.Tensor]] = []
+    asked: list[list[str]] = []
+
+    def predict(network: Any, *paths: Path, **settings: Any) -> Any:
+        scored.append(network.module.trained_tensors())
+        asked.append(paths[2])  # type: ignore[arg-type]
+        return iter(())
+
+    iou = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(train, "predict", predict)
+    monkeypatch.setattr(train, "overlap_counts", lambda *_, **__: None)
+    monkeypatch.setattr(train, "micro_iou", lambda _: next(iou))
+    assert train_in("a", train__epochs=3).code == 0
+    stored = load_file(tmp_path / "a/unet.safetensors")
+    matches = [all(torch.equal(stored[n], t[n]) for n in stored) for t in scored]
+    assert matches == [False, True, False]
+    val_ids = read_manifest(data.splits).query("split == 'val'")["slice_id"].tolist()
+    assert asked == [val_ids] * 3
+    summary = json.loads((tmp_path / "a/train/metrics.json").read_text())
+    assert summary["best"] == {"epoch": 2, "val_iou": 0.75}
+    # Batch norm of the decoder learns in every epoch: each begins in training mode again.
+    name = next(name for name in stored if name.endswith("running_mean"))
+    assert not torch.equal(scored[0][name], scored[1][name])
+    assert not torch.equal(scored[1][name], scored[2][name])
+
+
+def test_every_step_moves_the_schedule(
+    train_in: Train, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.lr_scheduler.LRScheduler] = []
+
+    def remember(*arguments: Any, **settings: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        made.append(make_schedule(*arguments, **settings))
+        return made[-1]
+
+    make_schedule = train.make_schedule
+    monkeypatch.setattr(train, "make_schedule", remember)
+    assert train_in("a").code == 0
+    n_slices = len(read_manifest(data.splits).query("split == 'train'"))
+    assert made[0].last_epoch == QUICK["train__epochs"] * (n_slices // 8)
+
+
+def test_dropout_is_the_same_with_any_number_of_workers(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    """A loader must not draw from the generator that DropPath of a learning mit_b0 draws from."""
+    encoder = tmp_path / "mit.safetensors"
+    torch.manual_seed(0)
+    save_tensors(build_encoder("mit_b0").state_dict(), Encoder("mit_b0"), encoder)
+    changes = {"encoder__name": "mit_b0", "encoder__frozen": False, "train__batch_size": 16}
+    digests = []
+    for workers in (0, 2):
+        out = tmp_path / f"workers {workers}"
+        paths = [data.images, data.masks, data.splits, encoder, out / "unet", out / "train"]
+        settings = {**QUICK, **changes, "compute__workers": workers}
+        assert run_stage(train.main, paths, *NAMES, **settings).code == 0
+        digests.append(file_sha256(out / "unet"))
+    assert digests[0] == digests[1]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_slices(
