@@ -37,7 +37,8 @@ demo: $(DEMO_READY)
 	@rm -rf demo
 	@dvc get --quiet . metrics --rev demo --out demo
 	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
-	@python -c 'import pandas; print(pandas.read_json("demo/evaluate.json").to_string())'
+	@python -c 'import pandas; scores = pandas.read_json("demo/evaluate.json"); \
+	  print(scores.to_string(float_format="{:.5g}".format))'
 	@echo "Scores above: demo/evaluate.json, by patient demo/evaluate/per_patient.csv"
 	@echo "Pictures:     demo/explore/location.png, tumor_area.png, hue.png"
 	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
