@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import restructure
 import split
 import stage
 from phantom import write_phantom
+from prediction import Prediction, predict
 
 # One thread a process: two test processes with two threads each would wait for one another.
 torch.set_num_threads(1)
@@ -59,6 +60,29 @@ class Told(nn.Module):
             answer = torch.from_numpy(self.answers.pop(0))
             slot[: answer.shape[0], : answer.shape[1]][answer] = 5.0
         return logits
+
+
+def predicted(
+    network: nn.Module,
+    data: Data,
+    slice_ids: list[str],
+    *,
+    image_size: int = SIZE,
+    batch_size: int = 7,
+    workers: int = 0,
+) -> Iterator[Prediction]:
+    """Let a network predict slices of the phantom on the CPU."""
+    return predict(
+        network,
+        data.images,
+        data.masks,
+        slice_ids,
+        device=torch.device("cpu"),
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        title="test",
+    )
 
 
 RunStage = Callable[..., Outcome]

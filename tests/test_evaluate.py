@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import evaluate
-from conftest import SIZE, Data, RunStage, Told
+from conftest import SIZE, Data, RunStage, Told, predicted
 from manifest import read_manifest
 from network import Encoder, Model, build_encoder, file_sha256, new_network, save_tensors
-from prediction import overlap_counts, predict
+from prediction import overlap_counts
 from slices import read_mask, slice_path
 
 KEYS = {
@@ -27,17 +27,7 @@ KEYS = {
 
 
 def counts_of(data: Data, answers: list[np.ndarray], slice_ids: list[str]) -> pd.DataFrame:
-    predictions = predict(
-        Told(answers, 64),
-        data.images,
-        data.masks,
-        slice_ids,
-        device=torch.device("cpu"),
-        image_size=SIZE,
-        batch_size=7,
-        workers=0,
-        title="told",
-    )
+    predictions = predicted(Told(answers, 64), data, slice_ids)
     return overlap_counts(predictions, threshold=0.5)
 
 

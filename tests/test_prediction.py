@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SIZE, Data, Told
+from conftest import SIZE, Data, Told, predicted
 from manifest import read_manifest
-from prediction import micro_iou, overlap_counts, predict
+from prediction import micro_iou, overlap_counts
 from slices import read_mask, slice_path
 from stage import Refusal
 
@@ -16,19 +16,7 @@ from stage import Refusal
 def test_every_slice_comes_once_in_order_whatever_the_batch(data: Data, workers: int) -> None:
     ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2][::-1]
     masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in ids]
-    predictions = list(
-        predict(
-            Told(masks, 64),
-            data.images,
-            data.masks,
-            ids,
-            device=torch.device("cpu"),
-            image_size=SIZE,
-            batch_size=3,
-            workers=workers,
-            title="told",
-        )
-    )
+    predictions = list(predicted(Told(masks, 64), data, ids, batch_size=3, workers=workers))
     assert [prediction.slice_id for prediction in predictions] == ids
     for prediction, mask in zip(predictions, masks, strict=True):
         np.testing.assert_array_equal(prediction.mask, mask)
@@ -40,17 +28,7 @@ def test_logits_are_resized_before_the_threshold(data: Data) -> None:
     """Between the fields of a checkerboard of ±5 bilinear values lie: no other order has them."""
     ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
     half = np.indices((24, 24)).sum(axis=0) % 2 == 0
-    [prediction] = predict(
-        Told([half], 32),
-        data.images,
-        data.masks,
-        ids,
-        device=torch.device("cpu"),
-        image_size=24,
-        batch_size=1,
-        workers=0,
-        title="half",
-    )
+    [prediction] = predicted(Told([half], 32), data, ids, image_size=24, batch_size=1)
     assert prediction.logits.shape == (SIZE, SIZE)
     assert set(np.unique(np.abs(prediction.logits))) == {1.25, 2.5, 5.0}
 
@@ -63,17 +41,7 @@ def test_the_threshold_is_a_probability(data: Data) -> None:
             return torch.full((len(images), 64, 64), 1.0)  # probability 0.731
 
     for threshold, n_predicted in ((0.73, SIZE**2), (0.74, 0)):
-        predictions = predict(
-            Constant(),
-            data.images,
-            data.masks,
-            ids,
-            device=torch.device("cpu"),
-            image_size=SIZE,
-            batch_size=1,
-            workers=0,
-            title="constant",
-        )
+        predictions = predicted(Constant(), data, ids, batch_size=1)
         counts = overlap_counts(predictions, threshold=threshold)
         assert (counts["tp"] + counts["fp"]).tolist() == [n_predicted]
 
@@ -85,16 +53,6 @@ def test_an_answer_that_is_not_finite_is_refused(data: Data) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images), 64, 64), torch.nan)
 
-    predictions = predict(
-        Diverged(),
-        data.images,
-        data.masks,
-        ids,
-        device=torch.device("cpu"),
-        image_size=SIZE,
-        batch_size=1,
-        workers=0,
-        title="diverged",
-    )
+    predictions = predicted(Diverged(), data, ids, batch_size=1)
     with pytest.raises(Refusal, match=f"answer for slice {ids[0]} is not finite"):
         list(predictions)
