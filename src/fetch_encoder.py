@@ -73,8 +73,9 @@ def copy_local(source: Path, name: str, target: Path) -> None:
     config = source.with_name("config.json")
     if config.is_file():
         try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-            encoder = normalized_as(name, settings)
+            encoder = normalized_as(name, json.loads(config.read_text(encoding="utf-8")))
+        except Refusal:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"{config}: not the hub's config of {name!r} ({error!r})") from None
     if encoder == Encoder(name):

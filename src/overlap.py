@@ -40,6 +40,11 @@ def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
     return ratio(2 * tp, 2 * tp + fp + fn)
 
 
+def micro_iou(counts: pd.DataFrame) -> float:
+    """Return the IoU over all pixels of all slices together; NaN where both masks are empty."""
+    return float(iou(counts["tp"].sum(), counts["fp"].sum(), counts["fn"].sum()))
+
+
 def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each split and patient with counts over its slices there, IoU and Dice.
 
@@ -62,9 +67,8 @@ def summarize(slices: pd.DataFrame, patients: pd.DataFrame) -> dict[str, float |
     are left out of a mean.
     """
     abnormal = slices[slices["abnormal"] == 1]
-    tp, fp, fn, _ = (int(slices[name].sum()) for name in COUNTS)
     return {
-        "iou": float(iou(tp, fp, fn)),
+        "iou": micro_iou(slices),
         "iou_slice_abnormal": float(iou(abnormal["tp"], abnormal["fp"], abnormal["fn"]).mean()),
         "dice_patient_mean": float(patients["dice"].mean()),
         "dice_patient_median": float(patients["dice"].median()),

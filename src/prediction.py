@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import BatchOrder, SliceDataset, loader, unfit
-from overlap import count_pixels, iou
+from overlap import count_pixels
 from stage import Refusal
 
 
@@ -60,8 +60,3 @@ def overlap_counts(predictions: Iterator[Prediction], *, threshold: float) -> pd
         {"slice_id": slice_id, **count_pixels(logits > logit, mask)}
         for slice_id, logits, mask in predictions
     )
-
-
-def micro_iou(counts: pd.DataFrame) -> float:
-    """Return the IoU over all pixels of all slices together."""
-    return float(iou(counts["tp"].sum(), counts["fp"].sum(), counts["fn"].sum()))

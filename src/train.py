@@ -26,8 +26,8 @@ from device import Device, Precision, make_fabric, precision_name
 from manifest import read_manifest
 from network import Model, Network, Tensors, file_sha256, new_network, save_tensors
 from outputs import DECIMALS, replacing
-from overlap import iou
-from prediction import micro_iou, overlap_counts, predict
+from overlap import iou, micro_iou
+from prediction import overlap_counts, predict
 from stage import Refusal, Seed, run
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -1,5 +1,6 @@
 """Small phantoms, and ways to run a stage as a person would."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
+MODULES = {path.stem: path for path in (ROOT / "src").glob("*.py")}
 SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested
 
 
@@ -60,6 +62,14 @@ class Told(nn.Module):
             answer = torch.from_numpy(self.answers.pop(0))
             slot[: answer.shape[0], : answer.shape[1]][answer] = 5.0
         return logits
+
+
+def run_names(module: str) -> list[str]:
+    """Return the names of params that a script hands to stage.run."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run":
+            return [ast.literal_eval(argument) for argument in node.args[1:]]
+    raise AssertionError(f"{module} does not call run")
 
 
 def predicted(

@@ -11,10 +11,10 @@ import pytest
 
 import acquire
 import lgg
-from conftest import Outcome, RunStage
+from conftest import Outcome, RunStage, run_names
 from servers import kaggle, serving
 
-NAMES = ("seed", "acquire", "phantom")
+NAMES = run_names("acquire")
 
 
 def files(folder: Path) -> dict[str, bytes]:

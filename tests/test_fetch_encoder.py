@@ -12,11 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import fetch_encoder
-from conftest import ROOT, Outcome, RunStage, params
+from conftest import ROOT, Outcome, RunStage, params, run_names
 from network import build_encoder, file_sha256, load_encoder
 from servers import hub, serving
 
-NAMES = ("seed", "encoder.name", "encoder.weights")
+NAMES = run_names("fetch_encoder")
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_the_hubs_config_beside_a_local_copy_tells_its_normalization(
     for text, message in (
         ('{"mean": 1}', "config.json: not the hub's config of 'mobilenet_v2'"),
         ("[", "config.json: not the hub's config of 'mobilenet_v2'"),
-        (json.dumps({**settings, "input_space": "BGR"}), "'mobilenet_v2' wants BGR input"),
+        (json.dumps({**settings, "input_space": "BGR"}), "error: 'mobilenet_v2' wants BGR input"),
     ):
         config.write_text(text)
         outcome = fetch(run_stage, tmp_path)

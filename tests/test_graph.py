@@ -14,10 +14,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from conftest import ROOT, dvc, make_repository, params
+from conftest import MODULES, ROOT, dvc, make_repository, params, run_names
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-MODULES = {path.stem: path for path in (ROOT / "src").glob("*.py")}
 
 # Values that change how fast a stage is and nothing that it writes: DVC does not track them.
 UNTRACKED = {"compute.workers"}
@@ -79,14 +78,6 @@ def imported(module: str) -> set[str]:
                 names = [node.module or ""]
             waiting |= {n for n in names if n in MODULES} - found
     return found
-
-
-def run_names(module: str) -> list[str]:
-    """Return the names of params that a script hands to stage.run."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run":
-            return [ast.literal_eval(argument) for argument in node.args[1:]]
-    raise AssertionError(f"{module} does not call run")
 
 
 def entries(stage: dict[str, Any], *kinds: str) -> dict[str, dict[str, Any]]:
@@ -206,6 +197,14 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def changeable_run(whole_run: Path) -> Iterator[Path]:
+    """Return the same repository for a test that changes params; they are put back after it."""
+    yield whole_run
+    write_params(whole_run, **SMALL)
+    assert dvc(whole_run, "repro").returncode == 0
+
+
 def test_the_whole_graph_runs_offline_and_leaves_its_outputs(whole_run: Path) -> None:
     for stage in STAGES.values():
         for path in entries(stage, "outs", "metrics", "plots"):
@@ -253,44 +252,37 @@ def test_metrics_show_and_plots_show_work(whole_run: Path, tmp_path: Path) -> No
     assert not json.loads(plots.stdout).get("errors")
 
 
-def test_a_change_of_each_param_reruns_the_stages_of_its_row(whole_run: Path) -> None:
+def test_a_change_of_each_param_reruns_the_stages_of_its_row(changeable_run: Path) -> None:
     from dvc.repo import Repo
 
     unchanged = params(**SMALL)
-    try:
-        for name, stages in RERUNS.items():
-            key = name.replace(".", "__")
-            value: Any = unchanged
-            for part in name.split("."):
-                value = value[part]
-            other = f"{value}x" if isinstance(value, str) else value + 1
-            write_params(whole_run, **{**SMALL, key: other})
-            with Repo(str(whole_run)) as repo:
-                changed = {address.rpartition(":")[2] for address in repo.status()}
-            assert changed == stages, name
-    finally:
-        write_params(whole_run, **SMALL)
+    for name, stages in RERUNS.items():
+        key = name.replace(".", "__")
+        value: Any = unchanged
+        for part in name.split("."):
+            value = value[part]
+        other = f"{value}x" if isinstance(value, str) else value + 1
+        write_params(changeable_run, **{**SMALL, key: other})
+        with Repo(str(changeable_run)) as repo:
+            changed = {address.rpartition(":")[2] for address in repo.status()}
+        assert changed == stages, name
 
 
-def test_a_refusal_reaches_the_user_of_dvc_repro(whole_run: Path) -> None:
+def test_a_refusal_reaches_the_user_of_dvc_repro(changeable_run: Path) -> None:
     """And what succeeded before stays out of Git."""
-    rules = (whole_run / ".gitignore").read_text()
-    write_params(whole_run, **{**SMALL, "split__test_fold": 3, "phantom__patients": 7})
-    try:
-        done = dvc(whole_run, "repro", "split")
-        assert done.returncode != 0
-        assert ran(done) == ["acquire", "restructure", "build_manifest", "split"]
-        assert "error: split.test_fold is 3; with 3 folds use 0 to 2" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert (whole_run / ".gitignore").read_text() == rules
-        test_git_sees_metrics_and_lock_but_no_data(whole_run)
-    finally:
-        write_params(whole_run, **SMALL)
-        assert dvc(whole_run, "repro").returncode == 0
+    rules = (changeable_run / ".gitignore").read_text()
+    write_params(changeable_run, **{**SMALL, "split__test_fold": 3, "phantom__patients": 7})
+    done = dvc(changeable_run, "repro", "split")
+    assert done.returncode != 0
+    assert ran(done) == ["acquire", "restructure", "build_manifest", "split"]
+    assert "error: split.test_fold is 3; with 3 folds use 0 to 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (changeable_run / ".gitignore").read_text() == rules
+    test_git_sees_metrics_and_lock_but_no_data(changeable_run)
 
 
 def test_refusals_of_other_stages_reach_the_user_too(
-    whole_run: Path, phantom: Path, tmp_path: Path
+    changeable_run: Path, phantom: Path, tmp_path: Path
 ) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(phantom, damaged)
@@ -304,33 +296,29 @@ def test_refusals_of_other_stages_reach_the_user_too(
         ({"encoder__weights": str(weights)}, "fetch_encoder", "not a sound safetensors file"),
         ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),
     ]
-    try:
-        for overrides, stage, message in rows:
-            write_params(whole_run, **{**SMALL, **overrides})
-            done = dvc(whole_run, "repro", stage)
-            assert done.returncode != 0, stage
-            assert ran(done)[-1] == stage
-            assert message in done.stderr
-            assert f"{stage}.py: error: " in done.stderr
-            assert "Traceback" not in done.stderr
-    finally:
-        write_params(whole_run, **SMALL)
-        assert dvc(whole_run, "repro").returncode == 0
+    for overrides, stage, message in rows:
+        write_params(changeable_run, **{**SMALL, **overrides})
+        done = dvc(changeable_run, "repro", stage)
+        assert done.returncode != 0, stage
+        assert ran(done)[-1] == stage
+        assert message in done.stderr
+        assert f"{stage}.py: error: " in done.stderr
+        assert "Traceback" not in done.stderr
 
 
-def test_an_earlier_run_comes_back_from_the_run_cache(whole_run: Path) -> None:
-    before = (whole_run / "metrics/evaluate.json").read_text()
-    write_params(whole_run, **{**SMALL, "evaluate__threshold": 1e-4})
-    assert ran(dvc(whole_run, "repro")) == ["evaluate"]
-    assert (whole_run / "metrics/evaluate.json").read_text() != before
-    write_params(whole_run, **SMALL)
-    done = dvc(whole_run, "repro")
+def test_an_earlier_run_comes_back_from_the_run_cache(changeable_run: Path) -> None:
+    before = (changeable_run / "metrics/evaluate.json").read_text()
+    write_params(changeable_run, **{**SMALL, "evaluate__threshold": 1e-4})
+    assert ran(dvc(changeable_run, "repro")) == ["evaluate"]
+    assert (changeable_run / "metrics/evaluate.json").read_text() != before
+    write_params(changeable_run, **SMALL)
+    done = dvc(changeable_run, "repro")
     assert ran(done) == []
     assert "Stage 'evaluate' is cached - skipping run" in done.stdout
-    assert (whole_run / "metrics/evaluate.json").read_text() == before
+    assert (changeable_run / "metrics/evaluate.json").read_text() == before
 
 
-def test_an_experiment_changes_the_recipe_without_touching_code(whole_run: Path) -> None:
+def test_an_experiment_changes_the_recipe_without_touching_code(changeable_run: Path) -> None:
     overrides = {
         "split.by": "slice",
         "encoder.name": "resnet18",
@@ -338,20 +326,16 @@ def test_an_experiment_changes_the_recipe_without_touching_code(whole_run: Path)
         "train.learning_rate": "1e-5",
     }
     words = [word for name, value in overrides.items() for word in ("-S", f"{name}={value}")]
-    done = dvc(whole_run, "exp", "run", "--name", "other-recipe", *words)
-    try:
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert ran(done) == ["split", "fetch_encoder", "train", "evaluate"]
-        with safe_open(whole_run / "models/unet.safetensors", framework="np") as file:
-            model = json.loads(file.metadata()["network"])
-        assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)
-        splits = pd.read_csv(whole_run / "data/splits.csv")
-        assert splits.groupby("patient_id")["split"].nunique().max() == 3
-        lock = yaml.safe_load((whole_run / "dvc.lock").read_text())["stages"]["train"]
-        assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
-    finally:
-        write_params(whole_run, **SMALL)
-        assert dvc(whole_run, "repro").returncode == 0
+    done = dvc(changeable_run, "exp", "run", "--name", "other-recipe", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(done) == ["split", "fetch_encoder", "train", "evaluate"]
+    with safe_open(changeable_run / "models/unet.safetensors", framework="np") as file:
+        model = json.loads(file.metadata()["network"])
+    assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)
+    splits = pd.read_csv(changeable_run / "data/splits.csv")
+    assert splits.groupby("patient_id")["split"].nunique().max() == 3
+    lock = yaml.safe_load((changeable_run / "dvc.lock").read_text())["stages"]["train"]
+    assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
 
 
 def test_what_dvc_holds_is_not_fetched_again(

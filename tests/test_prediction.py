@@ -7,7 +7,8 @@ from torch import nn
 
 from conftest import SIZE, Data, Told, predicted
 from manifest import read_manifest
-from prediction import micro_iou, overlap_counts
+from overlap import micro_iou
+from prediction import overlap_counts
 from slices import read_mask, slice_path
 from stage import Refusal
 

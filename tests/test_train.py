@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from conftest import Data, Outcome, RunStage
+from conftest import Data, Outcome, RunStage, run_names
 from manifest import read_manifest
 from network import (
     Encoder,
@@ -26,15 +26,7 @@ from network import (
     save_tensors,
 )
 
-NAMES = (
-    "seed",
-    "encoder.name",
-    "encoder.frozen",
-    "train",
-    "compute.device",
-    "compute.precision",
-    "compute.workers",
-)
+NAMES = run_names("train")
 QUICK: dict[str, Any] = {
     "train__epochs": 2,
     "train__image_size": 48,
