@@ -104,7 +104,7 @@ def slice_seed(seed: int, epoch: int, slice_id: str) -> int:
 
 
 class SliceDataset(Dataset[Item]):
-    """Scans and masks of the given slices, read and fitted one by one.
+    """Scans and masks of the given slices, read and fitted one by one; without masks, empty ones.
 
     An item's key is (epoch, position): what augmentation draws follows from the seed, the epoch and
     the slice, whichever worker loads it.
@@ -113,7 +113,7 @@ class SliceDataset(Dataset[Item]):
     def __init__(
         self,
         images: Path,
-        masks: Path,
+        masks: Path | None,
         slice_ids: Sequence[str],
         *,
         image_size: int,
@@ -130,7 +130,11 @@ class SliceDataset(Dataset[Item]):
         epoch, position = key
         slice_id = self.slice_ids[position]
         image = read_image(slice_path(self.images, slice_id))
-        own_mask = read_mask(slice_path(self.masks, slice_id))
+        own_mask = (
+            read_mask(slice_path(self.masks, slice_id))
+            if self.masks
+            else np.zeros(image.shape[:2], dtype=np.bool_)
+        )
         image = fit(image, self.image_size, cv2.INTER_LINEAR)
         mask = fit(own_mask.view(np.uint8), self.image_size, cv2.INTER_NEAREST)
         if self.augment is not None:

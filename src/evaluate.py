@@ -1,81 +1,239 @@
-"""Score the trained network on train, val and test.
+"""Score the predictions on train, val and test, under every common definition.
 
-    python src/evaluate.py data/slices/images data/slices/masks data/splits.csv \
-        models/encoder.safetensors models/unet.safetensors metrics/evaluate.json \
-        metrics/evaluate/per_patient.csv
+    python src/evaluate.py data/slices/masks data/splits.csv data/patients.csv data/predictions \
+        metrics/evaluate.json metrics/evaluate
 
-Every slice is scored at its own size: logits are resized back before the threshold, whatever image
-size the network takes.
+Every slice is scored at its own size. Nothing here looks at the network: another predictor's
+probability maps in the place of data/predictions are scored alike.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from tqdm.contrib.concurrent import process_map
 
-from device import Device, Precision, make_fabric
+from bootstrap import Bootstrap
+from calibration import (
+    area_under_risk_coverage,
+    expected_calibration_error,
+    reliability,
+    risk_coverage,
+)
+from cohort import groups, read_patients
+from definitions import definitions, trivial_counts
+from detection import detection
 from manifest import SPLITS, read_manifest
-from network import load_network
 from outputs import DECIMALS, replacing, write_metrics
-from overlap import per_patient, summarize
-from prediction import overlap_counts, predict
-from stage import run
+from overlap import COUNTS, count_pixels, iou
+from probability import LEVELS, PROBABILITIES, probability_path, read_levels
+from scores import per_patient, subgroups, summarize
+from slices import read_mask, slice_path
+from stage import Refusal, Seed, run
+from surface import hd95, surface_dice
+from volume import largest_component, stack
+
+THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
+CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by
+NETWORK = "network"  # among the predictors of definitions.csv
 
 
-def score(slices: pd.DataFrame) -> tuple[dict[str, dict[str, float | int]], pd.DataFrame]:
-    """Return the scores of each split, and the table of patients behind them.
+class Assessed(NamedTuple):
+    """What is kept of a patient once its predictions are compared with the reference."""
 
-    `slices` holds one row a slice with its split, patient, label and counts of pixels.
+    slices: pd.DataFrame  # one row a slice
+    trivial: list[dict[str, dict[str, int]]]  # COUNTS of each slice by predictor
+
+
+def read_pair(
+    slice_id: str, masks: Path, predictions: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return a slice's levels of probability and its reference, both (H, W)."""
+    levels = read_levels(predictions, slice_id)
+    mask = read_mask(slice_path(masks, slice_id))
+    if levels.shape != mask.shape:
+        raise Refusal(
+            f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
+            f"{mask.shape}; `dvc repro --force predict`"
+        )
+    return levels, mask
+
+
+def pixel_counts(slice_id: str, masks: Path, predictions: Path) -> NDArray[np.int64]:
+    """Return how many healthy and how many tumor pixels have which level, (2, LEVELS)."""
+    levels, mask = read_pair(slice_id, masks, predictions)
+    codes = levels.astype(np.int64) + LEVELS * mask
+    return np.bincount(codes.ravel(), minlength=2 * LEVELS).reshape(2, LEVELS)
+
+
+def best_threshold(counts: NDArray[np.int64]) -> float:
+    """Return the one of THRESHOLDS with the highest micro IoU, the first of equals.
+
+    `counts`, (2, LEVELS), are the pixels of the slices to choose on.
     """
-    patients = per_patient(slices)
-    scores = {
-        split: summarize(slices[slices["split"] == split], patients[patients["split"] == split])
-        for split in SPLITS
+    above = THRESHOLDS[:, None] < PROBABILITIES  # (THRESHOLDS, LEVELS)
+    fp, tp = (above * counts[:, None]).sum(axis=2)
+    scores = np.nan_to_num(iou(tp, fp, counts[1].sum() - tp))
+    return float(THRESHOLDS[scores.argmax()])
+
+
+def assess(
+    volume: pd.DataFrame, masks: Path, predictions: Path, *, threshold: float, largest: bool
+) -> Assessed:
+    """Compare a patient's predictions with the reference.
+
+    `volume` holds `slice_id`, `slice_number` and `split` of all its slices, in order.
+    """
+    pairs = [read_pair(slice_id, masks, predictions) for slice_id in volume["slice_id"]]
+    references = [mask for _, mask in pairs]
+    predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
+    if largest:
+        kept = largest_component(stack(predicted))
+        predicted = [
+            whole[: mask.shape[0], : mask.shape[1]]
+            for whole, mask in zip(kept, references, strict=True)
+        ]
+    rows = []
+    for (levels, mask), answer in zip(pairs, predicted, strict=True):
+        probability = PROBABILITIES[levels]
+        rows.append(
+            {
+                **count_pixels(answer, mask),
+                "max_probability": probability.max(),
+                "probability_sum": probability.sum(),
+                "probability_inside": probability[answer].sum(),
+                "hd95": hd95(answer, mask),
+                "surface_dice": surface_dice(answer, mask),
+            }
+        )
+    slices = pd.DataFrame(rows, index=volume.index)
+    numbers, splits = volume["slice_number"].tolist(), volume["split"].tolist()
+    return Assessed(slices, trivial_counts(references, numbers, splits))
+
+
+def definition_table(
+    slices: pd.DataFrame, trivial: list[dict[str, dict[str, int]]], *, seed: int
+) -> pd.DataFrame:
+    """Return every definition of each predictor's score on each split, and on all slices."""
+    names = dict.fromkeys(name for counts in trivial for name in counts)
+    predictors = {NETWORK: slices} | {
+        name: slices.drop(columns=list(COUNTS)).join(
+            pd.DataFrame([counts.get(name, {}) for counts in trivial], index=slices.index),
+        )
+        for name in names
     }
-    return scores, patients
+    rows = []
+    for split in (*SPLITS, "all"):
+        for name, table in predictors.items():
+            chosen = table if split == "all" else table[table["split"] == split]
+            answered = chosen.dropna(subset=list(COUNTS))
+            if len(answered):
+                scores = definitions(answered, seed=seed)
+                label = {"name": f"{name} ({split})", "split": split, "predictor": name}
+                rows.append({**label, **scores})
+    return pd.DataFrame(rows)
+
+
+def slice_table(slices: pd.DataFrame) -> pd.DataFrame:
+    """Return what per_slice.csv holds; areas are in pixels of the slice's own size."""
+    table = slices[["split", "slice_id", "patient_id", "abnormal", *COUNTS]].assign(
+        detected=(slices["tp"] + slices["fp"] > 0).astype(int),
+        reference_area=slices["tp"] + slices["fn"],
+        predicted_area=slices["tp"] + slices["fp"],
+    )
+    return table.join(slices[["max_probability", "hd95", "surface_dice"]])
+
+
+def side_by_side(tables: dict[str, pd.DataFrame], key: str, value: str) -> pd.DataFrame:
+    """Return the splits' tables as one with a row for each `key`, the same in all of them.
+
+    A split's `value` is in the column of its name, the rest in columns that begin with it.
+    """
+    renamed = []
+    for split, table in tables.items():
+        named = table.set_index(key).add_prefix(f"{split}_")
+        renamed.append(named.rename(columns={f"{split}_{value}": split}))
+    return pd.concat(renamed, axis="columns").reset_index()
 
 
 def main(
-    images: Path,
     masks: Path,
     splits: Path,
-    encoder: Path,
-    unet: Path,
-    metrics: Path,
     patients: Path,
+    predictions: Path,
+    metrics: Path,
+    evaluated: Path,
     *,
-    batch_size: Annotated[int, Field(ge=1)],
-    threshold: Annotated[float, Field(gt=0, lt=1)],
-    compute_device: Device,
-    compute_precision: Precision,
-    compute_workers: Annotated[int, Field(ge=0)],
+    seed: Seed,
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["val"],
+    largest_component: bool,
+    resamples: Annotated[int, Field(ge=100)],
 ) -> None:
-    network, model = load_network(unet, encoder)
-    fabric = make_fabric(compute_device, compute_precision)
-    manifest = read_manifest(splits)
-    predictions = predict(
-        fabric.setup(network),
-        images,
-        masks,
-        manifest["slice_id"].tolist(),
-        device=fabric.device,
-        image_size=model.image_size,
-        batch_size=batch_size,
-        workers=compute_workers,
-        title="evaluate",
+    torch.set_num_threads(1)  # the work is spread over processes instead
+    manifest, bootstrap = read_manifest(splits), Bootstrap(resamples, seed)
+    slice_ids = {split: manifest.loc[manifest["split"] == split, "slice_id"] for split in SPLITS}
+    count = partial(pixel_counts, masks=masks, predictions=predictions)
+    pixels = {
+        split: sum(
+            process_map(count, ids, chunksize=32, desc=split, unit="slice", disable=None),
+            start=np.zeros((2, LEVELS), dtype=np.int64),
+        )
+        for split, ids in slice_ids.items()
+    }
+    chosen = best_threshold(pixels["val"]) if threshold == "val" else threshold
+    compare = partial(
+        assess, masks=masks, predictions=predictions, threshold=chosen, largest=largest_component
     )
-    counts = overlap_counts(predictions, threshold=threshold)
-    scores, table = score(manifest.merge(counts, on="slice_id", validate="one_to_one"))
-    with replacing(patients) as [partial]:
-        table.round(DECIMALS).to_csv(partial, index=False)
+    volumes = [rows for _, rows in manifest.groupby("patient_id")]
+    assessed: list[Assessed] = process_map(
+        compare, volumes, chunksize=1, desc="evaluate", unit="patient", disable=None
+    )
+    slices = pd.concat(
+        [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
+    )
+    table = per_patient(slices)
+
+    scores, bins, curves = {}, {}, {}
+    for split in SPLITS:
+        of_slices, of_patients = (each[each["split"] == split] for each in (slices, table))
+        bins[split] = reliability(PROBABILITIES, pixels[split])
+        doubt = of_patients["dice"], of_patients["confidence"]
+        curves[split] = risk_coverage(*doubt)
+        scores[split] = {
+            **summarize(of_slices, of_patients, bootstrap),
+            **detection(of_slices, bootstrap),
+            "ece": expected_calibration_error(bins[split]),
+            "aurc": area_under_risk_coverage(*doubt),
+            "threshold": chosen,
+        }
+    tables = {
+        "definitions": definition_table(
+            slices, [counts for each in assessed for counts in each.trivial], seed=seed
+        ),
+        "per_patient": table,
+        "per_slice": slice_table(slices),
+        "reliability": side_by_side(bins, "bin", "observed"),
+        "risk_coverage": side_by_side(curves, "coverage", "risk"),
+        "subgroups": subgroups(table, groups(read_patients(patients), *CODES), bootstrap),
+    }
+    with replacing(evaluated) as [folder]:
+        folder.mkdir()
+        for name, each in tables.items():
+            each.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
     write_metrics(metrics, scores)
     for split, values in scores.items():
         print(
-            f"{split}: IoU {values['iou']:.4f}, Dice by patient {values['dice_patient_mean']:.4f} "
-            f"mean, {values['dice_patient_median']:.4f} median, n = {values['n_patients']}"
+            f"{split}: IoU {values['iou']:.4f}, Dice by patient "
+            f"{values['dice_patient_mean']:.4f} mean ({values['dice_patient_mean_low']:.4f} to "
+            f"{values['dice_patient_mean_high']:.4f}), {values['dice_patient_median']:.4f} median, "
+            f"n = {values['n_patients']}"
         )
 
 
 if __name__ == "__main__":
-    run(main, "evaluate", "compute.device", "compute.precision", "compute.workers")
+    run(main, "seed", "evaluate")

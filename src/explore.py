@@ -1,212 +1,260 @@
-"""Look at the images: what share is abnormal, how large and where tumors are, and of what hue.
+"""Look at the images: where tumors are, of what hue and size; and what to be warned of.
 
-    python src/explore.py data/slices/images data/slices/masks data/manifest.csv \
+    python src/explore.py data/slices/images data/slices/masks data/manifest.csv data/patients.csv \
         metrics/explore.json metrics/explore
 
-Hue is that of the three sequences read as red, green and blue; a pixel whose channels are all
-equal has none and does not count. A leaf of the graph: nothing depends on it.
+A leaf of the graph: nothing depends on it.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
+from cohort import groups, read_patients
+from figures import draw
+from findings import KINDS, Finding, mask_findings, near_duplicates, thumbnail
+from looks import (
+    HUE_BINS,
+    POSITIONS,
+    TISSUES,
+    Looks,
+    circular_mean,
+    image_left_share,
+    level_mean,
+    level_quantile,
+    look,
+    peak,
+    read_volume,
+)
 from manifest import read_manifest
-from outputs import replacing, write_metrics
-from slices import read_image, read_mask, slice_path
+from outputs import DECIMALS, replacing, write_metrics
+from slices import SEQUENCES
 from stage import run
+from volume import components, stack
 
-Counts = NDArray[np.int64]
-
-GRID = 64  # cells of the heat map along each side of a slice
-HUE_BINS = 180  # bin k is around 2 k degrees, as OpenCV rounds hue in 8 bits
-TISSUE_LEVEL = 20  # of 255 in FLAIR; what is darker, air mostly, is left out of the healthy tissue
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+CODES = ("grade", "gender", "laterality", "tumor_location")  # columns of data.csv to group by
 
 
-@dataclass(frozen=True)
-class Looks:
-    """What was counted in some slices; looks of several patients add up."""
+class Seen(NamedTuple):
+    """What is kept of a patient once its slices have been looked at."""
 
-    location: Counts  # (GRID, GRID) tumor pixels by place in the slice plane, rows from anterior
-    tumor_hue: Counts  # (HUE_BINS,) tumor pixels
-    healthy_hue: Counts  # (HUE_BINS,) pixels of tissue outside the mask
-    area: tuple[float, ...]  # tumor area of each slice, as a fraction of it
-    n_pixels: int
-
-    def __add__(self, other: "Looks") -> "Looks":
-        return Looks(
-            self.location + other.location,
-            self.tumor_hue + other.tumor_hue,
-            self.healthy_hue + other.healthy_hue,
-            self.area + other.area,
-            self.n_pixels + other.n_pixels,
-        )
+    looks: Looks
+    area: NDArray[np.float64]  # (D,) tumor area of each slice as a fraction of it
+    n_components: int
+    findings: list[Finding]
+    thumbnails: NDArray[np.float32]  # (D, THUMBNAIL²)
 
 
-def hue_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
-    """Return how many of the pixels `where`, (H, W), have which hue; gray ones have none."""
-    pixels = image[where][None]
-    if pixels.size == 0:
-        return np.zeros(HUE_BINS, dtype=np.int64)
-    hue, saturation, _ = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
-    return np.bincount(hue[saturation > 0], minlength=HUE_BINS)
+def see(patient: tuple[str, list[str]], images: Path, masks: Path) -> Seen:
+    """Look at all slices of a patient, named by its id and theirs."""
+    patient_id, slice_ids = patient
+    volume = read_volume(images, masks, slice_ids)
+    return Seen(
+        look(volume),
+        np.array([mask.mean() for mask in volume.masks]),
+        len(components(stack(volume.masks))[1]),
+        mask_findings(patient_id, volume, masks),
+        np.stack([thumbnail(image) for image in volume.images]),
+    )
 
 
-def location_counts(mask: NDArray[np.bool_]) -> Counts:
-    """Return the tumor pixels in each cell of a grid over the slice, (GRID, GRID)."""
-    rows, columns = np.nonzero(mask)
-    height, width = mask.shape
-    cells = (rows * GRID // height) * GRID + columns * GRID // width
-    return np.bincount(cells, minlength=GRID * GRID).reshape(GRID, GRID)
+def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return QUANTILES and the number of values; NaN of no values."""
+    found = {
+        name: float(np.quantile(values, q)) if len(values) else float("nan")
+        for name, q in QUANTILES.items()
+    }
+    return {**found, "n": len(values)}
 
 
-def look(slice_ids: list[str], images: Path, masks: Path) -> Looks:
-    """Return what is counted in the given slices together."""
-    zeros = np.zeros(HUE_BINS, dtype=np.int64)
-    total = Looks(np.zeros((GRID, GRID), dtype=np.int64), zeros, zeros, (), 0)
-    for slice_id in slice_ids:
-        image = read_image(slice_path(images, slice_id))
-        mask = read_mask(slice_path(masks, slice_id))
-        tissue = (image[..., 1] > TISSUE_LEVEL) & ~mask
-        total += Looks(
-            location_counts(mask),
-            hue_counts(image, mask),
-            hue_counts(image, tissue),
-            (float(mask.mean()),),
-            mask.size,
-        )
-    return total
-
-
-def circular_mean(counts: Counts) -> float:
-    """Return the mean direction of a hue histogram in degrees, [0, 360); NaN when it is empty."""
-    angles = np.deg2rad(np.arange(len(counts)) * 360 / len(counts))
-    mean = (counts * np.exp(1j * angles)).sum()
-    return float(np.rad2deg(np.angle(mean)) % 360) if counts.any() else float("nan")
-
-
-def peak(counts: Counts) -> float:
-    """Return the most frequent hue of a histogram in degrees; NaN when it is empty."""
-    fullest = int(counts.argmax()) * 360 / len(counts)
-    return fullest if counts.any() else float("nan")
-
-
-def abnormal_area(looks: Looks) -> NDArray[np.float64]:
-    """Return the tumor area of each abnormal slice as a fraction of the slice."""
-    area = np.array(looks.area)
-    return area[area > 0]
-
-
-def quantile(values: NDArray[np.float64], q: float) -> float:
-    """Return a quantile; NaN of no values."""
-    return float(np.quantile(values, q)) if len(values) else float("nan")
-
-
-def summary(manifest: pd.DataFrame, looks: Looks) -> dict[str, object]:
-    """Return the figures of explore.json; areas are fractions of a slice, hues in degrees."""
-    area = abnormal_area(looks)
-    left = looks.location[:, : GRID // 2].sum() / max(1, looks.location.sum())
+def hues(looks: Looks) -> dict[str, float]:
+    """Return circular mean and peak of each tissue's hue in degrees."""
     return {
-        "n_patients": int(manifest["patient_id"].nunique()),
-        "n_slices": len(manifest),
-        "n_slices_abnormal": len(area),
-        "abnormal_fraction": len(area) / len(manifest),
-        "tumor_pixel_fraction": int(looks.location.sum()) / looks.n_pixels,
-        "tumor_area": {name: quantile(area, q) for name, q in QUANTILES.items()},
-        "tumor_share_image_left": float(left),
-        "hue": {
-            "tumor_mean": circular_mean(looks.tumor_hue),
-            "tumor_peak": peak(looks.tumor_hue),
-            "healthy_mean": circular_mean(looks.healthy_hue),
-            "healthy_peak": peak(looks.healthy_hue),
-        },
+        f"{tissue}_{name}": function(counts)
+        for tissue, counts in zip(TISSUES, looks.hue, strict=True)
+        for name, function in (("mean", circular_mean), ("peak", peak))
     }
 
 
-def location_figure(looks: Looks) -> Figure:
-    """Return the heat map of tumor pixels over the slice plane."""
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    share = 1000 * looks.location / max(1, looks.location.sum())
-    drawn = axes.imshow(share, cmap="magma", extent=(0, 1, 1, 0))
-    figure.colorbar(drawn, label="‰ of all tumor pixels in a cell of 1/64 × 1/64")
-    axes.set(
-        title=f"Where tumors are, {len(abnormal_area(looks)):,} abnormal slices",
-        xlabel="column, fraction of width",
-        ylabel="row, fraction of height",
+def patient_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
+    """Return one row a patient: what was seen beside what data.csv tells."""
+    tumor = [each.looks.location.sum() / each.looks.n_pixels for each in seen]
+    table = patients[["patient_id", "institution", "n_slices", "n_abnormal"]].assign(
+        abnormal_fraction=patients["n_abnormal"] / patients["n_slices"],
+        tumor_fraction=tumor,
+        image_left_share=[image_left_share(each.looks) for each in seen],
+        n_components=[each.n_components for each in seen],
+        **{
+            f"hue_{name}": [hues(each.looks)[name] for each in seen] for name in hues(seen[0].looks)
+        },
     )
-    return figure
+    joined = ["missing_pre_contrast", "missing_post_contrast", *CODES, "age"]
+    return table.join(patients[[name for name in joined if name in patients]])
 
 
-def area_figure(looks: Looks) -> Figure:
-    """Return the histogram of tumor area over abnormal slices."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    area = 100 * abnormal_area(looks)
-    median = quantile(area, 0.5)
-    axes.hist(area, bins=30, color="tab:blue")
-    axes.axvline(median, color="black", linestyle="--", label=f"median {median:.1f} %")
-    axes.legend()
-    axes.set(
-        title=f"How large tumors are, {len(area):,} abnormal slices",
-        xlabel="tumor area, % of the slice",
-        ylabel="slices",
+def cohort_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
+    """Return one row for each group of patients: its size, its tumors, their side and hue."""
+    positions = pd.Series(range(len(patients)), index=patients["patient_id"])
+    rows = []
+    for (attribute, value), group in groups(patients, *CODES).groupby(["attribute", "value"]):
+        members = positions[group["patient_id"]].tolist()
+        looks = Looks.sum(seen[member].looks for member in members)
+        chosen = patients.iloc[members]
+        rows.append(
+            {
+                "group": f"{attribute}: {value}",
+                "n_patients": len(members),
+                "n_slices": chosen["n_slices"].sum(),
+                "n_abnormal": chosen["n_abnormal"].sum(),
+                "slices_median": chosen["n_slices"].median(),
+                "abnormal_fraction": chosen["n_abnormal"].sum() / chosen["n_slices"].sum(),
+                "tumor_fraction": looks.location.sum() / looks.n_pixels,
+                "image_left_share": image_left_share(looks),
+                **{f"hue_{name}": degrees for name, degrees in hues(looks).items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def sequence_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
+    """Return the intensities of each institution, sequence and tissue, 0 to 255.
+
+    Patients that lack a sequence do not count in it.
+    """
+    institutions = {"all": patients.index} | dict(patients.groupby("institution").groups)
+    rows = []
+    for institution, members in institutions.items():
+        looks = Looks.sum(seen[member].looks for member in members)
+        for sequence, tissues in zip(SEQUENCES, looks.levels, strict=True):
+            for tissue, counts in zip(TISSUES, tissues, strict=True):
+                rows.append(
+                    {
+                        "group": f"{institution}: {tissue} in {sequence}",
+                        "n_patients": sum(
+                            bool(seen[m].looks.levels[SEQUENCES.index(sequence)].any())
+                            for m in members
+                        ),
+                        "n_pixels": counts.sum(),
+                        "mean": level_mean(counts),
+                        **{q: level_quantile(counts, QUANTILES[q]) for q in QUANTILES},
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def position_table(looks: Looks) -> pd.DataFrame:
+    """Return what lies where along the volume, 0 at the first slice and 1 at the last."""
+    n_slices, n_abnormal, tumor = looks.position.T
+    return pd.DataFrame(
+        {
+            "position": (np.arange(POSITIONS) + 0.5) / POSITIONS,
+            "n_slices": n_slices,
+            "n_abnormal": n_abnormal,
+            "abnormal_fraction": n_abnormal / np.maximum(1, n_slices),
+            "tumor_share": tumor / max(1, tumor.sum()),
+        }
     )
-    return figure
 
 
-def hue_figure(looks: Looks) -> Figure:
-    """Return the hue histograms of tumor and healthy tissue, each as shares of its own pixels."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    degrees = np.arange(HUE_BINS) * 360 / HUE_BINS
-    for counts, label, style in (
-        (looks.tumor_hue, "tumor", "-"),
-        (looks.healthy_hue, "healthy tissue", "--"),
-    ):
-        axes.plot(degrees, 100 * counts / max(1, counts.sum()), style, label=label)
-    axes.legend()
-    axes.set(
-        title="Hue of pre-contrast, FLAIR, post-contrast as RGB",
-        xlabel="hue, degrees (0 red, 120 green, 240 blue)",
-        ylabel="% of pixels in 2 degrees",
-        xlim=(0, 360),
-    )
-    return figure
+def hue_table(looks: Looks) -> pd.DataFrame:
+    """Return the hue histogram of each tissue, as shares of its own colored pixels."""
+    shares = looks.hue / np.maximum(1, looks.hue.sum(axis=1, keepdims=True))
+    degrees = np.arange(HUE_BINS) * 360 // HUE_BINS
+    return pd.DataFrame({"hue": degrees, **dict(zip(TISSUES, shares, strict=True))})
 
 
-def main(images: Path, masks: Path, manifest: Path, metrics: Path, figures: Path) -> None:
+def finding_table(findings: list[Finding]) -> pd.DataFrame:
+    """Return one row a finding, by kind and file."""
+    return pd.DataFrame(findings, columns=Finding._fields).sort_values(["kind", "file", "other"])
+
+
+def summary(patients: pd.DataFrame, seen: list[Seen], findings: pd.DataFrame) -> dict[str, object]:
+    """Return the figures of explore.json; areas are fractions of a slice, hues in degrees."""
+    looks = Looks.sum(each.looks for each in seen)
+    area = np.concatenate([each.area for each in seen])
+    abnormal = area[area > 0]
+    missing = patients[["missing_pre_contrast", "missing_post_contrast"]]
+    return {
+        "n_patients": len(patients),
+        "n_slices": len(area),
+        "n_slices_abnormal": len(abnormal),
+        "abnormal_fraction": len(abnormal) / len(area),
+        "tumor_pixel_fraction": int(looks.location.sum()) / looks.n_pixels,
+        "tumor_area": quantiles(abnormal),
+        "tumor_share_of_patient": quantiles(np.array([each.area.mean() for each in seen])),
+        "slices_of_patient": quantiles(patients["n_slices"].to_numpy(dtype=np.float64)),
+        "abnormal_of_patient": quantiles(patients["n_abnormal"].to_numpy(dtype=np.float64)),
+        "tumor_share_image_left": image_left_share(looks),
+        "hue": hues(looks),
+        "intensity": {
+            sequence: {
+                f"{tissue}_mean": level_mean(counts)
+                for tissue, counts in zip(TISSUES, tissues, strict=True)
+            }
+            for sequence, tissues in zip(SEQUENCES, looks.levels, strict=True)
+        },
+        "n_missing_pre_contrast": int(missing["missing_pre_contrast"].sum()),
+        "n_missing_post_contrast": int(missing["missing_post_contrast"].sum()),
+        "n_complete": int((missing.sum(axis=1) == 0).sum()),
+        "n_several_components": sum(each.n_components > 1 for each in seen),
+        "findings": {kind: int((findings["kind"] == kind).sum()) for kind in KINDS},
+    }
+
+
+def main(
+    images: Path, masks: Path, manifest: Path, patients: Path, metrics: Path, explored: Path
+) -> None:
     mpl.use("agg")
-    table = read_manifest(manifest)
-    patients = [group["slice_id"].tolist() for _, group in table.groupby("patient_id")]
-    looked = process_map(
-        partial(look, images=images, masks=masks),
-        patients,
+    slices, cohort = read_manifest(manifest), read_patients(patients)
+    cohort = cohort.sort_values("patient_id", ignore_index=True)
+    volumes = [(name, rows["slice_id"].tolist()) for name, rows in slices.groupby("patient_id")]
+    assert [name for name, _ in volumes] == cohort["patient_id"].tolist()
+    seen: list[Seen] = process_map(
+        partial(see, images=images, masks=masks),
+        volumes,
         chunksize=1,
         desc="explore",
         unit="patient",
         disable=None,
     )
-    looks = sum(looked[1:], start=looked[0])
-    drawn = {
-        "location": location_figure(looks),
-        "tumor_area": area_figure(looks),
-        "hue": hue_figure(looks),
+    looked_at = pd.DataFrame(
+        [(slice_id, name) for name, slice_ids in volumes for slice_id in slice_ids],
+        columns=["slice_id", "patient_id"],
+    )
+    twins = near_duplicates(looked_at, np.concatenate([each.thumbnails for each in seen]), images)
+    findings = finding_table([found for each in seen for found in each.findings] + twins)
+    looks = Looks.sum(each.looks for each in seen)
+    tables = {
+        "cohort": cohort_table(cohort, seen),
+        "findings": findings,
+        "hue": hue_table(looks),
+        "per_patient": patient_table(cohort, seen),
+        "position": position_table(looks),
+        "sequences": sequence_table(cohort, seen),
     }
-    with replacing(figures) as [folder]:
-        folder.mkdir()
-        for name, figure in drawn.items():
-            figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
-    write_metrics(metrics, summary(table, looks))
+    with replacing(explored) as [folder]:
+        (folder / "figures").mkdir(parents=True)
+        for name, table in tables.items():
+            table.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
+        by_institution = {
+            str(name): Looks.sum(seen[member].looks for member in members)
+            for name, members in cohort.groupby("institution").groups.items()
+        }
+        area = np.concatenate([each.area for each in seen])
+        for name, figure in draw(looks, by_institution, tables, area[area > 0]).items():
+            path = folder / "figures" / f"{name}.png"
+            figure.savefig(path, dpi=120, metadata={"Software": None})
+    write_metrics(metrics, summary(cohort, seen, findings))
+    counts = findings["kind"].value_counts()
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts) or "none"
+    print(f"{len(slices)} slices of {len(cohort)} patients; findings: {told}")
 
 
 if __name__ == "__main__":

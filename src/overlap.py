@@ -43,37 +43,3 @@ def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
 def micro_iou(counts: pd.DataFrame) -> float:
     """Return the IoU over all pixels of all slices together; NaN where both masks are empty."""
     return float(iou(counts["tp"].sum(), counts["fp"].sum(), counts["fn"].sum()))
-
-
-def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each split and patient with counts over its slices there, IoU and Dice.
-
-    `slices` has one row a slice: `split`, `patient_id`, `abnormal`, `tp`, `fp`, `fn`, `tn`.
-    """
-    grouped = slices.groupby(["split", "patient_id"], sort=True)
-    patients = grouped[list(COUNTS)].sum()
-    patients.insert(0, "n_slices", grouped.size())
-    patients.insert(1, "n_abnormal", grouped["abnormal"].sum())
-    patients["iou"] = iou(patients["tp"], patients["fp"], patients["fn"])
-    patients["dice"] = dice(patients["tp"], patients["fp"], patients["fn"])
-    return patients.reset_index()
-
-
-def summarize(slices: pd.DataFrame, patients: pd.DataFrame) -> dict[str, float | int]:
-    """Return the scores of one split from its rows of slices and of patients.
-
-    `iou` is over all pixels of the split together (micro); `iou_slice_abnormal` the mean over the
-    slices that hold tumor; `…_patient_…` are over patients, each as one volume. Undefined values
-    are left out of a mean.
-    """
-    abnormal = slices[slices["abnormal"] == 1]
-    return {
-        "iou": micro_iou(slices),
-        "iou_slice_abnormal": float(iou(abnormal["tp"], abnormal["fp"], abnormal["fn"]).mean()),
-        "dice_patient_mean": float(patients["dice"].mean()),
-        "dice_patient_median": float(patients["dice"].median()),
-        "iou_patient_mean": float(patients["iou"].mean()),
-        "n_patients": len(patients),
-        "n_slices": len(slices),
-        "n_slices_abnormal": len(abnormal),
-    }

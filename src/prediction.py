@@ -21,14 +21,14 @@ class Prediction(NamedTuple):
 
     slice_id: str
     logits: NDArray[np.float32]  # (H, W), the slice's own size
-    mask: NDArray[np.bool_]  # (H, W)
+    mask: NDArray[np.bool_]  # (H, W); empty where no masks were given
 
 
 @torch.inference_mode()
 def predict(
     network: nn.Module,
     images: Path,
-    masks: Path,
+    masks: Path | None,
     slice_ids: list[str],
     *,
     device: torch.device,

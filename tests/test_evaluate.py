@@ -1,86 +1,294 @@
-"""Scores of a network whose every answer is known."""
+"""The stage on probability maps whose every score is known."""
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import evaluate
-from conftest import SIZE, Data, RunStage, Told, predicted
-from manifest import read_manifest
-from network import Encoder, Model, build_encoder, file_sha256, new_network, save_tensors
-from prediction import overlap_counts
+import split
+from conftest import SIZE, Data, RunStage
+from manifest import SPLITS, read_manifest
+from overlap import dice
+from probability import LEVELS, PROBABILITIES, encode, write_levels
 from slices import read_mask, slice_path
 
-KEYS = {
-    "iou",
-    "iou_slice_abnormal",
-    "dice_patient_mean",
-    "dice_patient_median",
-    "iou_patient_mean",
-    "n_patients",
-    "n_slices",
-}
+TABLES = ["definitions", "per_patient", "per_slice", "reliability", "risk_coverage", "subgroups"]
 
 
-def counts_of(data: Data, answers: list[np.ndarray], slice_ids: list[str]) -> pd.DataFrame:
-    predictions = predicted(Told(answers, 64), data, slice_ids)
-    return overlap_counts(predictions, threshold=0.5)
+class Evaluated(NamedTuple):
+    """What the stage wrote."""
+
+    scores: dict[str, dict[str, Any]]
+    tables: dict[str, Any]
+    files: dict[str, bytes]
 
 
-def test_the_reference_itself_scores_1_and_nothing_scores_0(data: Data) -> None:
-    splits = read_manifest(data.splits)
-    slice_ids = splits["slice_id"].tolist()
-    masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in slice_ids]
-    for answers, expected in ((masks, 1.0), ([np.zeros_like(mask) for mask in masks], 0.0)):
-        counts = counts_of(data, answers, slice_ids)
-        assert counts["slice_id"].tolist() == slice_ids
-        scores, patients = evaluate.score(splits.merge(counts, on="slice_id"))
-        for split, values in scores.items():
-            assert values.keys() >= KEYS
-            for name in KEYS - {"n_patients", "n_slices"}:
-                assert values[name] == expected
-            rows = splits[splits["split"] == split]
-            assert values["n_slices"] == len(rows)
-            assert values["n_patients"] == rows["patient_id"].nunique()
-        assert (patients["dice"] == expected).all()
-        assert patients[["tp", "fp", "fn", "tn"]].sum().sum() == len(slice_ids) * SIZE**2
+@pytest.fixture(scope="module")
+def masks(data: Data) -> dict[str, np.ndarray]:
+    ids = read_manifest(data.splits)["slice_id"]
+    return {slice_id: read_mask(slice_path(data.masks, slice_id)) for slice_id in ids}
 
 
-def test_a_slice_larger_than_the_network_is_scored_at_its_own_size(
-    run_stage: RunStage, data: Data, tmp_path: Path
+@pytest.fixture
+def maps(tmp_path: Path) -> Path:
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    return folder
+
+
+def write_maps(folder: Path, probabilities: dict[str, np.ndarray]) -> None:
+    for slice_id, probability in probabilities.items():
+        inside = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
+        write_levels(encode(np.log(inside / (1 - inside))), folder, slice_id)
+
+
+def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the answers of a network that is mostly right, and never certain."""
+    rng = np.random.default_rng(seed)
+    return {
+        slice_id: np.clip(0.7 * mask + rng.normal(0.12, 0.12, mask.shape), 0.001, 0.999)
+        for slice_id, mask in masks.items()
+    }
+
+
+def run_evaluate(
+    run_stage: RunStage, data: Data, maps: Path, splits: Path | None = None, **options: Any
+) -> Evaluated:
+    out = maps.parent / "evaluate"
+    paths = [data.masks, splits or data.splits, data.patients, maps]
+    overrides = {"evaluate__resamples": 100} | {f"evaluate__{k}": v for k, v in options.items()}
+    metrics = out.with_suffix(".json")
+    outcome = run_stage(evaluate.main, [*paths, metrics, out], "seed", "evaluate", **overrides)
+    assert outcome.code == 0, outcome.error
+    files = {path.name: path.read_bytes() for path in [metrics, *sorted(out.iterdir())]}
+    tables = {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
+    assert sorted(tables) == TABLES
+    return Evaluated(json.loads(metrics.read_text()), tables, files)
+
+
+def test_the_reference_itself_scores_1_at_distance_0(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
 ) -> None:
-    encoder, unet = tmp_path / "encoder.safetensors", tmp_path / "unet.safetensors"
-    torch.manual_seed(0)
-    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), encoder)
-    network = new_network(encoder, name="mobilenet_v2", frozen=True)
-    header = Model("mobilenet_v2", file_sha256(encoder), True, 32)
-    save_tensors(network.trained_tensors(), header, unet)
-    outputs = [tmp_path / "evaluate.json", tmp_path / "evaluate/per_patient.csv"]
-    paths = [data.images, data.masks, data.splits, encoder, unet, *outputs]
-    names = ("evaluate", "compute.device", "compute.precision", "compute.workers")
-    quick = {"compute__workers": 0, "evaluate__batch_size": 5}
-    assert run_stage(evaluate.main, paths, *names, **quick).code == 0
-    scores = json.loads(outputs[0].read_text())
-    assert list(scores) == ["train", "val", "test"]
-    patients = pd.read_csv(outputs[1])
+    for slice_id, mask in masks.items():
+        write_levels(mask.astype(np.uint8) * 255, maps, slice_id)
+    found = run_evaluate(run_stage, data, maps)
     splits = read_manifest(data.splits)
-    assert len(patients) == splits["patient_id"].nunique()
-    counts = patients[["tp", "fp", "fn", "tn"]].sum(axis=1)
-    assert (counts == patients["n_slices"] * SIZE**2).all()
-    tumor = splits.groupby("patient_id")["tumor_area"].sum().loc[patients["patient_id"]]
-    np.testing.assert_array_equal(patients["tp"] + patients["fn"], tumor)
-    for split, values in scores.items():
-        rows = patients[patients["split"] == split]
-        tp, fp, fn = (rows[name].sum() for name in ("tp", "fp", "fn"))
-        assert values["iou"] == pytest.approx(tp / (tp + fp + fn), abs=1e-5)
-        assert values["dice_patient_mean"] == pytest.approx(rows["dice"].mean(), abs=1e-5)
+    assert list(found.scores) == list(SPLITS)
+    for split_name, scores in found.scores.items():
+        for name, value in scores.items():
+            if scores["n_patients"] == 1 and name.endswith(("_low", "_high")):
+                assert value is None, name
+            elif name.startswith(("iou", "dice", "precision", "recall", "surface", "detection_a")):
+                assert value == 1, name
+            elif name.startswith(("hd95", "fp_area", "area", "ece", "aurc")):
+                assert value == 0, name
+        rows = splits[splits["split"] == split_name]
+        assert scores["n_slices"] == scores["detection_tp"] + scores["detection_tn"] == len(rows)
+        assert scores["n_slices_abnormal"] == scores["n_slices_hd95"] == rows["abnormal"].sum()
+        assert scores["n_patients"] == scores["n_patients_dice"] == rows["patient_id"].nunique()
+    definitions = found.tables["definitions"].set_index(["split", "predictor"])
+    perfect = definitions.loc[("all", "network")]
+    ones = [name for name in perfect.index if "iou" in name or "dice" in name]
+    abnormal = splits["abnormal"].mean()
+    for name in ones:
+        expected = abnormal if name == "slice_iou_empty_0" else 1
+        assert perfect[name] == pytest.approx(expected, abs=1e-5), name
+    assert (found.tables["per_patient"]["dice"] == 1).all()
+    assert (found.tables["subgroups"]["dice_patient_mean"] == 1).all()
 
-    before = outputs[0].read_text()
-    assert (
-        run_stage(evaluate.main, paths, *names, **(quick | {"evaluate__batch_size": 32})).code == 0
+
+def test_a_network_that_says_nothing_scores_0(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
+) -> None:
+    for slice_id, mask in masks.items():
+        write_levels(np.zeros(mask.shape, np.uint8), maps, slice_id)
+    found = run_evaluate(run_stage, data, maps)
+    scores = found.scores["test"]
+    for name in (
+        "iou",
+        "recall",
+        "dice_patient_mean",
+        "dice_patient_median",
+        "surface_dice_slice_mean",
+    ):
+        assert scores[name] == 0, name
+    assert scores["precision"] is None
+    assert scores["hd95_slice_mean"] is None
+    assert scores["n_slices_hd95"] == 0
+    assert scores["detection_auroc"] == 0.5
+    assert scores["aurc"] is None  # of a network that is never in doubt
+    table = found.tables["definitions"].set_index(["split", "predictor"])
+    shown = [name for name in table.columns if name != "name"]
+    pd.testing.assert_series_equal(
+        table.loc[("test", "network"), shown],
+        table.loc[("test", "always empty"), shown],
+        check_names=False,
     )
-    assert outputs[0].read_text() == before
+
+
+def test_tables_and_headline_tell_the_same(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
+) -> None:
+    answers = noisy(masks)
+    write_maps(maps, answers)
+    found = run_evaluate(run_stage, data, maps)
+    slices = found.tables["per_slice"].set_index("slice_id")
+    assert set(slices.index) == set(masks)
+    for slice_id, mask in masks.items():
+        row, answer = slices.loc[slice_id], PROBABILITIES[encode_of(answers[slice_id])] > 0.5
+        assert row["tp"] == (answer & mask).sum()
+        assert row["fp"] == (answer & ~mask).sum()
+        assert row["reference_area"] == mask.sum()
+        assert row["predicted_area"] == answer.sum()
+        assert row[["tp", "fp", "fn", "tn"]].sum() == SIZE**2
+        assert row["max_probability"] == pytest.approx(answers[slice_id].max(), abs=0.004)
+    for split_name, scores in found.scores.items():
+        rows = slices[slices["split"] == split_name]
+        tp, fp, fn = (rows[name].sum() for name in ("tp", "fp", "fn"))
+        assert 0.5 < scores["iou"] < 0.95
+        assert scores["iou"] == pytest.approx(tp / (tp + fp + fn), abs=1e-5)
+        assert scores["precision"] == pytest.approx(tp / (tp + fp), abs=1e-5)
+        volumes = rows.groupby("patient_id")[["tp", "fp", "fn"]].sum()
+        by_patient = dice(volumes["tp"], volumes["fp"], volumes["fn"])
+        assert scores["dice_patient_mean"] == pytest.approx(by_patient.mean(), abs=1e-5)
+        patients = found.tables["per_patient"].query("split == @split_name")
+        np.testing.assert_allclose(patients["dice"], by_patient, atol=1e-5)
+        assert scores["hd95_slice_mean"] == pytest.approx(rows["hd95"].mean(), abs=1e-5)
+        assert scores["surface_dice_slice_mean"] == pytest.approx(
+            rows["surface_dice"].mean(), abs=1e-5
+        )
+        definition = found.tables["definitions"].query(
+            "split == @split_name and predictor == 'network'"
+        )
+        assert definition["micro_iou"].item() == scores["iou"]
+        assert definition["patient_dice_median"].item() == scores["dice_patient_median"]
+        assert found.tables["reliability"][f"{split_name}_n_pixels"].sum() == len(rows) * SIZE**2
+        risk = found.tables["risk_coverage"].set_index("coverage")[split_name]
+        assert risk[1.0] == pytest.approx(1 - scores["dice_patient_mean"], abs=2e-5)
+    groups = found.tables["subgroups"].query("split == 'train'")
+    for attribute in ("institution", "grade", "gender", "age", "missing sequence"):
+        rows = groups[groups["attribute"] == attribute]
+        assert rows["n_patients"].sum() == found.scores["train"]["n_patients"]
+        mean = np.average(rows["dice_patient_mean"], weights=rows["n_patients_dice"])
+        assert mean == pytest.approx(found.scores["train"]["dice_patient_mean"], abs=1e-4)
+    assert run_evaluate(run_stage, data, maps).files == found.files
+
+
+def encode_of(probability: np.ndarray) -> np.ndarray:
+    return encode(np.log(probability / (1 - probability)))
+
+
+def test_the_threshold_can_be_chosen_on_val(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
+) -> None:
+    """A network too shy by far: nothing is above one half, and 0.1 parts best."""
+    shy = {slice_id: 0.2 * mask + 0.04 for slice_id, mask in masks.items()}
+    write_maps(maps, shy)
+    at_half = run_evaluate(run_stage, data, maps)
+    assert at_half.scores["test"]["iou"] == 0
+    assert at_half.scores["test"]["threshold"] == 0.5
+    chosen = run_evaluate(run_stage, data, maps, threshold="val")
+    assert chosen.scores["test"]["iou"] == 1
+    assert chosen.scores["test"]["threshold"] == 0.05  # the first of equals
+    assert run_evaluate(run_stage, data, maps, threshold=0.25).scores["test"]["iou"] == 0
+
+
+def test_the_best_threshold_is_that_of_a_search_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.stack([rng.integers(0, 900, LEVELS)[::-1], rng.integers(0, 900, LEVELS)])
+    counts[0].sort()
+    counts[0] = counts[0][::-1]
+    scores = []
+    for threshold in evaluate.THRESHOLDS:
+        above = threshold < PROBABILITIES
+        tp, fp = counts[1, above].sum(), counts[0, above].sum()
+        scores.append(tp / (counts[1].sum() + fp))
+    assert evaluate.best_threshold(counts) == evaluate.THRESHOLDS[int(np.argmax(scores))]
+    assert np.argmax(scores) > 0
+
+
+def test_the_largest_component_alone_can_be_kept(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
+) -> None:
+    with_islands = {}
+    for slice_id, mask in masks.items():
+        answer = 0.98 * mask
+        if not mask.any():
+            answer[2:4, 2:4] = 0.98  # a false alarm in every healthy slice
+        with_islands[slice_id] = answer
+    write_maps(maps, with_islands)
+    before = run_evaluate(run_stage, data, maps).scores["test"]
+    assert before["detection_fp"] == before["n_slices"] - before["n_slices_abnormal"]
+    assert before["fp_area_slice_healthy"] == 4
+    after = run_evaluate(run_stage, data, maps, largest_component=True).scores["test"]
+    assert after["detection_fp"] == 0
+    assert after["precision"] == 1
+    assert after["iou"] > before["iou"]
+    assert after["detection_auroc"] == before["detection_auroc"]  # of probabilities
+
+
+def test_a_slice_split_shows_what_copying_the_neighbor_scores(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path, tmp_path: Path
+) -> None:
+    splits = tmp_path / "by_slice.csv"
+    options = {"seed": 1, "folds": 5, "test_fold": 0, "val_fraction": 0.15}
+    split.main(data.manifest, splits, by="slice", **options)  # type: ignore[arg-type]
+    write_maps(maps, noisy(masks))
+    table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]
+    rows = table[table["predictor"] == "mask of the nearest train slice"].set_index("split")
+    manifest = read_manifest(splits)
+    n_slices = manifest["split"].value_counts()
+    assert rows["n_slices"].to_dict() == {
+        "val": n_slices["val"],
+        "test": n_slices["test"],
+        "all": n_slices["val"] + n_slices["test"],
+    }
+    assert 0.4 < rows.loc["test", "micro_iou"] < 0.95
+    by_patient = run_evaluate(run_stage, data, maps).tables["definitions"]
+    assert "mask of the nearest train slice" not in set(by_patient["predictor"])
+
+
+def test_maps_that_do_not_fit_are_refused(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
+) -> None:
+    write_maps(maps, noisy(masks))
+    first = next(iter(masks))
+    out = maps.parent / "evaluate"
+    paths = [data.masks, data.splits, data.patients, maps, out.with_suffix(".json"), out]
+    write_levels(np.zeros((3, 4), np.uint8), maps, first)
+    outcome = run_stage(evaluate.main, paths, "seed", "evaluate")
+    assert outcome.code == 1
+    assert f"{maps / first}.png: (3, 4) pixels for a mask of (48, 48)" in outcome.error
+    (maps / f"{first}.png").unlink()
+    outcome = run_stage(evaluate.main, paths, "seed", "evaluate")
+    assert outcome.code == 1
+    assert "no probability map that can be read (FileNotFoundError)" in outcome.error
+    assert "`dvc repro --force predict`" in outcome.error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("param", "value", "problem"),
+    [
+        ("threshold", "test", "param `evaluate.threshold"),
+        ("threshold", 1.0, "param `evaluate.threshold"),
+        ("resamples", 10, "param `evaluate.resamples` is 10: input should be greater than"),
+        (
+            "largest_component",
+            1,
+            "param `evaluate.largest_component` is 1: input should be a valid",
+        ),
+    ],
+)
+def test_params_out_of_range_are_refused(
+    run_stage: RunStage, data: Data, maps: Path, param: str, value: Any, problem: str
+) -> None:
+    out = maps.parent / "evaluate"
+    paths = [data.masks, data.splits, data.patients, maps, out.with_suffix(".json"), out]
+    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", **{f"evaluate__{param}": value})
+    assert outcome.code == 1
+    assert problem in outcome.error

@@ -1,56 +1,35 @@
-"""The image analysis against figures done by hand."""
+"""The stage's figures and tables against figures done by hand from the phantom."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+import build_manifest
 import explore
 from conftest import SIZE, Data, RunStage
+from findings import KINDS
 from manifest import read_manifest
-from slices import read_mask, slice_path
+from slices import read_image, read_mask, slice_path
 
-
-def test_hue_is_that_of_the_channels_and_gray_has_none() -> None:
-    colors = np.array([[[200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]]], np.uint8)
-    counts = explore.hue_counts(colors, np.ones((1, 4), np.bool_))
-    assert np.flatnonzero(counts).tolist() == [0, 60, 120]  # bins of 2 degrees
-    assert counts.sum() == 3
-    assert explore.hue_counts(colors, np.zeros((1, 4), np.bool_)).sum() == 0
-
-
-def test_the_mean_of_hues_goes_round_the_circle() -> None:
-    counts = np.zeros(180, np.int64)
-    counts[[5, 175]] = 1  # 10 and 350 degrees
-    assert explore.circular_mean(counts) % 360 == pytest.approx(0, abs=1e-9)
-    counts[[5, 175, 60]] = 0, 0, 7
-    assert explore.circular_mean(counts) == pytest.approx(120)
-    assert explore.peak(counts) == 120
-    assert np.isnan(explore.peak(np.zeros(180, np.int64)))
-
-
-@pytest.mark.parametrize("size", [64, 128, 100, 33])
-def test_a_place_counts_in_its_cell_at_any_size(size: int) -> None:
-    mask = np.zeros((size, 2 * size), np.bool_)
-    mask[-1, 0] = mask[size // 2, size] = True
-    counts = explore.location_counts(mask)
-    assert counts.shape == (64, 64)
-    assert counts.sum() == 2
-    assert counts[(size - 1) * 64 // size, 0] == 1
-    assert counts[(size // 2) * 64 // size, 32] == 1
+TABLES = ["cohort", "findings", "hue", "per_patient", "position", "sequences"]
+FIGURES = ["hue", "intensity", "location", "position", "tumor_area"]
 
 
 def test_the_figures_equal_those_counted_by_hand(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
-    metrics, figures = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [data.images, data.masks, data.manifest, metrics, figures]
+    metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
+    paths = [data.images, data.masks, data.manifest, data.patients, metrics, explored]
     assert run_stage(explore.main, paths).code == 0
     found = json.loads(metrics.read_text())
-    ids = read_manifest(data.manifest)["slice_id"]
-    masks = np.stack([read_mask(slice_path(data.masks, slice_id)) for slice_id in ids])
+    slices = read_manifest(data.manifest)
+    masks = np.stack([read_mask(slice_path(data.masks, name)) for name in slices["slice_id"]])
+    images = np.stack([read_image(slice_path(data.images, name)) for name in slices["slice_id"]])
     area = masks.mean(axis=(1, 2))
     assert found["n_patients"] == 10
     assert found["n_slices"] == len(masks)
@@ -59,18 +38,104 @@ def test_the_figures_equal_those_counted_by_hand(
     assert found["tumor_pixel_fraction"] == pytest.approx(masks.mean(), abs=1e-5)
     assert found["tumor_area"]["median"] == pytest.approx(np.median(area[area > 0]), abs=1e-5)
     assert found["tumor_area"]["max"] == pytest.approx(area.max(), abs=1e-5)
+    assert found["tumor_area"]["n"] == (area > 0).sum()
+    per_patient = pd.Series(area).groupby(slices["patient_id"]).mean()
+    assert found["tumor_share_of_patient"]["q75"] == pytest.approx(
+        per_patient.quantile(0.75), abs=1e-5
+    )
+    assert found["slices_of_patient"]["max"] == slices["patient_id"].value_counts().max()
     left = masks[:, :, : SIZE // 2].sum() / masks.sum()
     assert found["tumor_share_image_left"] == pytest.approx(left, abs=1e-5)
     assert 90 < found["hue"]["tumor_peak"] < 190  # bright in FLAIR, the green channel
-    assert sorted(path.name for path in figures.iterdir()) == [
-        "hue.png",
-        "location.png",
-        "tumor_area.png",
-    ]
-    first = {path.name: path.read_bytes() for path in figures.iterdir()}
-    assert run_stage(explore.main, paths).code == 0
-    assert {path.name: path.read_bytes() for path in figures.iterdir()} == first
-    for path in figures.iterdir():
+    assert (found["n_missing_pre_contrast"], found["n_missing_post_contrast"]) == (1, 2)
+    assert found["n_complete"] == 8
+    flair = images[..., 1]
+    assert found["intensity"]["flair"]["tumor_mean"] == pytest.approx(flair[masks].mean(), abs=1e-4)
+    tissue = ~masks & (flair > 20)
+    assert found["intensity"]["flair"]["healthy_mean"] == pytest.approx(
+        flair[tissue].mean(), abs=1e-4
+    )
+    complete = ~slices["patient_id"].str.contains("_0001_|_0002_").to_numpy()
+    post = images[complete, ..., 2][masks[complete]]
+    assert found["intensity"]["post_contrast"]["tumor_mean"] == pytest.approx(post.mean(), abs=1e-4)
+
+    tables = {path.stem: pd.read_csv(path) for path in explored.glob("*.csv")}
+    assert sorted(tables) == TABLES
+    position = tables["position"]
+    assert position["n_slices"].sum() == len(masks)
+    assert position["n_abnormal"].sum() == (area > 0).sum()
+    assert position["tumor_share"].sum() == pytest.approx(1, abs=1e-4)
+    assert tables["hue"][["tumor", "healthy"]].sum().tolist() == pytest.approx([1, 1], abs=2e-3)
+    cohort = tables["cohort"].set_index("group")
+    assert cohort.loc["institution: P1", "n_patients"] == 3
+    assert cohort.loc["missing sequence: pre and post-contrast", "n_patients"] == 1
+    for attribute in ("age", "gender", "grade", "institution", "laterality", "missing sequence"):
+        rows = cohort[cohort.index.str.startswith(f"{attribute}: ")]
+        assert rows["n_patients"].sum() == 10
+        assert rows["n_slices"].sum() == len(masks)
+    patients = tables["per_patient"].set_index("patient_id")
+    assert len(patients) == 10
+    np.testing.assert_allclose(patients["tumor_fraction"], per_patient, atol=1e-5)
+    sequences = tables["sequences"].set_index("group")
+    assert sequences.loc["all: tumor in flair", "n_patients"] == 10
+    assert sequences.loc["all: healthy in pre_contrast", "n_patients"] == 9
+    assert sequences.loc["all: tumor in post_contrast", "n_pixels"] == masks[complete].sum()
+    assert len(tables["findings"]) == sum(found["findings"].values())
+
+
+def test_figures_are_drawn_and_everything_repeats_to_the_byte(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
+    paths = [data.images, data.masks, data.manifest, data.patients, metrics, explored]
+    contents = []
+    for _ in range(2):
+        assert run_stage(explore.main, paths).code == 0
+        files = sorted(path for path in explored.rglob("*") if path.is_file())
+        contents.append({path.name: path.read_bytes() for path in [metrics, *files]})
+    assert contents[0] == contents[1]
+    assert sorted(path.stem for path in (explored / "figures").iterdir()) == FIGURES
+    for path in (explored / "figures").iterdir():
         with Image.open(path) as image:
             assert "Software" not in image.info
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_what_is_planted_is_reported_with_its_file(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    images, masks = (
+        Path(shutil.copytree(folder, tmp_path / folder.name))
+        for folder in (data.images, data.masks)
+    )
+    ids = read_manifest(data.manifest).groupby("patient_id")["slice_id"].agg(list)
+    cleared, bordered, copied, twin = ids.iloc[2], ids.iloc[3], ids.iloc[4], ids.iloc[5]
+    for slice_id in cleared:
+        Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(slice_path(masks, slice_id))
+    mask = read_mask(slice_path(masks, bordered[8])).astype(np.uint8) * 255
+    mask[:5, 3] = 255
+    mask[40, 46] = 255
+    Image.fromarray(mask).save(slice_path(masks, bordered[8]))
+    scan = read_image(slice_path(images, copied[10])).astype(np.float64)
+    Image.fromarray((0.8 * scan).astype(np.uint8)).save(slice_path(images, twin[3]))
+    manifest, patients = tmp_path / "manifest.csv", tmp_path / "patients.csv"
+    build_manifest.main(images, masks, data.raw / "data.csv", manifest, patients)
+
+    metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
+    paths = [images, masks, manifest, patients, metrics, explored]
+    assert run_stage(explore.main, paths).code == 0
+    findings = pd.read_csv(explored / "findings.csv", keep_default_na=False)
+    planted = {
+        ("no_tumor", ids.index[2], len(cleared), ""),
+        ("mask_touches_border", slice_path(masks, bordered[8]).as_posix(), 1, ""),
+        ("speck", slice_path(masks, bordered[8]).as_posix(), 1, ""),
+        ("speck", slice_path(masks, bordered[8]).as_posix(), 5, ""),
+    }
+    rows = {(row.kind, row.file, row.value, row.other) for row in findings.itertuples()}
+    assert planted <= rows
+    pairs = findings.loc[findings["kind"] == "near_duplicate", ["file", "other"]]
+    expected = [slice_path(images, name).as_posix() for name in (copied[10], twin[3])]
+    assert pairs.to_numpy().tolist() == [expected]
+    found = json.loads(metrics.read_text())
+    assert found["findings"]["no_tumor"] == 1
+    assert found["findings"] == {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}

@@ -23,7 +23,7 @@ UNTRACKED = {"compute.workers"}
 
 # The stages that a change of each param re-runs by itself; what they write then decides on others.
 RERUNS = {
-    "seed": {"acquire", "split", "fetch_encoder", "train"},
+    "seed": {"acquire", "split", "fetch_encoder", "train", "evaluate"},
     "acquire.dataset": {"acquire"},
     "phantom.patients": {"acquire"},
     "phantom.image_size": {"acquire"},
@@ -47,10 +47,13 @@ RERUNS = {
     "train.augment.translate": {"train"},
     "train.augment.brightness": {"train"},
     "train.augment.contrast": {"train"},
-    "evaluate.batch_size": {"evaluate"},
+    "predict.batch_size": {"predict"},
+    "predict.flips": {"predict"},
     "evaluate.threshold": {"evaluate"},
-    "compute.device": {"train", "evaluate"},
-    "compute.precision": {"train", "evaluate"},
+    "evaluate.largest_component": {"evaluate"},
+    "evaluate.resamples": {"evaluate"},
+    "compute.device": {"train", "predict"},
+    "compute.precision": {"train", "predict"},
     "compute.workers": set(),
 }
 
@@ -170,6 +173,7 @@ SMALL = {
     "train__epochs": 1,
     "train__image_size": 40,
     "train__batch_size": 8,
+    "evaluate__resamples": 100,
     "compute__device": "cpu",
     "compute__precision": "32-true",
     "compute__workers": 0,
@@ -328,7 +332,7 @@ def test_an_experiment_changes_the_recipe_without_touching_code(changeable_run: 
     words = [word for name, value in overrides.items() for word in ("-S", f"{name}={value}")]
     done = dvc(changeable_run, "exp", "run", "--name", "other-recipe", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ran(done) == ["split", "fetch_encoder", "train", "evaluate"]
+    assert ran(done) == ["split", "fetch_encoder", "train", "predict", "evaluate"]
     with safe_open(changeable_run / "models/unet.safetensors", framework="np") as file:
         model = json.loads(file.metadata()["network"])
     assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)

@@ -3,14 +3,13 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from overlap import COUNTS, count_pixels, dice, iou, per_patient, summarize
+from overlap import count_pixels, dice, iou
 
 masks = arrays(np.bool_, (2, 5, 4), elements=st.booleans())
 
@@ -48,38 +47,3 @@ def test_overlap_is_symmetric_and_dice_follows_from_iou(pair: np.ndarray) -> Non
 def test_cases_by_hand(tp: int, fp: int, fn: int, wanted_iou: float, wanted_dice: float) -> None:
     assert iou(tp, fp, fn) == pytest.approx(wanted_iou)
     assert dice(tp, fp, fn) == pytest.approx(wanted_dice)
-
-
-def test_scores_of_a_split_by_hand() -> None:
-    """Patient A has a tumor found in half and a false alarm; B's is found; C has none at all."""
-    rows = [
-        # split, patient, abnormal, tp, fp, fn, tn
-        ("test", "A", 1, 5, 0, 5, 90),
-        ("test", "A", 0, 0, 10, 0, 90),
-        ("test", "B", 1, 20, 0, 0, 80),
-        ("test", "C", 0, 0, 0, 0, 100),
-        ("train", "D", 1, 0, 0, 7, 93),
-    ]
-    slices = pd.DataFrame(rows, columns=["split", "patient_id", "abnormal", *COUNTS])
-    patients = per_patient(slices)
-    assert patients[["split", "patient_id"]].to_numpy().tolist() == [
-        ["test", "A"],
-        ["test", "B"],
-        ["test", "C"],
-        ["train", "D"],
-    ]
-    np.testing.assert_allclose(patients["iou"], [5 / 20, 1, np.nan, 0])
-    np.testing.assert_allclose(patients["dice"], [10 / 25, 1, np.nan, 0])
-    assert patients["n_slices"].tolist() == [2, 1, 1, 1]
-    assert patients["n_abnormal"].tolist() == [1, 1, 0, 1]
-    scores = summarize(slices[slices["split"] == "test"], patients[patients["split"] == "test"])
-    assert scores == {
-        "iou": 25 / 40,
-        "iou_slice_abnormal": (0.5 + 1) / 2,
-        "dice_patient_mean": pytest.approx((0.4 + 1) / 2),
-        "dice_patient_median": pytest.approx(0.7),
-        "iou_patient_mean": pytest.approx((0.25 + 1) / 2),
-        "n_patients": 3,
-        "n_slices": 4,
-        "n_slices_abnormal": 2,
-    }

@@ -1,14 +1,22 @@
 """What is known of the real data set, through the real graph, where LGG_ARCHIVE names a copy."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from conftest import ROOT, dvc, make_repository
+import evaluate
+from conftest import ROOT, RunStage, dvc, make_repository
+from definitions import definitions, trivial_counts
 from manifest import read_manifest
+from probability import write_levels
+from slices import read_mask, slice_path, sorted_slices
+from split import assign_folds
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("LGG_ARCHIVE"),
@@ -56,11 +64,72 @@ def test_the_split_is_by_patient_and_alike(real: Path) -> None:
     assert n_patients == {"test": 22, "train": 75, "val": 13}
 
 
+def test_the_images_look_as_known(real: Path) -> None:
+    found = json.loads((real / "metrics/explore.json").read_text())
+    assert found["tumor_area"]["median"] == pytest.approx(0.023, abs=5e-4)
+    assert found["tumor_area"]["max"] == pytest.approx(0.121, abs=5e-4)
+    assert found["n_complete"] == 100
+    assert found["n_several_components"] == 32
+    assert found["findings"]["no_tumor"] == found["findings"]["near_duplicate"] == 0
+
+
+def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
+    real: Path, run_stage: RunStage, tmp_path: Path
+) -> None:
+    masks, maps = real / "data/slices/masks", tmp_path / "maps"
+    maps.mkdir()
+    for slice_id in [name.slice_id for name in sorted_slices(masks)]:
+        mask = read_mask(slice_path(masks, slice_id))
+        write_levels(mask.astype(np.uint8) * 255, maps, slice_id)
+    metrics, out = tmp_path / "evaluate.json", tmp_path / "evaluate"
+    paths = [masks, real / "data/splits.csv", real / "data/patients.csv", maps, metrics, out]
+    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", evaluate__resamples=100)
+    assert outcome.code == 0, outcome.error
+    for scores in json.loads(metrics.read_text()).values():
+        for name in ("iou", "dice_patient_mean_low", "surface_dice_slice_mean", "detection_auroc"):
+            assert scores[name] == 1
+        assert scores["hd95_slice_mean"] == scores["fp_area_slice_healthy"] == scores["ece"] == 0
+    table: Any = pd.read_csv(out / "definitions.csv").set_index(["split", "predictor"]).loc["all"]
+    columns = ["slice_iou_empty_1", "slice_iou_empty_0", "micro_iou", "mean_iou_with_background"]
+    known = {
+        "network": [1, 0.349, 1, 1, 1],
+        "always empty": [0.651, 0, 0, 0.495, 0],
+        "reference dilated by 1 px": [0.954, 0.303, 0.905, 0.952, 0.941],
+        "reference eroded by 1 px": [0.946, 0.295, 0.897, 0.948, 0.935],
+    }
+    for predictor, figures in known.items():
+        row = table.loc[predictor, [*columns, "patient_dice_mean"]].tolist()
+        assert row == pytest.approx(figures, abs=6e-4), predictor
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_copying_the_nearest_slice_scores_what_is_known(real: Path, seed: int) -> None:
+    """Of slices split at random, nine in ten to train on, no pixel of the scan is needed."""
+    manifest = read_manifest(real / "data/manifest.csv")
+    tested = assign_folds(manifest["abnormal"].to_numpy(), folds=10, seed=seed) == 0
+    counts = []
+    for _, rows in manifest.groupby("patient_id"):
+        masks = [read_mask(real / mask) for mask in rows["mask"]]
+        sides = np.where(tested[rows.index], "test", "train").tolist()
+        for row, trivial in zip(
+            rows.to_dict("records"),
+            trivial_counts(masks, rows["slice_number"].tolist(), sides),
+            strict=True,
+        ):
+            if "mask of the nearest train slice" in trivial:
+                labels = {"patient_id": row["patient_id"], "abnormal": row["abnormal"]}
+                counts.append(labels | trivial["mask of the nearest train slice"])
+    found = definitions(pd.DataFrame(counts), seed=seed)
+    assert found["n_slices"] == 393
+    assert 0.865 < found["slice_dice_empty_1"] < 0.885
+    assert 0.675 < found["micro_iou"] < 0.705
+
+
 def test_dvc_lock_on_this_branch_is_what_came_out(real: Path) -> None:
     """Anyone with the data can verify it so."""
     ours = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
     theirs = yaml.safe_load((real / "dvc.lock").read_text())["stages"]
     for stage in ("acquire", "restructure", "build_manifest", "explore", "split"):
         assert theirs[stage] == ours[stage], stage
-    for path in sorted((ROOT / "metrics/explore").iterdir()):
-        assert path.read_bytes() == (real / "metrics/explore" / path.name).read_bytes(), path.name
+    for path in sorted((ROOT / "metrics/explore").rglob("*.*")):
+        assert path.read_bytes() == (real / path.relative_to(ROOT)).read_bytes(), path.name

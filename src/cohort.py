@@ -1,0 +1,57 @@
+"""The cohort: data/patients.csv, one row a patient, and the groups that scores are broken down by.
+
+Clinical values stay the codes of data.csv, which comes without a code book; another data set may
+have none of them.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years
+UNKNOWN = "unknown"
+
+
+def read_patients(path: Path) -> pd.DataFrame:
+    """Return data/patients.csv; names and codes stay text, "" where there is none."""
+    counts = ["n_slices", "n_abnormal", "tumor_volume", "missing_pre_contrast"]
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.astype(dict.fromkeys([*counts, "missing_post_contrast"], int))
+
+
+def age_band(age: str) -> str:
+    """Return the band of an age in years."""
+    years = pd.to_numeric(age, errors="coerce")
+    bands = [band for band, (lowest, end) in AGE_BANDS.items() if lowest <= years < end]
+    return bands[0] if bands else UNKNOWN
+
+
+def missing_sequence(patient: pd.Series) -> str:
+    """Return which sequences a patient lacks, as a phrase."""
+    lacking = [
+        name
+        for name, column in (("pre", "missing_pre_contrast"), ("post", "missing_post_contrast"))
+        if patient[column]
+    ]
+    return " and ".join(lacking) + "-contrast" if lacking else "none"
+
+
+def groups(patients: pd.DataFrame, *codes: str) -> pd.DataFrame:
+    """Return `attribute`, `value` and `patient_id`, a row for each group that a patient is in.
+
+    Attributes are institution, missing sequence, age band and the columns `codes`, as far as the
+    table has them.
+    """
+    values = {
+        "institution": patients["institution"],
+        "missing sequence": patients.apply(missing_sequence, axis="columns"),
+    }
+    if "age" in patients:
+        values["age"] = patients["age"].map(age_band)
+    values |= {name: patients[name].replace("", UNKNOWN) for name in codes if name in patients}
+    table = pd.DataFrame(values).set_index(patients["patient_id"])
+    return (
+        table.melt(var_name="attribute", value_name="value", ignore_index=False)
+        .reset_index()
+        .loc[:, ["attribute", "value", "patient_id"]]
+    )

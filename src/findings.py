@@ -1,0 +1,102 @@
+"""What a person should be warned of before trusting the data: each finding names its file."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+from looks import Volume
+from slices import slice_path
+from volume import components, stack
+
+SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
+THUMBNAIL = 32  # pixels along each side of a slice's thumbnail
+BLANK = 2.0  # gray levels; a thumbnail of a lower standard deviation resembles all others like it
+ALIKE = 0.9985  # correlation of two thumbnails from which on their slices are near-duplicates
+
+KINDS = ("no_tumor", "mask_touches_border", "speck", "near_duplicate")
+
+
+class Finding(NamedTuple):
+    """One thing to look at."""
+
+    kind: str  # one of KINDS
+    file: str  # the mask or scan that shows it; the patient's id where it is about all slices
+    patient_id: str
+    value: float  # pixels on the border, pixels of the speck, correlation; the number of slices
+    other: str  # the near-duplicate's file
+
+
+def touches_border(mask: NDArray[np.bool_]) -> int:
+    """Return how many tumor pixels lie on the outermost rows and columns of a slice."""
+    inner = mask[1:-1, 1:-1]
+    return int(mask.sum() - inner.sum())
+
+
+def specks(volume: Volume) -> list[tuple[str, int]]:
+    """Return the slice and the size in pixels of components too small to be a lesion.
+
+    Size is over the volume; the slice is the one that holds most of it.
+    """
+    labels, sizes = components(stack(volume.masks))
+    found = []
+    for label in np.flatnonzero(sizes < SPECK_SIZE) + 1 if len(sizes) > 1 else []:
+        if label != 1 + sizes.argmax():
+            fullest = int((labels == label).sum(axis=(1, 2)).argmax())
+            found.append((volume.slice_ids[fullest], int(sizes[label - 1])))
+    return found
+
+
+def mask_findings(patient_id: str, volume: Volume, masks: Path) -> list[Finding]:
+    """Return what is remarkable about a patient's masks."""
+    if not any(mask.any() for mask in volume.masks):
+        return [Finding("no_tumor", patient_id, patient_id, len(volume.masks), "")]
+    border = [
+        Finding("mask_touches_border", slice_path(masks, slice_id).as_posix(), patient_id, n, "")
+        for slice_id, mask in zip(volume.slice_ids, volume.masks, strict=True)
+        if (n := touches_border(mask))
+    ]
+    small = [
+        Finding("speck", slice_path(masks, slice_id).as_posix(), patient_id, size, "")
+        for slice_id, size in specks(volume)
+    ]
+    return border + small
+
+
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return FLAIR at THUMBNAIL pixels a side, flat, of mean 0 and norm 1; zeros when blank."""
+    small = cv2.resize(image[..., 1], (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    centered = small.astype(np.float32).ravel()
+    centered -= centered.mean()
+    if centered.std() < BLANK:
+        return np.zeros_like(centered)
+    return np.asarray(centered / np.linalg.norm(centered))
+
+
+def near_duplicates(
+    slices: pd.DataFrame, thumbnails: NDArray[np.float32], images: Path
+) -> list[Finding]:
+    """Return pairs of slices of two patients whose thumbnails correlate at ALIKE or above.
+
+    `slices` holds `slice_id` and `patient_id` of each row of `thumbnails`. Correlation does not
+    feel brightness and contrast; for vectors of norm 1 it is 1 - d² / 2 at a distance d.
+    """
+    shown = np.flatnonzero(thumbnails.any(axis=1))
+    if len(shown) < 2:
+        return []
+    radius = float(np.sqrt(2 * (1 - ALIKE)))
+    search = NearestNeighbors(radius=radius, algorithm="brute").fit(thumbnails[shown])
+    distances, neighbors = search.radius_neighbors()
+    found = []
+    slice_ids, patient_ids = slices["slice_id"].to_numpy(), slices["patient_id"].to_numpy()
+    for row, apart, others in zip(shown, distances, neighbors, strict=True):
+        for other, distance in sorted(zip(shown[others], apart, strict=True)):
+            if row < other and patient_ids[row] != patient_ids[other]:
+                file, twin = (slice_path(images, slice_ids[at]).as_posix() for at in (row, other))
+                alike = 1 - float(distance) ** 2 / 2
+                found.append(Finding("near_duplicate", file, patient_ids[row], alike, twin))
+    return found

@@ -1,0 +1,149 @@
+"""What a patient's images look like, as counts of pixels that add up over patients.
+
+Hue is that of the three sequences read as red, green and blue, of patients who have all three; a
+pixel whose channels are all equal has none and does not count. Healthy tissue is what the mask
+leaves out, without the air.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from slices import SEQUENCES, read_image, read_mask, slice_path
+
+Counts = NDArray[np.int64]
+
+GRID = 64  # cells of the heat map along each side of a slice
+HUE_BINS = 180  # bin k is around 2 k degrees, as OpenCV rounds hue in 8 bits
+LEVELS = 256  # intensities of a sequence
+POSITIONS = 20  # bins along the volume, first slice to last
+TISSUES = ("tumor", "healthy")
+TISSUE_LEVEL = 20  # of 255 in FLAIR; what is darker, air mostly, is no healthy tissue
+
+
+class Volume(NamedTuple):
+    """A patient's slices in the order of their numbers; sizes may differ."""
+
+    slice_ids: list[str]
+    images: list[NDArray[np.uint8]]  # (H, W, 3) each
+    masks: list[NDArray[np.bool_]]  # (H, W) each
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was counted in a patient's slices; looks of several patients add up."""
+
+    location: Counts  # (GRID, GRID) tumor pixels by place in the slice plane
+    position: Counts  # (POSITIONS, 3) slices, abnormal slices, tumor pixels along the volume
+    hue: Counts  # (TISSUES, HUE_BINS) pixels; zeros where a sequence is missing
+    levels: Counts  # (SEQUENCES, TISSUES, LEVELS) pixels; zeros where the sequence is missing
+    n_pixels: int
+
+    @classmethod
+    def sum(cls, looks: Iterable["Looks"]) -> "Looks":
+        """Return what was counted in all of them together."""
+        columns = zip(*(vars(each).values() for each in looks), strict=True)
+        return cls(*(sum(column[1:], start=column[0]) for column in columns))
+
+
+def read_volume(images: Path, masks: Path, slice_ids: list[str]) -> Volume:
+    """Return a patient's scans and masks."""
+    return Volume(
+        slice_ids,
+        [read_image(slice_path(images, slice_id)) for slice_id in slice_ids],
+        [read_mask(slice_path(masks, slice_id)) for slice_id in slice_ids],
+    )
+
+
+def location_counts(mask: NDArray[np.bool_]) -> Counts:
+    """Return the tumor pixels in each cell of a grid over the slice, (GRID, GRID)."""
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    cells = (rows * GRID // height) * GRID + columns * GRID // width
+    return np.bincount(cells, minlength=GRID * GRID).reshape(GRID, GRID)
+
+
+def position_counts(masks: list[NDArray[np.bool_]]) -> Counts:
+    """Return slices, abnormal slices and tumor pixels by place along the volume, (POSITIONS, 3).
+
+    A slice counts in the bin of its middle, the volume being cut into bins of equal height.
+    """
+    counts = np.zeros((POSITIONS, 3), dtype=np.int64)
+    for index, mask in enumerate(masks):
+        bin_ = (2 * index + 1) * POSITIONS // (2 * len(masks))
+        counts[bin_] += (1, mask.any(), mask.sum())
+    return counts
+
+
+def hue_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
+    """Return how many of the pixels `where`, (H, W), have which hue; gray ones have none."""
+    pixels = image[where][None]
+    if pixels.size == 0:
+        return np.zeros(HUE_BINS, dtype=np.int64)
+    hue, saturation, _ = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
+    return np.bincount(hue[saturation > 0], minlength=HUE_BINS)
+
+
+def level_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
+    """Return how many of the pixels `where`, (H, W), have which intensity, (SEQUENCES, LEVELS)."""
+    return np.stack([np.bincount(channel, minlength=LEVELS) for channel in image[where].T])
+
+
+def missing(images: list[NDArray[np.uint8]]) -> NDArray[np.bool_]:
+    """Return which SEQUENCES are missing: copies of FLAIR in every slice."""
+    flair = SEQUENCES.index("flair")
+    copies = [(image == image[..., [flair]]).all(axis=(0, 1)) for image in images]
+    return np.asarray(np.all(copies, axis=0) & (np.arange(len(SEQUENCES)) != flair))
+
+
+def look(volume: Volume) -> Looks:
+    """Return what is counted in a patient's slices."""
+    location = np.zeros((GRID, GRID), dtype=np.int64)
+    hue = np.zeros((len(TISSUES), HUE_BINS), dtype=np.int64)
+    levels = np.zeros((len(SEQUENCES), len(TISSUES), LEVELS), dtype=np.int64)
+    for image, mask in zip(volume.images, volume.masks, strict=True):
+        location += location_counts(mask)
+        tissue = (image[..., 1] > TISSUE_LEVEL) & ~mask
+        for index, where in enumerate((mask, tissue)):
+            hue[index] += hue_counts(image, where)
+            levels[:, index] += level_counts(image, where)
+    absent = missing(volume.images)
+    levels[absent] = 0
+    hue *= not absent.any()  # a copy of FLAIR would add a line at cyan
+    n_pixels = sum(mask.size for mask in volume.masks)
+    return Looks(location, position_counts(volume.masks), hue, levels, n_pixels)
+
+
+def circular_mean(counts: Counts) -> float:
+    """Return the mean direction of a hue histogram in degrees, [0, 360); NaN when it is empty."""
+    angles = np.deg2rad(np.arange(len(counts)) * 360 / len(counts))
+    mean = (counts * np.exp(1j * angles)).sum()
+    return float(np.rad2deg(np.angle(mean)) % 360) if counts.any() else float("nan")
+
+
+def peak(counts: Counts) -> float:
+    """Return the most frequent hue of a histogram in degrees; NaN when it is empty."""
+    fullest = int(counts.argmax()) * 360 / len(counts)
+    return fullest if counts.any() else float("nan")
+
+
+def level_quantile(counts: Counts, q: float) -> float:
+    """Return the least intensity that at least a share `q` of the pixels do not exceed."""
+    cumulative = counts.cumsum()
+    return float(np.searchsorted(cumulative, q * cumulative[-1])) if counts.any() else float("nan")
+
+
+def level_mean(counts: Counts) -> float:
+    """Return the mean intensity of a histogram, 0 to 255; NaN when it is empty."""
+    return float(np.average(np.arange(LEVELS), weights=counts)) if counts.any() else float("nan")
+
+
+def image_left_share(looks: Looks) -> float:
+    """Return the share of tumor pixels in the left half of the image; NaN without tumor."""
+    total = looks.location.sum()
+    return float(looks.location[:, : GRID // 2].sum() / total) if total else float("nan")

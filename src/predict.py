@@ -1,0 +1,72 @@
+"""Let the trained network predict every slice: the probability of tumor, pixel by pixel.
+
+    python src/predict.py data/slices/images data/splits.csv models/encoder.safetensors \
+        models/unet.safetensors data/predictions
+
+It is not shown the masks. Logits are resized to the slice's own size, whatever image size the
+network takes, before they become probabilities.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from device import Device, Precision, make_fabric
+from manifest import read_manifest
+from network import load_network
+from outputs import replacing
+from prediction import predict
+from probability import encode, write_levels
+from stage import run
+
+
+class Mirrored(nn.Module):
+    """A network that also looks at the left-right mirrored slice, and averages both logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, S, S) of scans (N, S, S, 3)."""
+        logits: torch.Tensor = self.network(images) + self.network(images.flip(2)).flip(2)
+        return logits / 2
+
+
+def main(
+    images: Path,
+    splits: Path,
+    encoder: Path,
+    unet: Path,
+    predictions: Path,
+    *,
+    batch_size: Annotated[int, Field(ge=1)],
+    flips: bool,
+    compute_device: Device,
+    compute_precision: Precision,
+    compute_workers: Annotated[int, Field(ge=0)],
+) -> None:
+    network, model = load_network(unet, encoder)
+    network.to(memory_format=torch.channels_last)
+    fabric = make_fabric(compute_device, compute_precision)
+    with replacing(predictions) as [folder]:
+        folder.mkdir()
+        for slice_id, logits, _ in predict(
+            fabric.setup(Mirrored(network) if flips else network),
+            images,
+            None,
+            read_manifest(splits)["slice_id"].tolist(),
+            device=fabric.device,
+            image_size=model.image_size,
+            batch_size=batch_size,
+            workers=compute_workers,
+            title="predict",
+        ):
+            write_levels(encode(logits), folder, slice_id)
+
+
+if __name__ == "__main__":
+    run(main, "predict", "compute.device", "compute.precision", "compute.workers")

@@ -1,0 +1,113 @@
+"""The scores of a split, from tables with one row a slice and one row a patient."""
+
+import numpy as np
+import pandas as pd
+
+from bootstrap import Bootstrap, Estimate
+from calibration import soft_dice_confidence
+from overlap import COUNTS, dice, iou, ratio
+
+
+def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each split and patient with counts over its slices there, IoU and Dice.
+
+    `slices` has one row a slice: `split`, `patient_id`, `abnormal`, COUNTS, `hd95` and
+    `surface_dice`, which are averaged over the slices where they are defined, `probability_inside`
+    the predicted mask and `probability_sum` over all pixels.
+    """
+    grouped = slices.groupby(["split", "patient_id"], sort=True)
+    patients = grouped[list(COUNTS)].sum()
+    patients.insert(0, "n_slices", grouped.size())
+    patients.insert(1, "n_abnormal", grouped["abnormal"].sum())
+    tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))
+    patients["iou"] = iou(tp, fp, fn)
+    patients["dice"] = dice(tp, fp, fn)
+    patients["precision"] = ratio(tp, tp + fp)
+    patients["recall"] = ratio(tp, tp + fn)
+    patients[["hd95", "surface_dice"]] = grouped[["hd95", "surface_dice"]].mean()
+    probability = grouped[["probability_inside", "probability_sum"]].sum()
+    patients["confidence"] = soft_dice_confidence(
+        probability["probability_inside"], probability["probability_sum"], tp + fp
+    )
+    return patients.reset_index()
+
+
+def slice_mean(slices: pd.DataFrame, values: pd.Series, bootstrap: Bootstrap) -> Estimate:
+    """Return the mean of a value over the slices that have it, its interval by patients."""
+    by_patient = values.groupby(slices["patient_id"])
+    return bootstrap.ratio(by_patient.sum(), by_patient.count())
+
+
+def agreement(predicted: pd.Series, reference: pd.Series) -> dict[str, float]:
+    """Return bias and limits of agreement of slices' areas, in pixels: predicted - reference.
+
+    95 % of the differences lie within mean ± 1.96 standard deviations if they are normal (Bland and
+    Altman, Lancet 327:307, 1986).
+    """
+    differences = (predicted - reference).to_numpy(dtype=np.float64)
+    bias = float(differences.mean()) if len(differences) else float("nan")
+    spread = 1.96 * float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")
+    return {
+        "area_bias": bias,
+        "area_limit_lower": bias - spread,
+        "area_limit_upper": bias + spread,
+    }
+
+
+def summarize(
+    slices: pd.DataFrame, patients: pd.DataFrame, bootstrap: Bootstrap
+) -> dict[str, float | int]:
+    """Return the scores of one split from its rows of slices and of patients.
+
+    `iou`, `precision` and `recall` are over all pixels of the split together (micro);
+    `…_slice_…` the mean over slices, `…_patient_…` over patients, each as one volume. Distances are
+    in pixels and 2-D. Undefined values are left out of a mean, whose n then stands beside it.
+    """
+    tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))
+    abnormal, healthy = slices[slices["abnormal"] == 1], slices[slices["abnormal"] == 0]
+    abnormal_iou = pd.Series(iou(abnormal["tp"], abnormal["fp"], abnormal["fn"]), abnormal.index)
+    return {
+        **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+        **bootstrap.ratio(tp, tp + fp).named("precision"),
+        **bootstrap.ratio(tp, tp + fn).named("recall"),
+        **slice_mean(abnormal, abnormal_iou, bootstrap).named("iou_slice_abnormal"),
+        **bootstrap.mean(patients["dice"]).named("dice_patient_mean"),
+        **bootstrap.median(patients["dice"]).named("dice_patient_median"),
+        **bootstrap.mean(patients["iou"]).named("iou_patient_mean"),
+        **slice_mean(slices, slices["hd95"], bootstrap).named("hd95_slice_mean"),
+        **slice_mean(slices, slices["surface_dice"], bootstrap).named("surface_dice_slice_mean"),
+        **slice_mean(healthy, healthy["fp"], bootstrap).named("fp_area_slice_healthy"),
+        **agreement(abnormal["tp"] + abnormal["fp"], abnormal["tp"] + abnormal["fn"]),
+        "n_patients": len(patients),
+        "n_patients_dice": int(patients["dice"].count()),
+        "n_slices": len(slices),
+        "n_slices_abnormal": len(abnormal),
+        "n_slices_hd95": int(slices["hd95"].count()),
+        "n_slices_surface_dice": int(slices["surface_dice"].count()),
+    }
+
+
+def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
+    """Return the scores of each group of patients within each split, with their n.
+
+    `groups` has a row for each group that a patient is in: `attribute`, `value`, `patient_id`.
+    """
+    rows = []
+    joined = patients.merge(groups, on="patient_id")
+    for (split, attribute, value), chosen in joined.groupby(["split", "attribute", "value"]):
+        tp, fp, fn = (chosen[name] for name in ("tp", "fp", "fn"))
+        rows.append(
+            {
+                "group": f"{attribute}: {value} ({split})",
+                "split": split,
+                "attribute": attribute,
+                "value": value,
+                "n_patients": len(chosen),
+                "n_patients_dice": int(chosen["dice"].count()),
+                "n_slices": int(chosen["n_slices"].sum()),
+                **bootstrap.mean(chosen["dice"]).named("dice_patient_mean"),
+                "dice_patient_median": chosen["dice"].median(),
+                **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,31 @@
+"""A volume: all slices of a patient, stacked in the order of their numbers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+def stack(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return masks (H, W) as a volume (D, H, W); smaller ones get False below and to the right."""
+    height, width = np.max([mask.shape for mask in masks], axis=0)
+    volume = np.zeros((len(masks), height, width), dtype=np.bool_)
+    for slot, mask in zip(volume, masks, strict=True):
+        slot[: mask.shape[0], : mask.shape[1]] = mask
+    return volume
+
+
+def components(volume: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the labels (D, H, W) of connected components, from 1, and their sizes in pixels.
+
+    Pixels are connected by their faces: within a slice, and from a slice to the next.
+    """
+    labels, n_components = ndimage.label(volume)
+    return labels, np.bincount(labels.ravel(), minlength=n_components + 1)[1:]
+
+
+def largest_component(volume: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the largest connected component, (D, H, W), the first of equals; empty of none."""
+    labels, sizes = components(volume)
+    return labels == 1 + sizes.argmax() if len(sizes) else volume

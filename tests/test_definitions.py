@@ -1,0 +1,104 @@
+"""Every definition by hand, and the predictors that need no network."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import jaccard_score
+
+from definitions import BATCH, definitions, nearest_in_train, trivial_counts
+from overlap import COUNTS, count_pixels
+
+
+def test_cases_by_hand() -> None:
+    """A's tumor is found in half, with a false alarm; B's is found; C is rightly empty."""
+    rows = [
+        # patient, abnormal, tp, fp, fn, tn
+        ("A", 1, 5, 0, 5, 90),
+        ("A", 0, 0, 10, 0, 90),
+        ("B", 1, 20, 0, 0, 80),
+        ("C", 0, 0, 0, 0, 100),
+    ]
+    slices = pd.DataFrame(rows, columns=["patient_id", "abnormal", *COUNTS])
+    found = definitions(slices, seed=1)
+    assert found == pytest.approx(
+        {
+            "slice_iou_empty_1": (0.5 + 0 + 1 + 1) / 4,
+            "slice_iou_empty_0": (0.5 + 0 + 1 + 0) / 4,
+            "slice_iou_abnormal": (0.5 + 1) / 2,
+            "slice_dice_empty_1": (10 / 15 + 0 + 1 + 1) / 4,
+            "slice_dice_abnormal": (10 / 15 + 1) / 2,
+            "batch_iou": 25 / 40,  # one batch holds all of them
+            "micro_iou": 25 / 40,
+            "micro_dice": 50 / 65,
+            "mean_iou_with_background": (25 / 40 + 360 / 375) / 2,
+            "patient_iou_mean": (5 / 20 + 1) / 2,
+            "patient_dice_mean": (10 / 25 + 1) / 2,
+            "patient_dice_median": (10 / 25 + 1) / 2,
+            "n_slices": 4,
+            "n_slices_abnormal": 2,
+            "n_patients": 2,
+        }
+    )
+
+
+def test_they_equal_scikit_learns_on_random_masks() -> None:
+    rng = np.random.default_rng(0)
+    masks, answers = rng.random((2, 40, 8, 8)) < 0.3
+    masks[::3] = False
+    answers[::4] = False
+    counts = [count_pixels(answer, mask) for answer, mask in zip(answers, masks, strict=True)]
+    slices = pd.DataFrame(counts).assign(
+        patient_id=[f"P{index // 10}" for index in range(40)],
+        abnormal=masks.any(axis=(1, 2)).astype(int),
+    )
+    found = definitions(slices, seed=1)
+    for zero, name in ((1.0, "slice_iou_empty_1"), (0.0, "slice_iou_empty_0")):
+        flat = masks.reshape(40, -1), answers.reshape(40, -1)
+        each = jaccard_score(*flat, average="samples", zero_division=zero)
+        assert found[name] == pytest.approx(each)
+    flat = masks.ravel(), answers.ravel()
+    assert found["micro_iou"] == pytest.approx(jaccard_score(*flat))
+    assert found["mean_iou_with_background"] == pytest.approx(jaccard_score(*flat, average="macro"))
+    volumes = masks.reshape(4, -1), answers.reshape(4, -1)
+    assert found["patient_iou_mean"] == pytest.approx(jaccard_score(*volumes, average="samples"))
+    order = np.random.default_rng(1).permutation(40) // BATCH
+    in_batches = [
+        jaccard_score(masks[order == batch].ravel(), answers[order == batch].ravel())
+        for batch in range(3)
+    ]
+    assert found["batch_iou"] == pytest.approx(np.mean(in_batches))
+
+
+def test_nothing_to_find_and_nothing_found_is_undefined_but_where_a_rule_says_so() -> None:
+    slices = pd.DataFrame([("A", 0, 0, 0, 0, 9)], columns=["patient_id", "abnormal", *COUNTS])
+    found = definitions(slices, seed=1)
+    assert found["slice_iou_empty_1"] == 1
+    assert found["slice_iou_empty_0"] == 0
+    for name in ("slice_iou_abnormal", "micro_iou", "batch_iou", "patient_dice_median"):
+        assert np.isnan(found[name]), name
+    assert (found["n_slices"], found["n_slices_abnormal"], found["n_patients"]) == (1, 0, 0)
+
+
+def test_the_nearest_train_slice_is_by_number_the_lower_of_two() -> None:
+    numbers = [1, 2, 3, 5, 9, 11]
+    splits = ["test", "train", "val", "train", "test", "train"]
+    assert nearest_in_train(numbers, splits) == [1, None, 1, None, 5, None]
+    assert nearest_in_train([1, 2], ["test", "val"]) == [None, None]
+
+
+def test_trivial_predictors_by_hand() -> None:
+    square, shifted = np.zeros((2, 9, 9), np.bool_)
+    square[3:6, 3:6] = True
+    shifted[3:6, 4:7] = True
+    counts = trivial_counts([square, shifted], [4, 5], ["train", "test"])
+    assert list(counts[0]) == [
+        "always empty",
+        "reference dilated by 1 px",
+        "reference eroded by 1 px",
+    ]
+    assert counts[0]["always empty"] == {"tp": 0, "fp": 0, "fn": 9, "tn": 72}
+    # A pixel grows into its four neighbors, and stays if it has all four.
+    assert counts[0]["reference dilated by 1 px"] == {"tp": 9, "fp": 12, "fn": 0, "tn": 60}
+    assert counts[0]["reference eroded by 1 px"] == {"tp": 1, "fp": 0, "fn": 8, "tn": 72}
+    copied = counts[1]["mask of the nearest train slice"]
+    assert copied == {"tp": 6, "fp": 3, "fn": 3, "tn": 69}

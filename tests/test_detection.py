@@ -1,0 +1,63 @@
+"""Detection of abnormal slices by hand and against scipy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import mannwhitneyu
+
+from bootstrap import Bootstrap
+from detection import detection, sensitivity_at_specificity
+
+
+def table(abnormal: list[int], scores: list[float], found: list[int]) -> pd.DataFrame:
+    """Return slices of patients A and B in turn; what is found is one pixel, right or wrong."""
+    right = [a * f for a, f in zip(abnormal, found, strict=True)]
+    return pd.DataFrame(
+        {
+            "patient_id": ["A" if index % 2 else "B" for index in range(len(abnormal))],
+            "abnormal": abnormal,
+            "max_probability": scores,
+            "tp": right,
+            "fp": np.array(found) - right,
+        }
+    )
+
+
+def test_cases_by_hand() -> None:
+    slices = table([1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.2, 0.3, 0.1, 0.1], [1, 1, 0, 1, 0, 0])
+    found = detection(slices, Bootstrap(200, 1))
+    assert found["detection_auroc"] == pytest.approx(8 / 9)
+    assert found["detection_average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert found["detection_sensitivity_at_95_specificity"] == pytest.approx(2 / 3)
+    matrix = [found[f"detection_{name}"] for name in ("tp", "fp", "fn", "tn")]
+    assert matrix == [2, 1, 1, 2]
+    assert found["detection_auroc_low"] <= found["detection_auroc"] <= found["detection_auroc_high"]
+
+
+def test_auroc_equals_the_rank_statistic_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    abnormal = rng.integers(0, 2, 300)
+    scores = np.round(rng.random(300) + 0.3 * abnormal, 1)
+    found = detection(table(abnormal.tolist(), scores.tolist(), [0] * 300), Bootstrap(100, 1))
+    u = mannwhitneyu(scores[abnormal == 1], scores[abnormal == 0]).statistic
+    pairs = abnormal.sum() * (300 - abnormal.sum())
+    assert found["detection_auroc"] == pytest.approx(u / pairs)
+
+
+@pytest.mark.parametrize("n_false", [0, 1, 2])
+def test_sensitivity_is_taken_where_at_most_5_in_100_healthy_ones_are_called(n_false: int) -> None:
+    """Of 20 healthy slices one may score above the threshold, not two."""
+    healthy = [0.9] * n_false + [0.1] * (20 - n_false)
+    abnormal = [0.95, 0.5, 0.5, 0.05]
+    labels = [0] * 20 + [1] * 4
+    found = sensitivity_at_specificity(labels, healthy + abnormal)
+    assert found == {0: 0.75, 1: 0.75, 2: 0.25}[n_false]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_one_kind_of_slice_leaves_the_ratios_undefined(kind: int) -> None:
+    found = detection(table([kind] * 4, [0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0]), Bootstrap(100, 1))
+    assert np.isnan(found["detection_auroc"])
+    assert np.isnan(found["detection_average_precision_low"])
+    assert np.isnan(found["detection_sensitivity_at_95_specificity"])
+    assert found["detection_tp"] + found["detection_fp"] == 1

@@ -1,0 +1,91 @@
+"""Planted oddities are found, each with its file; a clean volume has none."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import findings
+from findings import Finding, mask_findings, near_duplicates, thumbnail
+from looks import Volume
+
+MASKS = Path("masks")
+
+
+def volume(*masks: np.ndarray) -> Volume:
+    return Volume([f"A_{number + 1}" for number in range(len(masks))], [], list(masks))
+
+
+def blob(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((30, 40), np.bool_)
+    mask[rows, columns] = True
+    return mask
+
+
+def test_a_patient_without_tumor_is_one_finding() -> None:
+    empty = np.zeros((30, 40), np.bool_)
+    assert mask_findings("A", volume(empty, empty), MASKS) == [Finding("no_tumor", "A", "A", 2, "")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "pixels"),
+    [
+        (slice(0, 9), slice(5, 15), 10),
+        (slice(21, 30), slice(5, 15), 10),
+        (slice(5, 15), slice(0, 9), 10),
+        (slice(5, 15), slice(31, 40), 10),
+        (slice(20, 30), slice(30, 40), 19),  # a corner counts once
+    ],
+)
+def test_a_mask_on_the_border_is_found_in_its_slice(
+    rows: slice, columns: slice, pixels: int
+) -> None:
+    inside = blob(slice(5, 25), slice(5, 35))
+    found = mask_findings("A", volume(inside, inside | blob(rows, columns)), MASKS)
+    assert found == [Finding("mask_touches_border", "masks/A_2.tif", "A", pixels, "")]
+
+
+def test_small_components_beside_a_larger_one_are_specks() -> None:
+    lesion = blob(slice(5, 15), slice(5, 15))
+    one, corner = blob(slice(20, 21), slice(30, 31)), blob(slice(15, 16), slice(15, 16))
+    found = mask_findings("A", volume(lesion | one, lesion | one, lesion | corner), MASKS)
+    assert found == [
+        Finding("speck", "masks/A_1.tif", "A", 2, ""),  # one component in two slices
+        Finding("speck", "masks/A_3.tif", "A", 1, ""),
+    ]
+    second = blob(slice(20, 25), slice(25, 35))  # of 50 pixels: a lesion
+    assert mask_findings("A", volume(lesion | second), MASKS) == []
+    small = blob(slice(20, 22), slice(30, 32))
+    assert mask_findings("A", volume(small), MASKS) == []  # all there is
+
+
+def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness() -> None:
+    rng = np.random.default_rng(3)
+    scans = [rng.integers(0, 120, (60, 60, 3)).astype(np.float64) for _ in range(6)]
+    scans[1] = scans[0]  # the same patient: a neighbor, no finding
+    scans[4] = 1.7 * scans[2] + 10 + rng.normal(0, 1, (60, 60, 3))
+    scans[5] = np.full((60, 60, 3), 7.0)  # blank
+    scans.append(scans[5])
+    patients = ["A", "A", "A", "B", "B", "B", "C"]
+    table = pd.DataFrame(
+        {"slice_id": [f"{p}_{i}" for i, p in enumerate(patients)], "patient_id": patients}
+    )
+    thumbnails = np.stack([thumbnail(scan.round().astype(np.uint8)) for scan in scans])
+    found = near_duplicates(table, thumbnails, Path("images"))
+    assert [f[:3] + f[4:] for f in found] == [
+        ("near_duplicate", "images/A_2.tif", "A", "images/B_4.tif")
+    ]
+    expected = np.corrcoef(thumbnails[2], thumbnails[4])[0, 1]
+    assert found[0].value == pytest.approx(expected, abs=1e-5)
+    assert findings.ALIKE < found[0].value < 1
+
+
+def test_two_patients_with_one_slice_twice_are_told_once() -> None:
+    scan = np.random.default_rng(4).integers(0, 255, (50, 50, 3)).astype(np.uint8)
+    table = pd.DataFrame({"slice_id": ["A_1", "B_1"], "patient_id": ["A", "B"]})
+    thumbnails = np.stack([thumbnail(scan)] * 2)
+    found = near_duplicates(table, thumbnails, Path("images"))
+    assert len(found) == 1
+    assert found[0].value == pytest.approx(1)
+    assert near_duplicates(table, np.zeros_like(thumbnails), Path("images")) == []

@@ -1,0 +1,111 @@
+"""What is counted in images, against counts done by hand."""
+
+import numpy as np
+import pytest
+
+from looks import (
+    LEVELS,
+    POSITIONS,
+    Looks,
+    Volume,
+    circular_mean,
+    hue_counts,
+    image_left_share,
+    level_counts,
+    level_mean,
+    level_quantile,
+    location_counts,
+    look,
+    missing,
+    peak,
+    position_counts,
+)
+
+
+def test_hue_is_that_of_the_channels_and_gray_has_none() -> None:
+    colors = np.array([[[200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]]], np.uint8)
+    counts = hue_counts(colors, np.ones((1, 4), np.bool_))
+    assert np.flatnonzero(counts).tolist() == [0, 60, 120]  # bins of 2 degrees
+    assert counts.sum() == 3
+    assert hue_counts(colors, np.zeros((1, 4), np.bool_)).sum() == 0
+
+
+def test_the_mean_of_hues_goes_round_the_circle() -> None:
+    counts = np.zeros(180, np.int64)
+    counts[[5, 175]] = 1  # 10 and 350 degrees
+    assert circular_mean(counts) % 360 == pytest.approx(0, abs=1e-9)
+    counts[[5, 175, 60]] = 0, 0, 7
+    assert circular_mean(counts) == pytest.approx(120)
+    assert peak(counts) == 120
+    assert np.isnan(peak(np.zeros(180, np.int64)))
+    assert np.isnan(circular_mean(np.zeros(180, np.int64)))
+
+
+@pytest.mark.parametrize("size", [64, 128, 100, 33])
+def test_a_place_counts_in_its_cell_at_any_size(size: int) -> None:
+    mask = np.zeros((size, 2 * size), np.bool_)
+    mask[-1, 0] = mask[size // 2, size] = True
+    counts = location_counts(mask)
+    assert counts.shape == (64, 64)
+    assert counts.sum() == 2
+    assert counts[(size - 1) * 64 // size, 0] == 1
+    assert counts[(size // 2) * 64 // size, 32] == 1
+
+
+def test_slices_count_at_their_place_along_the_volume() -> None:
+    masks = [np.zeros((2, 2), np.bool_) for _ in range(POSITIONS // 2)]
+    masks[1][:] = True
+    counts = position_counts(masks)
+    assert counts.sum(axis=0).tolist() == [POSITIONS // 2, 1, 4]
+    assert counts[3].tolist() == [1, 1, 4]  # the second of ten lies from 0.1 to 0.2, its middle .15
+    assert position_counts(masks[:1])[POSITIONS // 2].tolist() == [1, 0, 0]
+    assert position_counts(masks * 20)[-1].tolist() == [10, 1, 4]
+
+
+def test_a_sequence_that_equals_flair_in_every_slice_is_missing() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (4, 5, 3)).astype(np.uint8) for _ in range(2)]
+    assert missing(images).tolist() == [False, False, False]
+    for image in images:
+        image[..., 2] = image[..., 1]
+    assert missing(images).tolist() == [False, False, True]
+    images[1][0, 0, 2] ^= 1
+    assert missing(images).tolist() == [False, False, False]
+
+
+def test_intensities_are_counted_by_sequence_and_tissue() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0] = [[10, 100, 30], [11, 101, 31]]
+    image[1] = [[10, 5, 30], [12, 102, 33]]  # the first is air, for FLAIR is dark there
+    mask = np.array([[True, False], [False, False]])
+    looks = look(Volume(["a"], [image], [mask]))
+    assert [np.flatnonzero(levels).tolist() for levels in looks.levels[:, 0]] == [[10], [100], [30]]
+    assert [np.flatnonzero(levels).tolist() for levels in looks.levels[:, 1]] == [
+        [11, 12],
+        [101, 102],
+        [31, 33],
+    ]
+    assert looks.hue.sum(axis=1).tolist() == [1, 2]
+    assert looks.n_pixels == 4
+    assert image_left_share(looks) == 1
+    twice = Looks.sum([looks, looks])
+    assert twice.n_pixels == 8
+    np.testing.assert_array_equal(twice.levels, 2 * looks.levels)
+
+    image[..., 0] = image[..., 1]
+    looks = look(Volume(["a"], [image], [mask]))
+    assert looks.levels.sum(axis=(1, 2)).tolist() == [0, 3, 3]  # pre-contrast is missing
+    assert looks.hue.sum() == 0
+
+
+def test_mean_and_quantiles_of_intensities_equal_numpys() -> None:
+    values = np.random.default_rng(1).integers(0, 256, (1, 999, 3)).astype(np.uint8)
+    for channel, counts in zip(
+        values[0].T, level_counts(values, np.ones((1, 999), np.bool_)), strict=True
+    ):
+        assert level_mean(counts) == pytest.approx(channel.mean())
+        for q in (0.05, 0.5, 0.95, 1.0):
+            assert level_quantile(counts, q) == np.quantile(channel, q, method="inverted_cdf")
+    empty = np.zeros(LEVELS, np.int64)
+    assert np.isnan(level_mean(empty))
+    assert np.isnan(level_quantile(empty, 0.5))

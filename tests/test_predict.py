@@ -1,0 +1,105 @@
+"""The stage that lets the trained network answer, with a network of random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import predict
+from conftest import SIZE, Data, Outcome, RunStage, predicted
+from manifest import read_manifest
+from network import Encoder, Model, Network, build_encoder, file_sha256, new_network, save_tensors
+from probability import PROBABILITIES, read_levels
+
+NAMES = ("predict", "compute.device", "compute.precision", "compute.workers")
+QUICK = {"compute__workers": 0, "compute__device": "cpu", "compute__precision": "32-true"}
+IMAGE_SIZE = 32  # smaller than a slice
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "encoder.safetensors"
+    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
+    return path
+
+
+@pytest.fixture
+def network(encoder: Path, tmp_path: Path) -> Network:
+    """Return a network that gives all kinds of probability, and save it."""
+    network = new_network(encoder, name="mobilenet_v2", frozen=True).eval()
+    head = network.unet.segmentation_head[0]
+    torch.nn.init.normal_(head.weight, std=8)
+    torch.nn.init.zeros_(head.bias)
+    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE)
+    save_tensors(network.trained_tensors(), header, tmp_path / "unet.safetensors")
+    return network
+
+
+def run_predict(run_stage: RunStage, data: Data, folder: Path, out: str, **options: Any) -> Outcome:
+    unet = folder / "unet.safetensors"
+    paths = [data.images, data.splits, folder / "encoder.safetensors", unet, folder / out]
+    overrides = {f"predict__{name}": value for name, value in options.items()}
+    return run_stage(predict.main, paths, *NAMES, **QUICK, **overrides)
+
+
+def probabilities(folder: Path, slice_ids: list[str]) -> np.ndarray:
+    return np.stack([PROBABILITIES[read_levels(folder, slice_id)] for slice_id in slice_ids])
+
+
+def test_every_slice_has_the_networks_probability_at_its_own_size(
+    run_stage: RunStage, data: Data, network: Network, tmp_path: Path
+) -> None:
+    assert run_predict(run_stage, data, tmp_path, "one").code == 0
+    ids = read_manifest(data.splits)["slice_id"].tolist()
+    assert sorted(path.stem for path in (tmp_path / "one").iterdir()) == sorted(ids)
+    stored = probabilities(tmp_path / "one", ids)
+    assert stored.shape == (len(ids), SIZE, SIZE)
+    answers = predicted(network, data, ids, image_size=IMAGE_SIZE)
+    exact = np.stack([1 / (1 + np.exp(-answer.logits)) for answer in answers])
+    assert np.abs(stored - exact).max() < 0.0032
+    assert exact.min() < 0.1
+    assert exact.max() > 0.9
+
+    for name, batch_size in (("same", 16), ("other", 5)):
+        assert run_predict(run_stage, data, tmp_path, name, batch_size=batch_size).code == 0
+    for slice_id in ids:
+        one, same = (tmp_path / name / f"{slice_id}.png" for name in ("one", "same"))
+        assert one.read_bytes() == same.read_bytes()
+    np.testing.assert_allclose(probabilities(tmp_path / "other", ids), stored, atol=0.0065)
+
+
+def test_flips_average_the_logits_of_a_slice_and_of_its_mirror_image(
+    run_stage: RunStage, data: Data, network: Network, tmp_path: Path
+) -> None:
+    assert run_predict(run_stage, data, tmp_path, "flips", flips=True).code == 0
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:20]
+    stored = probabilities(tmp_path / "flips", ids)
+
+    class Mirror(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = network(images.flip(2)).flip(2)
+            return logits
+
+    plain, mirrored = (
+        np.stack([answer.logits for answer in predicted(net, data, ids, image_size=IMAGE_SIZE)])
+        for net in (network, Mirror())
+    )
+    assert np.abs(plain - mirrored).max() > 1
+    expected = 1 / (1 + np.exp(-(plain + mirrored) / 2))
+    assert np.abs(stored - expected).max() < 0.0032
+
+
+def test_a_diverged_network_leaves_nothing_half_written(
+    run_stage: RunStage, data: Data, network: Network, encoder: Path, tmp_path: Path
+) -> None:
+    tensors = network.trained_tensors()
+    tensors["segmentation_head.0.bias"].fill_(torch.nan)
+    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE)
+    save_tensors(tensors, header, tmp_path / "unet.safetensors")
+    outcome = run_predict(run_stage, data, tmp_path, "none")
+    assert outcome.code == 1
+    assert "is not finite: it has diverged" in outcome.error
+    assert not list(tmp_path.glob("*none*"))

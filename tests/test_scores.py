@@ -1,0 +1,113 @@
+"""The scores of a split by hand."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bootstrap import Bootstrap
+from overlap import COUNTS
+from scores import agreement, per_patient, subgroups, summarize
+
+NAN = np.nan
+
+
+def table() -> pd.DataFrame:
+    """A's tumor is found in half, with a false alarm; B's is found; C has none at all."""
+    rows = [
+        # split, patient, abnormal, tp, fp, fn, tn, hd95, surface_dice, inside, sum
+        ("test", "A", 1, 5, 0, 5, 90, 4.0, 0.5, 4.0, 6.0),
+        ("test", "A", 0, 0, 10, 0, 90, NAN, 0.0, 6.0, 8.0),
+        ("test", "B", 1, 20, 0, 0, 80, 0.0, 1.0, 20.0, 20.0),
+        ("test", "C", 0, 0, 0, 0, 100, NAN, NAN, 0.0, 0.0),
+        ("train", "D", 1, 0, 0, 7, 93, NAN, 0.0, 0.0, 1.0),
+    ]
+    distances = ["hd95", "surface_dice", "probability_inside", "probability_sum"]
+    return pd.DataFrame(rows, columns=["split", "patient_id", "abnormal", *COUNTS, *distances])
+
+
+def test_patients_by_hand() -> None:
+    patients = per_patient(table())
+    assert patients[["split", "patient_id"]].to_numpy().tolist() == [
+        ["test", "A"],
+        ["test", "B"],
+        ["test", "C"],
+        ["train", "D"],
+    ]
+    assert patients["n_slices"].tolist() == [2, 1, 1, 1]
+    assert patients["n_abnormal"].tolist() == [1, 1, 0, 1]
+    for name, values in {
+        "iou": [5 / 20, 1, NAN, 0],
+        "dice": [10 / 25, 1, NAN, 0],
+        "precision": [5 / 15, 1, NAN, NAN],
+        "recall": [5 / 10, 1, NAN, 0],
+        "hd95": [4, 0, NAN, NAN],
+        "surface_dice": [0.25, 1, NAN, 0],
+        "confidence": [20 / 29, 1, NAN, 0],
+    }.items():
+        np.testing.assert_allclose(patients[name], values, err_msg=name)
+
+
+def test_a_split_by_hand() -> None:
+    slices, patients = (each[each["split"] == "test"] for each in (table(), per_patient(table())))
+    scores = summarize(slices, patients, Bootstrap(100, 1))
+    figures = {
+        name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))
+    }
+    assert figures == pytest.approx(
+        {
+            "iou": 25 / 40,
+            "precision": 25 / 35,
+            "recall": 25 / 30,
+            "iou_slice_abnormal": (0.5 + 1) / 2,
+            "dice_patient_mean": (0.4 + 1) / 2,
+            "dice_patient_median": 0.7,
+            "iou_patient_mean": (0.25 + 1) / 2,
+            "hd95_slice_mean": 2,
+            "surface_dice_slice_mean": 0.5,
+            "fp_area_slice_healthy": 5,
+            "area_bias": -2.5,
+            "area_limit_lower": -2.5 - 1.96 * np.std([-5, 0], ddof=1),
+            "area_limit_upper": -2.5 + 1.96 * np.std([-5, 0], ddof=1),
+            "n_patients": 3,
+            "n_patients_dice": 2,
+            "n_slices": 4,
+            "n_slices_abnormal": 2,
+            "n_slices_hd95": 2,
+            "n_slices_surface_dice": 3,
+        }
+    )
+    for name in ("iou", "dice_patient_mean", "hd95_slice_mean", "fp_area_slice_healthy"):
+        assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"]
+    assert scores["dice_patient_mean_low"] == pytest.approx(0.4)
+    assert scores["dice_patient_mean_high"] == 1
+
+
+def test_limits_of_agreement_by_hand() -> None:
+    found = agreement(pd.Series([10, 14, 12]), pd.Series([10, 10, 10]))
+    assert found == pytest.approx(
+        {"area_bias": 2, "area_limit_lower": 2 - 1.96 * 2, "area_limit_upper": 2 + 1.96 * 2}
+    )
+    one = agreement(pd.Series([10]), pd.Series([9]))
+    assert one["area_bias"] == 1
+    assert np.isnan(one["area_limit_lower"])
+    assert np.isnan(agreement(pd.Series([]), pd.Series([]))["area_bias"])
+
+
+def test_groups_of_patients_have_their_scores_and_n() -> None:
+    groups = pd.DataFrame(
+        [("sex", "x", "A"), ("sex", "x", "B"), ("sex", "y", "C"), ("sex", "y", "D")],
+        columns=["attribute", "value", "patient_id"],
+    )
+    found: Any = subgroups(per_patient(table()), groups, Bootstrap(100, 1)).set_index("group")
+    assert found.index.tolist() == ["sex: x (test)", "sex: y (test)", "sex: y (train)"]
+    first = found.loc["sex: x (test)"]
+    assert (first["n_patients"], first["n_slices"]) == (2, 3)
+    assert first["dice_patient_mean"] == pytest.approx(0.7)
+    assert first["iou"] == pytest.approx(25 / 40)
+    second = found.loc["sex: y (test)"]
+    assert (second["n_patients"], second["n_patients_dice"]) == (1, 0)
+    assert np.isnan(second["dice_patient_mean"])
+    assert found.loc["sex: y (train)", "dice_patient_mean"] == 0
+    assert np.isnan(found.loc["sex: y (train)", "dice_patient_mean_low"])

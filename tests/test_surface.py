@@ -1,0 +1,54 @@
+"""Distances between borders, by hand and against scipy's distance transform."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from surface import TOLERANCE, hd95, surface_dice
+
+
+def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return the distance of each border pixel of `one` from the border of `two`."""
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (one, two)]
+    apart: np.ndarray = ndimage.distance_transform_edt(~borders[1])[borders[0]]
+    return apart
+
+
+@given(arrays(np.bool_, (2, 9, 8), elements=st.booleans()))
+def test_both_equal_those_of_a_distance_transform(pair: np.ndarray) -> None:
+    predicted, mask = pair
+    if not (predicted.any() and mask.any()):
+        return
+    there, back = distances(predicted, mask), distances(mask, predicted)
+    expected = max(np.percentile(there, 95), np.percentile(back, 95))
+    assert hd95(predicted, mask) == pytest.approx(expected, rel=1e-5)
+    near = (there <= TOLERANCE).sum() + (back <= TOLERANCE).sum()
+    assert surface_dice(predicted, mask) == pytest.approx(near / (len(there) + len(back)))
+
+
+def square(row: int, column: int, size: int = 10) -> np.ndarray:
+    mask = np.zeros((40, 50), np.bool_)
+    mask[row : row + size, column : column + size] = True
+    return mask
+
+
+def test_cases_by_hand() -> None:
+    assert hd95(square(5, 5), square(5, 5)) == 0
+    assert surface_dice(square(5, 5), square(5, 5)) == 1
+    assert hd95(square(5, 5), square(5, 12)) == 7
+    assert hd95(square(5, 5, size=1), square(8, 9, size=1)) == 5
+    assert surface_dice(square(5, 5, size=1), square(8, 9, size=1)) == 0
+    assert surface_dice(square(5, 5), square(5, 6)) == 1  # one pixel is within the tolerance
+    assert 0 < surface_dice(square(5, 5), square(5, 8)) < 1
+
+
+def test_an_empty_mask_has_no_distance_and_no_border_in_common() -> None:
+    empty = np.zeros((40, 50), np.bool_)
+    for pair in ((empty, square(5, 5)), (square(5, 5), empty)):
+        assert np.isnan(hd95(*pair))
+        assert surface_dice(*pair) == 0
+    assert np.isnan(hd95(empty, empty))
+    assert np.isnan(surface_dice(empty, empty))
