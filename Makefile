@@ -38,9 +38,10 @@ demo: $(DEMO_READY)
 	@dvc get --quiet . metrics --rev demo --out demo
 	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
 	@python -c 'import pandas; scores = pandas.read_json("demo/evaluate.json"); \
+	  scores = scores[~scores.index.str.contains("_low$$|_high$$")]; \
 	  print(scores.to_string(float_format="{:.5g}".format))'
-	@echo "Scores above: demo/evaluate.json, by patient demo/evaluate/per_patient.csv"
-	@echo "Pictures:     demo/explore/location.png, tumor_area.png, hue.png"
+	@echo "Scores above: demo/evaluate.json, with intervals; behind them, the tables in demo/evaluate/"
+	@echo "Pictures:     demo/explore/figures/; tables: demo/explore/"
 	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
 	@echo "It is the DVC experiment \`demo\`: dvc exp show; dvc exp diff; dvc exp remove demo"
 

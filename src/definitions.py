@@ -14,6 +14,7 @@ from scipy import ndimage
 from overlap import COUNTS, count_pixels, dice, iou
 
 BATCH = 16  # slices of a batch, in the order of a seeded shuffle, for batch_iou
+COPIED = "mask of the nearest train slice"
 
 
 def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:
@@ -91,6 +92,6 @@ def trivial_counts(
             "reference eroded by 1 px": ndimage.binary_erosion(mask),
         }
         if source is not None and masks[source].shape == mask.shape:
-            answers["mask of the nearest train slice"] = masks[source]
+            answers[COPIED] = masks[source]
         counts.append({name: count_pixels(answer, mask) for name, answer in answers.items()})
     return counts

@@ -90,7 +90,11 @@ def explained(error: ValidationError, params: Mapping[str, Param]) -> list[str]:
     lines = []
     for detail in error.errors():
         keyword, *inner = (str(part) for part in detail["loc"])
-        name = ".".join([params[keyword].name if keyword in params else keyword, *inner])
+        param = params.get(keyword, Param(keyword, None))
+        name, value = param.name, param.value
+        for part in inner:
+            if isinstance(value, dict):  # else it is pydantic's word for an alternative of its type
+                name, value = f"{name}.{part}", value.get(part)
         if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(f"unknown param `{name}`; check its spelling")
         elif detail["type"].startswith("missing"):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import jaccard_score
 
-from definitions import BATCH, definitions, nearest_in_train, trivial_counts
+from definitions import BATCH, COPIED, definitions, nearest_in_train, trivial_counts
 from overlap import COUNTS, count_pixels
 
 
@@ -100,5 +100,5 @@ def test_trivial_predictors_by_hand() -> None:
     # A pixel grows into its four neighbors, and stays if it has all four.
     assert counts[0]["reference dilated by 1 px"] == {"tp": 9, "fp": 12, "fn": 0, "tn": 60}
     assert counts[0]["reference eroded by 1 px"] == {"tp": 1, "fp": 0, "fn": 8, "tn": 72}
-    copied = counts[1]["mask of the nearest train slice"]
+    copied = counts[1][COPIED]
     assert copied == {"tp": 6, "fp": 3, "fn": 3, "tn": 69}

@@ -11,6 +11,7 @@ import pytest
 import evaluate
 import split
 from conftest import SIZE, Data, RunStage
+from definitions import COPIED
 from manifest import SPLITS, read_manifest
 from overlap import dice
 from probability import LEVELS, PROBABILITIES, encode, write_levels
@@ -239,7 +240,7 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
     split.main(data.manifest, splits, by="slice", **options)  # type: ignore[arg-type]
     write_maps(maps, noisy(masks))
     table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]
-    rows = table[table["predictor"] == "mask of the nearest train slice"].set_index("split")
+    rows = table[table["predictor"] == COPIED].set_index("split")
     manifest = read_manifest(splits)
     n_slices = manifest["split"].value_counts()
     assert rows["n_slices"].to_dict() == {
@@ -249,7 +250,7 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
     }
     assert 0.4 < rows.loc["test", "micro_iou"] < 0.95
     by_patient = run_evaluate(run_stage, data, maps).tables["definitions"]
-    assert "mask of the nearest train slice" not in set(by_patient["predictor"])
+    assert COPIED not in set(by_patient["predictor"])
 
 
 def test_maps_that_do_not_fit_are_refused(
@@ -274,8 +275,8 @@ def test_maps_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("param", "value", "problem"),
     [
-        ("threshold", "test", "param `evaluate.threshold"),
-        ("threshold", 1.0, "param `evaluate.threshold"),
+        ("threshold", "test", "param `evaluate.threshold` is 'test': input should be 'val'"),
+        ("threshold", 1.0, "param `evaluate.threshold` is 1.0: input should be less than 1"),
         ("resamples", 10, "param `evaluate.resamples` is 10: input should be greater than"),
         (
             "largest_component",
