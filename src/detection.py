@@ -40,15 +40,15 @@ def detection(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | i
             "detection_sensitivity_at_95_specificity": np.nan,
             **matrix,
         }
-    rows = list(slices.reset_index(drop=True).groupby("patient_id", sort=False).indices.values())
+    rows = list(slices.reset_index(drop=True).groupby("patient_id").indices.values())
 
     def over_patients(metric: Callable[..., float]) -> Estimate:
-        def statistic(members: NDArray[np.float64]) -> float:
-            chosen = np.concatenate([rows[int(member)] for member in members])
+        def of_drawn(members: NDArray[np.int64]) -> float:
+            chosen = np.concatenate([rows[member] for member in members])
             one_kind = len(np.unique(abnormal[chosen])) == 1
             return np.nan if one_kind else float(metric(abnormal[chosen], scores[chosen]))
 
-        return bootstrap.estimate(statistic, np.arange(len(rows), dtype=np.float64), each=True)
+        return bootstrap.estimate(len(rows), lambda drawn: [of_drawn(each) for each in drawn])
 
     return {
         **over_patients(roc_auc_score).named("detection_auroc"),

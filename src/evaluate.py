@@ -72,14 +72,15 @@ def pixel_counts(slice_id: str, masks: Path, predictions: Path) -> NDArray[np.in
 
 
 def best_threshold(counts: NDArray[np.int64]) -> float:
-    """Return the one of THRESHOLDS with the highest micro IoU, the first of equals.
+    """Return the one of THRESHOLDS with the highest micro IoU, the one nearest to 0.5 of equals.
 
     `counts`, (2, LEVELS), are the pixels of the slices to choose on.
     """
     above = THRESHOLDS[:, None] < PROBABILITIES  # (THRESHOLDS, LEVELS)
     fp, tp = (above * counts[:, None]).sum(axis=2)
     scores = np.nan_to_num(iou(tp, fp, counts[1].sum() - tp))
-    return float(THRESHOLDS[scores.argmax()])
+    best = THRESHOLDS[scores == scores.max()]
+    return float(best[np.abs(best - 0.5).argmin()])
 
 
 def assess(
@@ -130,6 +131,8 @@ def definition_table(
     rows = []
     for split in (*SPLITS, "all"):
         for name, table in predictors.items():
+            if (split, name) == ("all", NETWORK):
+                continue  # it would mix the slices that it was trained on with the others
             chosen = table if split == "all" else table[table["split"] == split]
             answered = chosen.dropna(subset=list(COUNTS))
             if len(answered):
@@ -208,6 +211,7 @@ def main(
             **summarize(of_slices, of_patients, bootstrap),
             **detection(of_slices, bootstrap),
             "ece": expected_calibration_error(bins[split]),
+            "ece_above_first_bin": expected_calibration_error(bins[split][1:]),
             "aurc": area_under_risk_coverage(*doubt),
             "threshold": chosen,
         }

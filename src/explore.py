@@ -6,6 +6,7 @@
 A leaf of the graph: nothing depends on it.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,10 @@ from looks import (
     HUE_BINS,
     POSITIONS,
     TISSUES,
+    Counts,
     Looks,
     circular_mean,
+    concentration,
     image_left_share,
     level_mean,
     level_quantile,
@@ -39,6 +42,7 @@ from stage import run
 from volume import components, stack
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+HUE_FIGURES = {"mean": circular_mean, "concentration": concentration, "peak": peak}
 CODES = ("grade", "gender", "laterality", "tumor_location")  # columns of data.csv to group by
 
 
@@ -74,12 +78,17 @@ def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
     return {**found, "n": len(values)}
 
 
+def n_with(counts: Iterable[Counts]) -> int:
+    """Return how many patients' histograms hold anything: what is missing is left empty."""
+    return sum(bool(each.any()) for each in counts)
+
+
 def hues(looks: Looks) -> dict[str, float]:
-    """Return circular mean and peak of each tissue's hue in degrees."""
+    """Return circular mean, concentration and peak of each tissue's hue; degrees and [0, 1]."""
     return {
         f"{tissue}_{name}": function(counts)
         for tissue, counts in zip(TISSUES, looks.hue, strict=True)
-        for name, function in (("mean", circular_mean), ("peak", peak))
+        for name, function in HUE_FIGURES.items()
     }
 
 
@@ -117,6 +126,7 @@ def cohort_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
                 "abnormal_fraction": chosen["n_abnormal"].sum() / chosen["n_slices"].sum(),
                 "tumor_fraction": looks.location.sum() / looks.n_pixels,
                 "image_left_share": image_left_share(looks),
+                "n_patients_hue": n_with(seen[member].looks.hue for member in members),
                 **{f"hue_{name}": degrees for name, degrees in hues(looks).items()},
             }
         )
@@ -132,15 +142,12 @@ def sequence_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
     rows = []
     for institution, members in institutions.items():
         looks = Looks.sum(seen[member].looks for member in members)
-        for sequence, tissues in zip(SEQUENCES, looks.levels, strict=True):
+        for channel, (sequence, tissues) in enumerate(zip(SEQUENCES, looks.levels, strict=True)):
             for tissue, counts in zip(TISSUES, tissues, strict=True):
                 rows.append(
                     {
                         "group": f"{institution}: {tissue} in {sequence}",
-                        "n_patients": sum(
-                            bool(seen[m].looks.levels[SEQUENCES.index(sequence)].any())
-                            for m in members
-                        ),
+                        "n_patients": n_with(seen[m].looks.levels[channel] for m in members),
                         "n_pixels": counts.sum(),
                         "mean": level_mean(counts),
                         **{q: level_quantile(counts, QUANTILES[q]) for q in QUANTILES},
@@ -150,7 +157,7 @@ def sequence_table(patients: pd.DataFrame, seen: list[Seen]) -> pd.DataFrame:
 
 
 def position_table(looks: Looks) -> pd.DataFrame:
-    """Return what lies where along the volume, 0 at the first slice and 1 at the last."""
+    """Return what lies where along the volume, cut into POSITIONS from its first slice on."""
     n_slices, n_abnormal, tumor = looks.position.T
     return pd.DataFrame(
         {
@@ -192,13 +199,16 @@ def summary(patients: pd.DataFrame, seen: list[Seen], findings: pd.DataFrame) ->
         "slices_of_patient": quantiles(patients["n_slices"].to_numpy(dtype=np.float64)),
         "abnormal_of_patient": quantiles(patients["n_abnormal"].to_numpy(dtype=np.float64)),
         "tumor_share_image_left": image_left_share(looks),
-        "hue": hues(looks),
+        "hue": {**hues(looks), "n_patients": n_with(each.looks.hue for each in seen)},
         "intensity": {
             sequence: {
-                f"{tissue}_mean": level_mean(counts)
-                for tissue, counts in zip(TISSUES, tissues, strict=True)
+                "tumor_mean": level_mean(tumor),
+                "healthy_mean": level_mean(healthy),
+                "n_patients": n_with(each.looks.levels[channel] for each in seen),
             }
-            for sequence, tissues in zip(SEQUENCES, looks.levels, strict=True)
+            for channel, (sequence, (tumor, healthy)) in enumerate(
+                zip(SEQUENCES, looks.levels, strict=True)
+            )
         },
         "n_missing_pre_contrast": int(missing["missing_pre_contrast"].sum()),
         "n_missing_post_contrast": int(missing["missing_post_contrast"].sum()),

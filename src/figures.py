@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from looks import GRID, HUE_BINS, POSITIONS, TISSUES, Looks
+from looks import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Looks
 from slices import SEQUENCES
 
 # Of two tissues in one plot: told apart without color too.
@@ -17,6 +17,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "tumor": {"color": "tab:red"},
     "healthy": {"color": "tab:blue", "linestyle": "--"},
 }
+LABELS = {"tumor": "tumor", "healthy": f"healthy, FLAIR > {TISSUE_LEVEL}"}
 FEW_PIXELS = 1000  # a histogram of fewer is too ragged to be drawn
 
 
@@ -96,7 +97,7 @@ def draw_hue(axes: Axes, looks: Looks) -> None:
     degrees = np.arange(HUE_BINS) * 360 / HUE_BINS
     for tissue, counts in zip(TISSUES, looks.hue, strict=True):
         if counts.sum() >= FEW_PIXELS:
-            axes.plot(degrees, shares(counts), label=tissue, **STYLES[tissue])
+            axes.plot(degrees, shares(counts), label=LABELS[tissue], **STYLES[tissue])
     axes.set(xlim=(0, 360), xticks=range(0, 361, 60))
 
 
@@ -123,7 +124,7 @@ def intensity_figure(looks: Looks) -> Figure:
     panels = figure.subplots(1, len(SEQUENCES), sharey=True)
     for axes, sequence, tissues in zip(panels, SEQUENCES, looks.levels, strict=True):
         for tissue, counts in zip(TISSUES, tissues, strict=True):
-            axes.plot(shares(counts), label=tissue, **STYLES[tissue])
+            axes.plot(shares(counts), label=LABELS[tissue], **STYLES[tissue])
         axes.set(
             title=f"{sequence}, n = {tissues[0].sum():,} tumor pixels",
             xlabel="intensity",

@@ -16,7 +16,7 @@ from volume import components, stack
 SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
 THUMBNAIL = 32  # pixels along each side of a slice's thumbnail
 BLANK = 2.0  # gray levels; a thumbnail of a lower standard deviation resembles all others like it
-ALIKE = 0.9985  # correlation of two thumbnails from which on their slices are near-duplicates
+ALIKE = 0.985  # correlation of two thumbnails from which on their slices are near-duplicates
 
 KINDS = ("no_tumor", "mask_touches_border", "speck", "near_duplicate")
 
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     """One thing to look at."""
 
     kind: str  # one of KINDS
-    file: str  # the mask or scan that shows it; the patient's id where it is about all slices
+    file: str  # the mask or scan that shows it; the first one where it is about all slices
     patient_id: str
     value: float  # pixels on the border, pixels of the speck, correlation; the number of slices
     other: str  # the near-duplicate's file
@@ -54,7 +54,8 @@ def specks(volume: Volume) -> list[tuple[str, int]]:
 def mask_findings(patient_id: str, volume: Volume, masks: Path) -> list[Finding]:
     """Return what is remarkable about a patient's masks."""
     if not any(mask.any() for mask in volume.masks):
-        return [Finding("no_tumor", patient_id, patient_id, len(volume.masks), "")]
+        first = slice_path(masks, volume.slice_ids[0]).as_posix()
+        return [Finding("no_tumor", first, patient_id, len(volume.masks), "")]
     border = [
         Finding("mask_touches_border", slice_path(masks, slice_id).as_posix(), patient_id, n, "")
         for slice_id, mask in zip(volume.slice_ids, volume.masks, strict=True)
@@ -82,8 +83,9 @@ def near_duplicates(
 ) -> list[Finding]:
     """Return pairs of slices of two patients whose thumbnails correlate at ALIKE or above.
 
-    `slices` holds `slice_id` and `patient_id` of each row of `thumbnails`. Correlation does not
-    feel brightness and contrast; for vectors of norm 1 it is 1 - d² / 2 at a distance d.
+    `slices` holds `slice_id` and `patient_id` of each row of `thumbnails`. A copy is found whatever
+    its brightness and contrast, with noise, and shifted by a pixel; one that is mirrored or shifted
+    by several is not. Correlation of vectors of norm 1 is 1 - d² / 2 at a distance d.
     """
     shown = np.flatnonzero(thumbnails.any(axis=1))
     if len(shown) < 2:

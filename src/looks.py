@@ -1,8 +1,8 @@
 """What a patient's images look like, as counts of pixels that add up over patients.
 
 Hue is that of the three sequences read as red, green and blue, of patients who have all three; a
-pixel whose channels are all equal has none and does not count. Healthy tissue is what the mask
-leaves out, without the air.
+pixel whose channels are all equal has none and does not count. Healthy tissue is all that the mask
+leaves out of the head, scalp and skull included: what is brighter than TISSUE_LEVEL in FLAIR.
 """
 
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from slices import SEQUENCES, read_image, read_mask, slice_path
 
@@ -24,6 +25,7 @@ LEVELS = 256  # intensities of a sequence
 POSITIONS = 20  # bins along the volume, first slice to last
 TISSUES = ("tumor", "healthy")
 TISSUE_LEVEL = 20  # of 255 in FLAIR; what is darker, air mostly, is no healthy tissue
+PEAK_WEIGHTS = (1, 2, 3, 4, 3, 2, 1)  # of bins: 8-bit channels are often equal, and hue spikes
 
 
 class Volume(NamedTuple):
@@ -119,17 +121,33 @@ def look(volume: Volume) -> Looks:
     return Looks(location, position_counts(volume.masks), hue, levels, n_pixels)
 
 
-def circular_mean(counts: Counts) -> float:
-    """Return the mean direction of a hue histogram in degrees, [0, 360); NaN when it is empty."""
+def resultant(counts: Counts) -> complex:
+    """Return the mean of a hue histogram's unit vectors; NaN when it is empty."""
     angles = np.deg2rad(np.arange(len(counts)) * 360 / len(counts))
-    mean = (counts * np.exp(1j * angles)).sum()
-    return float(np.rad2deg(np.angle(mean)) % 360) if counts.any() else float("nan")
+    total = counts.sum()
+    return complex((counts * np.exp(1j * angles)).sum() / total) if total else complex("nan")
+
+
+def circular_mean(counts: Counts) -> float:
+    """Return the mean direction of a hue histogram in degrees, [0, 360); NaN when it is empty.
+
+    It says little where `concentration` is near 0.
+    """
+    return float(np.rad2deg(np.angle(resultant(counts))) % 360)
+
+
+def concentration(counts: Counts) -> float:
+    """Return how closely hues gather about their mean: 1 when all are equal, 0 when none prevails.
+
+    The mean resultant length (Mardia and Jupp, Directional Statistics, 2000, section 2.3.1).
+    """
+    return abs(resultant(counts))
 
 
 def peak(counts: Counts) -> float:
-    """Return the most frequent hue of a histogram in degrees; NaN when it is empty."""
-    fullest = int(counts.argmax()) * 360 / len(counts)
-    return fullest if counts.any() else float("nan")
+    """Return the most frequent hue in degrees, bins being smoothed; NaN of none."""
+    smooth = ndimage.convolve1d(counts, PEAK_WEIGHTS, mode="wrap")
+    return int(smooth.argmax()) * 360 / len(counts) if counts.any() else float("nan")
 
 
 def level_quantile(counts: Counts, q: float) -> float:

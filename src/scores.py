@@ -7,6 +7,8 @@ from bootstrap import Bootstrap, Estimate
 from calibration import soft_dice_confidence
 from overlap import COUNTS, dice, iou, ratio
 
+FEWEST = 10  # patients; of a smaller group an interval by resampling is far too narrow
+
 
 def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each split and patient with counts over its slices there, IoU and Dice.
@@ -24,7 +26,9 @@ def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
     patients["dice"] = dice(tp, fp, fn)
     patients["precision"] = ratio(tp, tp + fp)
     patients["recall"] = ratio(tp, tp + fn)
-    patients[["hd95", "surface_dice"]] = grouped[["hd95", "surface_dice"]].mean()
+    for name in ("hd95", "surface_dice"):
+        patients[name] = grouped[name].mean()
+        patients[f"n_slices_{name}"] = grouped[name].count()
     probability = grouped[["probability_inside", "probability_sum"]].sum()
     patients["confidence"] = soft_dice_confidence(
         probability["probability_inside"], probability["probability_sum"], tp + fp
@@ -38,19 +42,20 @@ def slice_mean(slices: pd.DataFrame, values: pd.Series, bootstrap: Bootstrap) ->
     return bootstrap.ratio(by_patient.sum(), by_patient.count())
 
 
-def agreement(predicted: pd.Series, reference: pd.Series) -> dict[str, float]:
-    """Return bias and limits of agreement of slices' areas, in pixels: predicted - reference.
+def agreement(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float]:
+    """Return bias and limits of agreement of abnormal slices' areas: predicted - reference, pixels.
 
     95 % of the differences lie within mean ± 1.96 standard deviations if they are normal (Bland and
-    Altman, Lancet 327:307, 1986).
+    Altman, Lancet 327:307, 1986). The limits take slices for independent, the bias's interval does
+    not.
     """
-    differences = (predicted - reference).to_numpy(dtype=np.float64)
-    bias = float(differences.mean()) if len(differences) else float("nan")
-    spread = 1.96 * float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")
+    differences = (slices["fp"] - slices["fn"]).where(slices["abnormal"] == 1)
+    bias = slice_mean(slices, differences, bootstrap)
+    spread = 1.96 * float(differences.std(ddof=1))
     return {
-        "area_bias": bias,
-        "area_limit_lower": bias - spread,
-        "area_limit_upper": bias + spread,
+        **bias.named("area_bias"),
+        "area_limit_lower": bias.value - spread,
+        "area_limit_upper": bias.value + spread,
     }
 
 
@@ -64,24 +69,25 @@ def summarize(
     in pixels and 2-D. Undefined values are left out of a mean, whose n then stands beside it.
     """
     tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))
-    abnormal, healthy = slices[slices["abnormal"] == 1], slices[slices["abnormal"] == 0]
-    abnormal_iou = pd.Series(iou(abnormal["tp"], abnormal["fp"], abnormal["fn"]), abnormal.index)
+    abnormal = slices["abnormal"] == 1
+    slice_iou = pd.Series(iou(slices["tp"], slices["fp"], slices["fn"]), slices.index)
+    healthy_fp = slices["fp"].where(~abnormal)
     return {
         **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
         **bootstrap.ratio(tp, tp + fp).named("precision"),
         **bootstrap.ratio(tp, tp + fn).named("recall"),
-        **slice_mean(abnormal, abnormal_iou, bootstrap).named("iou_slice_abnormal"),
+        **slice_mean(slices, slice_iou.where(abnormal), bootstrap).named("iou_slice_abnormal"),
         **bootstrap.mean(patients["dice"]).named("dice_patient_mean"),
         **bootstrap.median(patients["dice"]).named("dice_patient_median"),
         **bootstrap.mean(patients["iou"]).named("iou_patient_mean"),
         **slice_mean(slices, slices["hd95"], bootstrap).named("hd95_slice_mean"),
         **slice_mean(slices, slices["surface_dice"], bootstrap).named("surface_dice_slice_mean"),
-        **slice_mean(healthy, healthy["fp"], bootstrap).named("fp_area_slice_healthy"),
-        **agreement(abnormal["tp"] + abnormal["fp"], abnormal["tp"] + abnormal["fn"]),
+        **slice_mean(slices, healthy_fp, bootstrap).named("fp_area_slice_healthy"),
+        **agreement(slices, bootstrap),
         "n_patients": len(patients),
         "n_patients_dice": int(patients["dice"].count()),
         "n_slices": len(slices),
-        "n_slices_abnormal": len(abnormal),
+        "n_slices_abnormal": int(abnormal.sum()),
         "n_slices_hd95": int(slices["hd95"].count()),
         "n_slices_surface_dice": int(slices["surface_dice"].count()),
     }
@@ -90,12 +96,20 @@ def summarize(
 def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
     """Return the scores of each group of patients within each split, with their n.
 
-    `groups` has a row for each group that a patient is in: `attribute`, `value`, `patient_id`.
+    `groups` has a row for each group that a patient is in: `attribute`, `value`, `patient_id`. A
+    group of fewer than FEWEST patients has no interval.
     """
     rows = []
     joined = patients.merge(groups, on="patient_id")
     for (split, attribute, value), chosen in joined.groupby(["split", "attribute", "value"]):
         tp, fp, fn = (chosen[name] for name in ("tp", "fp", "fn"))
+        figures = {
+            **bootstrap.mean(chosen["dice"]).named("dice_patient_mean"),
+            "dice_patient_median": chosen["dice"].median(),
+            **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+        }
+        if len(chosen) < FEWEST:
+            figures |= {name: np.nan for name in figures if name.endswith(("_low", "_high"))}
         rows.append(
             {
                 "group": f"{attribute}: {value} ({split})",
@@ -105,9 +119,7 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
                 "n_patients": len(chosen),
                 "n_patients_dice": int(chosen["dice"].count()),
                 "n_slices": int(chosen["n_slices"].sum()),
-                **bootstrap.mean(chosen["dice"]).named("dice_patient_mean"),
-                "dice_patient_median": chosen["dice"].median(),
-                **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+                **figures,
             }
         )
     return pd.DataFrame(rows)

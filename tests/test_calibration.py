@@ -48,7 +48,7 @@ def test_cases_by_hand() -> None:
 def test_confidence_is_the_dice_that_the_network_expects() -> None:
     # Sure of its 10 pixels; half sure of each of 10; and nothing predicted, all else at 0.
     found = soft_dice_confidence([10, 5, 0], [10, 5, 0], [10, 10, 0])
-    np.testing.assert_allclose(found, [1, 10 / 15, np.nan])
+    np.testing.assert_allclose(found, [1, 10 / 15, 1])
 
 
 def test_risk_falls_when_doubt_points_at_the_poor_patients() -> None:
@@ -62,4 +62,7 @@ def test_risk_falls_when_doubt_points_at_the_poor_patients() -> None:
     assert table.loc[0.5, "risk"] == pytest.approx(0.05)
     assert table.loc[1.0, "risk"] == pytest.approx(0.225)
     assert np.isnan(area_under_risk_coverage([np.nan], [0.5]))
+    # Sure of all: any may come first, whatever the order they are given in.
+    for order in ([0.2, 1.0, 0.6], [1.0, 0.6, 0.2]):
+        np.testing.assert_allclose(risks(order, [1, 1, 1]), [0.4, 0.4, 0.4])
     assert risk_coverage([], [])["risk"].isna().all()

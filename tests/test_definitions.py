@@ -37,6 +37,7 @@ def test_cases_by_hand() -> None:
             "n_slices": 4,
             "n_slices_abnormal": 2,
             "n_patients": 2,
+            "n_batches": 1,
         }
     )
 
@@ -80,9 +81,10 @@ def test_nothing_to_find_and_nothing_found_is_undefined_but_where_a_rule_says_so
 
 
 def test_the_nearest_train_slice_is_by_number_the_lower_of_two() -> None:
-    numbers = [1, 2, 3, 5, 9, 11]
+    numbers = [1, 2, 4, 6, 9, 11]
     splits = ["test", "train", "val", "train", "test", "train"]
     assert nearest_in_train(numbers, splits) == [1, None, 1, None, 5, None]
+    assert nearest_in_train([3, 2, 1], ["train", "test", "train"])[1] == 2  # the lower number
     assert nearest_in_train([1, 2], ["test", "val"]) == [None, None]
 
 
@@ -92,10 +94,12 @@ def test_trivial_predictors_by_hand() -> None:
     shifted[3:6, 4:7] = True
     counts = trivial_counts([square, shifted], [4, 5], ["train", "test"])
     assert list(counts[0]) == [
+        "reference",
         "always empty",
         "reference dilated by 1 px",
         "reference eroded by 1 px",
     ]
+    assert counts[0]["reference"] == {"tp": 9, "fp": 0, "fn": 0, "tn": 72}
     assert counts[0]["always empty"] == {"tp": 0, "fp": 0, "fn": 9, "tn": 72}
     # A pixel grows into its four neighbors, and stays if it has all four.
     assert counts[0]["reference dilated by 1 px"] == {"tp": 9, "fp": 12, "fn": 0, "tn": 60}

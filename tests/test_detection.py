@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score
 
 from bootstrap import Bootstrap
 from detection import detection, sensitivity_at_specificity
@@ -31,7 +32,29 @@ def test_cases_by_hand() -> None:
     assert found["detection_sensitivity_at_95_specificity"] == pytest.approx(2 / 3)
     matrix = [found[f"detection_{name}"] for name in ("tp", "fp", "fn", "tn")]
     assert matrix == [2, 1, 1, 2]
-    assert found["detection_auroc_low"] <= found["detection_auroc"] <= found["detection_auroc_high"]
+
+
+def test_intervals_draw_patients_with_all_their_slices() -> None:
+    rng = np.random.default_rng(6)
+    abnormal = rng.integers(0, 2, 60)
+    abnormal[:2] = 0, 1
+    scores = 0.4 * abnormal + rng.random(60)
+    slices = table(abnormal.tolist(), scores.tolist(), [0] * 60)
+    slices["patient_id"] = [f"P{index // 4:02}" for index in range(60)]
+    found = detection(slices, Bootstrap(1000, 1))
+    drawn = rng.integers(15, size=(1000, 15))
+    rows = np.arange(60).reshape(15, 4)[drawn].reshape(1000, 60)
+    by_hand = [roc_auc_score(abnormal[row], scores[row]) for row in rows]
+    low, high = np.quantile(by_hand, [0.025, 0.975])
+    assert found["detection_auroc_low"] == pytest.approx(low, abs=0.02)
+    assert found["detection_auroc_high"] == pytest.approx(high, abs=0.02)
+
+
+def test_resamples_with_one_kind_of_slice_do_not_void_the_interval() -> None:
+    slices = table([1, 0, 1, 0], [0.9, 0.1, 0.3, 0.5], [0] * 4)
+    assert slices.groupby("patient_id")["abnormal"].nunique().tolist() == [1, 1]
+    found = detection(slices, Bootstrap(100, 1))
+    assert found["detection_auroc_low"] == found["detection_auroc"] == 0.75
 
 
 def test_auroc_equals_the_rank_statistic_with_ties() -> None:

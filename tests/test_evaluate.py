@@ -92,7 +92,12 @@ def test_the_reference_itself_scores_1_at_distance_0(
         assert scores["n_slices_abnormal"] == scores["n_slices_hd95"] == rows["abnormal"].sum()
         assert scores["n_patients"] == scores["n_patients_dice"] == rows["patient_id"].nunique()
     definitions = found.tables["definitions"].set_index(["split", "predictor"])
-    perfect = definitions.loc[("all", "network")]
+    assert ("all", "network") not in definitions.index  # it would mix train with the rest
+    perfect = definitions.loc[("all", "reference")]
+    np.testing.assert_array_equal(
+        definitions.loc[("test", "network")].drop("name"),
+        definitions.loc[("test", "reference")].drop("name"),
+    )
     ones = [name for name in perfect.index if "iou" in name or "dice" in name]
     abnormal = splits["abnormal"].mean()
     for name in ones:
@@ -121,7 +126,7 @@ def test_a_network_that_says_nothing_scores_0(
     assert scores["hd95_slice_mean"] is None
     assert scores["n_slices_hd95"] == 0
     assert scores["detection_auroc"] == 0.5
-    assert scores["aurc"] is None  # of a network that is never in doubt
+    assert scores["aurc"] == 1  # sure that there is no tumor
     table = found.tables["definitions"].set_index(["split", "predictor"])
     shown = [name for name in table.columns if name != "name"]
     pd.testing.assert_series_equal(
@@ -143,6 +148,7 @@ def test_tables_and_headline_tell_the_same(
         row, answer = slices.loc[slice_id], PROBABILITIES[encode_of(answers[slice_id])] > 0.5
         assert row["tp"] == (answer & mask).sum()
         assert row["fp"] == (answer & ~mask).sum()
+        assert row["detected"] == answer.any()
         assert row["reference_area"] == mask.sum()
         assert row["predicted_area"] == answer.sum()
         assert row[["tp", "fp", "fn", "tn"]].sum() == SIZE**2
@@ -168,7 +174,18 @@ def test_tables_and_headline_tell_the_same(
         assert definition["micro_iou"].item() == scores["iou"]
         assert definition["patient_dice_median"].item() == scores["dice_patient_median"]
         assert found.tables["reliability"][f"{split_name}_n_pixels"].sum() == len(rows) * SIZE**2
+        sure = {
+            name: expected_dice([answers[slice_id] for slice_id in chosen.index])
+            for name, chosen in rows.groupby("patient_id")
+        }
+        np.testing.assert_allclose(patients["confidence"], list(sure.values()), atol=1e-5)
+        by_confidence = patients.sort_values("confidence", ascending=False)["dice"]
+        risks = 1 - by_confidence.expanding().mean()
+        assert scores["aurc"] == pytest.approx(risks.mean(), abs=1e-5)
+        assert scores["ece"] < scores["ece_above_first_bin"]
         risk = found.tables["risk_coverage"].set_index("coverage")[split_name]
+        half = -(-len(risks) // 2) - 1
+        assert risk[0.5] == pytest.approx(risks.iloc[half], abs=2e-5)
         assert risk[1.0] == pytest.approx(1 - scores["dice_patient_mean"], abs=2e-5)
     groups = found.tables["subgroups"].query("split == 'train'")
     for attribute in ("institution", "grade", "gender", "age", "missing sequence"):
@@ -176,7 +193,18 @@ def test_tables_and_headline_tell_the_same(
         assert rows["n_patients"].sum() == found.scores["train"]["n_patients"]
         mean = np.average(rows["dice_patient_mean"], weights=rows["n_patients_dice"])
         assert mean == pytest.approx(found.scores["train"]["dice_patient_mean"], abs=1e-4)
+    p1 = found.tables["per_patient"].query("split == 'train' and patient_id.str.contains('_P1_')")
+    row = groups.set_index("group").loc["institution: P1 (train)"]
+    assert row["n_patients"] == len(p1)
+    assert row["dice_patient_median"] == pytest.approx(p1["dice"].median(), abs=1e-5)
     assert run_evaluate(run_stage, data, maps).files == found.files
+
+
+def expected_dice(answers: list[np.ndarray]) -> float:
+    """Return the Dice that a network expects of a patient's slices, from what is stored."""
+    stored = PROBABILITIES[np.stack([encode_of(answer) for answer in answers])]
+    predicted = stored > 0.5
+    return float(2 * stored[predicted].sum() / (stored.sum() + predicted.sum()))
 
 
 def encode_of(probability: np.ndarray) -> np.ndarray:
@@ -186,16 +214,23 @@ def encode_of(probability: np.ndarray) -> np.ndarray:
 def test_the_threshold_can_be_chosen_on_val(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
 ) -> None:
-    """A network too shy by far: nothing is above one half, and 0.1 parts best."""
-    shy = {slice_id: 0.2 * mask + 0.04 for slice_id, mask in masks.items()}
-    write_maps(maps, shy)
+    """A network too shy by far: 0.3 parts best on val, as near to 0.5 as can be; 0.15 elsewhere."""
+    splits = read_manifest(data.splits).set_index("slice_id")["split"]
+    write_maps(
+        maps,
+        {
+            slice_id: 0.27 * mask + 0.06 if splits[slice_id] == "val" else 0.1 * mask + 0.08
+            for slice_id, mask in masks.items()
+        },
+    )
     at_half = run_evaluate(run_stage, data, maps)
     assert at_half.scores["test"]["iou"] == 0
     assert at_half.scores["test"]["threshold"] == 0.5
     chosen = run_evaluate(run_stage, data, maps, threshold="val")
-    assert chosen.scores["test"]["iou"] == 1
-    assert chosen.scores["test"]["threshold"] == 0.05  # the first of equals
-    assert run_evaluate(run_stage, data, maps, threshold=0.25).scores["test"]["iou"] == 0
+    assert chosen.scores["test"]["threshold"] == 0.3
+    assert chosen.scores["val"]["iou"] == 1
+    assert chosen.scores["test"]["iou"] == 0
+    assert run_evaluate(run_stage, data, maps, threshold=0.15).scores["test"]["iou"] == 1
 
 
 def test_the_best_threshold_is_that_of_a_search_by_hand() -> None:
@@ -203,6 +238,7 @@ def test_the_best_threshold_is_that_of_a_search_by_hand() -> None:
     counts = np.stack([rng.integers(0, 900, LEVELS)[::-1], rng.integers(0, 900, LEVELS)])
     counts[0].sort()
     counts[0] = counts[0][::-1]
+    assert evaluate.best_threshold(np.zeros((2, LEVELS), np.int64)) == 0.5  # none is any better
     scores = []
     for threshold in evaluate.THRESHOLDS:
         above = threshold < PROBABILITIES
@@ -218,14 +254,16 @@ def test_the_largest_component_alone_can_be_kept(
     with_islands = {}
     for slice_id, mask in masks.items():
         answer = 0.98 * mask
-        if not mask.any():
-            answer[2:4, 2:4] = 0.98  # a false alarm in every healthy slice
+        answer[2:4, 2:4] = 0.98  # a false alarm in every slice
         with_islands[slice_id] = answer
     write_maps(maps, with_islands)
     before = run_evaluate(run_stage, data, maps).scores["test"]
     assert before["detection_fp"] == before["n_slices"] - before["n_slices_abnormal"]
     assert before["fp_area_slice_healthy"] == 4
     after = run_evaluate(run_stage, data, maps, largest_component=True).scores["test"]
+    assert before["hd95_slice_mean"] > 10
+    assert after["hd95_slice_mean"] < 2
+    assert after["surface_dice_slice_mean"] > before["surface_dice_slice_mean"]
     assert after["detection_fp"] == 0
     assert after["precision"] == 1
     assert after["iou"] > before["iou"]

@@ -25,7 +25,9 @@ def blob(rows: slice, columns: slice) -> np.ndarray:
 
 def test_a_patient_without_tumor_is_one_finding() -> None:
     empty = np.zeros((30, 40), np.bool_)
-    assert mask_findings("A", volume(empty, empty), MASKS) == [Finding("no_tumor", "A", "A", 2, "")]
+    assert mask_findings("A", volume(empty, empty), MASKS) == [
+        Finding("no_tumor", "masks/A_1.tif", "A", 2, "")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,8 @@ def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness()
     rng = np.random.default_rng(3)
     scans = [rng.integers(0, 120, (60, 60, 3)).astype(np.float64) for _ in range(6)]
     scans[1] = scans[0]  # the same patient: a neighbor, no finding
-    scans[4] = 1.7 * scans[2] + 10 + rng.normal(0, 1, (60, 60, 3))
+    scans[4] = 1.7 * scans[2] + 10 + rng.normal(0, 2, (60, 60, 3))
+    scans[4][..., [0, 2]] = 90  # FLAIR alone is compared
     scans[5] = np.full((60, 60, 3), 7.0)  # blank
     scans.append(scans[5])
     patients = ["A", "A", "A", "B", "B", "B", "C"]

@@ -9,6 +9,7 @@ from looks import (
     Looks,
     Volume,
     circular_mean,
+    concentration,
     hue_counts,
     image_left_share,
     level_counts,
@@ -37,8 +38,19 @@ def test_the_mean_of_hues_goes_round_the_circle() -> None:
     counts[[5, 175, 60]] = 0, 0, 7
     assert circular_mean(counts) == pytest.approx(120)
     assert peak(counts) == 120
+    assert concentration(counts) == pytest.approx(1)
+    counts[[60, 150]] = 5, 5  # opposite ones
+    assert concentration(counts) == pytest.approx(0, abs=1e-9)
+    assert np.isnan(concentration(np.zeros(180, np.int64)))
     assert np.isnan(peak(np.zeros(180, np.int64)))
     assert np.isnan(circular_mean(np.zeros(180, np.int64)))
+
+
+def test_a_peak_is_broader_than_a_spike_and_goes_round_the_circle() -> None:
+    counts = np.full(180, 10)
+    counts[60] = 60  # as where two channels are equal
+    counts[[177, 178, 179, 0, 1, 2, 3]] = 30
+    assert peak(counts) == 0
 
 
 @pytest.mark.parametrize("size", [64, 128, 100, 33])

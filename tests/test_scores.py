@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap import Bootstrap
 from overlap import COUNTS
-from scores import agreement, per_patient, subgroups, summarize
+from scores import FEWEST, agreement, per_patient, subgroups, summarize
 
 NAN = np.nan
 
@@ -37,15 +37,18 @@ def test_patients_by_hand() -> None:
     ]
     assert patients["n_slices"].tolist() == [2, 1, 1, 1]
     assert patients["n_abnormal"].tolist() == [1, 1, 0, 1]
-    for name, values in {
+    expected: dict[str, list[float]] = {
         "iou": [5 / 20, 1, NAN, 0],
         "dice": [10 / 25, 1, NAN, 0],
         "precision": [5 / 15, 1, NAN, NAN],
         "recall": [5 / 10, 1, NAN, 0],
         "hd95": [4, 0, NAN, NAN],
         "surface_dice": [0.25, 1, NAN, 0],
-        "confidence": [20 / 29, 1, NAN, 0],
-    }.items():
+        "confidence": [20 / 29, 1, 1, 0],
+        "n_slices_hd95": [1, 1, 0, 0],
+        "n_slices_surface_dice": [2, 1, 0, 1],
+    }
+    for name, values in expected.items():
         np.testing.assert_allclose(patients[name], values, err_msg=name)
 
 
@@ -85,14 +88,23 @@ def test_a_split_by_hand() -> None:
 
 
 def test_limits_of_agreement_by_hand() -> None:
-    found = agreement(pd.Series([10, 14, 12]), pd.Series([10, 10, 10]))
-    assert found == pytest.approx(
-        {"area_bias": 2, "area_limit_lower": 2 - 1.96 * 2, "area_limit_upper": 2 + 1.96 * 2}
+    slices = pd.DataFrame(
+        {
+            "patient_id": ["A", "A", "B", "B"],
+            "abnormal": [1, 1, 1, 0],
+            "fp": [3, 5, 2, 99],
+            "fn": [3, 1, 0, 0],
+        }
     )
-    one = agreement(pd.Series([10]), pd.Series([9]))
-    assert one["area_bias"] == 1
+    found = agreement(slices, Bootstrap(200, 1))
+    assert found["area_bias"] == 2
+    assert found["area_limit_lower"] == pytest.approx(2 - 1.96 * 2)
+    assert found["area_limit_upper"] == pytest.approx(2 + 1.96 * 2)
+    assert (found["area_bias_low"], found["area_bias_high"]) == (2, 2)  # A's mean and B's are equal
+    one = agreement(slices[1:2], Bootstrap(200, 1))
+    assert one["area_bias"] == 4
     assert np.isnan(one["area_limit_lower"])
-    assert np.isnan(agreement(pd.Series([]), pd.Series([]))["area_bias"])
+    assert np.isnan(agreement(slices[3:], Bootstrap(200, 1))["area_bias"])
 
 
 def test_groups_of_patients_have_their_scores_and_n() -> None:
@@ -110,4 +122,20 @@ def test_groups_of_patients_have_their_scores_and_n() -> None:
     assert (second["n_patients"], second["n_patients_dice"]) == (1, 0)
     assert np.isnan(second["dice_patient_mean"])
     assert found.loc["sex: y (train)", "dice_patient_mean"] == 0
-    assert np.isnan(found.loc["sex: y (train)", "dice_patient_mean_low"])
+    assert found["dice_patient_mean_low"].isna().all()  # of so few
+
+
+def test_a_group_of_enough_patients_has_intervals() -> None:
+    dice = np.linspace(0.1, 0.9, FEWEST + 1) ** 2
+    patients = pd.DataFrame({"split": "test", "patient_id": [f"P{i}" for i in range(FEWEST + 1)]})
+    patients = patients.assign(n_slices=2, tp=5, fp=1, fn=2, dice=dice)
+    for n, given in ((FEWEST + 1, True), (FEWEST, True), (FEWEST - 1, False)):
+        chosen = patients[:n]
+        groups = chosen[["patient_id"]].assign(attribute="sex", value="x")
+        [row] = subgroups(chosen, groups, Bootstrap(200, 1)).to_dict("records")
+        assert row["n_patients"] == n
+        assert row["dice_patient_mean"] == pytest.approx(dice[:n].mean())
+        assert row["dice_patient_median"] == pytest.approx(np.median(dice[:n]))
+        assert row["iou"] == pytest.approx(5 / 8)
+        assert (row["dice_patient_mean_low"] < row["dice_patient_mean"]) == given
+        assert np.isnan(row["iou_high"]) != given

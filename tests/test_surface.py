@@ -41,7 +41,10 @@ def test_cases_by_hand() -> None:
     assert hd95(square(5, 5), square(5, 12)) == 7
     assert hd95(square(5, 5, size=1), square(8, 9, size=1)) == 5
     assert surface_dice(square(5, 5, size=1), square(8, 9, size=1)) == 0
-    assert surface_dice(square(5, 5), square(5, 6)) == 1  # one pixel is within the tolerance
+    # One pixel apart is within the tolerance, two are not.
+    assert surface_dice(square(5, 5), square(5, 6)) == 1
+    assert surface_dice(square(5, 5, size=1), square(5, 6, size=1)) == 1
+    assert surface_dice(square(5, 5, size=1), square(5, 7, size=1)) == 0
     assert 0 < surface_dice(square(5, 5), square(5, 8)) < 1
 
 
