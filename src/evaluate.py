@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
 from bootstrap import Bootstrap
@@ -47,6 +48,7 @@ class Assessed(NamedTuple):
     """What is kept of a patient once its predictions are compared with the reference."""
 
     slices: pd.DataFrame  # one row a slice
+    pixels: NDArray[np.int64]  # (D, 2, LEVELS) healthy and tumor pixels of each level
     trivial: list[dict[str, dict[str, int]]]  # COUNTS of each slice by predictor
 
 
@@ -64,9 +66,8 @@ def read_pair(
     return levels, mask
 
 
-def pixel_counts(slice_id: str, masks: Path, predictions: Path) -> NDArray[np.int64]:
+def pixel_counts(levels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return how many healthy and how many tumor pixels have which level, (2, LEVELS)."""
-    levels, mask = read_pair(slice_id, masks, predictions)
     codes = levels.astype(np.int64) + LEVELS * mask
     return np.bincount(codes.ravel(), minlength=2 * LEVELS).reshape(2, LEVELS)
 
@@ -81,6 +82,14 @@ def best_threshold(counts: NDArray[np.int64]) -> float:
     scores = np.nan_to_num(iou(tp, fp, counts[1].sum() - tp))
     best = THRESHOLDS[scores == scores.max()]
     return float(best[np.abs(best - 0.5).argmin()])
+
+
+def choose_threshold(slice_ids: list[str], masks: Path, predictions: Path) -> float:
+    """Return the best threshold on the given slices."""
+    pixels = np.zeros((2, LEVELS), dtype=np.int64)
+    for slice_id in tqdm(slice_ids, desc="threshold", unit="slice", leave=False, disable=None):
+        pixels += pixel_counts(*read_pair(slice_id, masks, predictions))
+    return best_threshold(pixels)
 
 
 def assess(
@@ -114,7 +123,8 @@ def assess(
         )
     slices = pd.DataFrame(rows, index=volume.index)
     numbers, splits = volume["slice_number"].tolist(), volume["split"].tolist()
-    return Assessed(slices, trivial_counts(references, numbers, splits))
+    pixels = np.stack([pixel_counts(levels, mask) for levels, mask in pairs])
+    return Assessed(slices, pixels, trivial_counts(references, numbers, splits))
 
 
 def definition_table(
@@ -179,16 +189,8 @@ def main(
 ) -> None:
     torch.set_num_threads(1)  # the work is spread over processes instead
     manifest, bootstrap = read_manifest(splits), Bootstrap(resamples, seed)
-    slice_ids = {split: manifest.loc[manifest["split"] == split, "slice_id"] for split in SPLITS}
-    count = partial(pixel_counts, masks=masks, predictions=predictions)
-    pixels = {
-        split: sum(
-            process_map(count, ids, chunksize=32, desc=split, unit="slice", disable=None),
-            start=np.zeros((2, LEVELS), dtype=np.int64),
-        )
-        for split, ids in slice_ids.items()
-    }
-    chosen = best_threshold(pixels["val"]) if threshold == "val" else threshold
+    val_ids = manifest.loc[manifest["split"] == "val", "slice_id"].tolist()
+    chosen = choose_threshold(val_ids, masks, predictions) if threshold == "val" else threshold
     compare = partial(
         assess, masks=masks, predictions=predictions, threshold=chosen, largest=largest_component
     )
@@ -199,12 +201,13 @@ def main(
     slices = pd.concat(
         [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
     )
+    pixels = np.concatenate([each.pixels for each in assessed])
     table = per_patient(slices)
 
     scores, bins, curves = {}, {}, {}
     for split in SPLITS:
         of_slices, of_patients = (each[each["split"] == split] for each in (slices, table))
-        bins[split] = reliability(PROBABILITIES, pixels[split])
+        bins[split] = reliability(PROBABILITIES, pixels[slices["split"] == split].sum(axis=0))
         doubt = of_patients["dice"], of_patients["confidence"]
         curves[split] = risk_coverage(*doubt)
         scores[split] = {

@@ -19,6 +19,7 @@ import build_manifest
 import restructure
 import split
 import stage
+from network import Encoder, build_encoder, save_tensors
 from phantom import write_phantom
 from prediction import Prediction, predict
 
@@ -171,6 +172,15 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         val_fraction=0.15,
     )
     return paths
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """Return the file of an encoder of random weights."""
+    torch.manual_seed(0)
+    path = tmp_path / "encoder.safetensors"
+    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
+    return path
 
 
 def make_repository(folder: Path) -> Path:

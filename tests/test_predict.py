@@ -10,20 +10,12 @@ import torch
 import predict
 from conftest import SIZE, Data, Outcome, RunStage, predicted
 from manifest import read_manifest
-from network import Encoder, Model, Network, build_encoder, file_sha256, new_network, save_tensors
+from network import Model, Network, file_sha256, new_network, save_tensors
 from probability import PROBABILITIES, read_levels
 
 NAMES = ("predict", "compute.device", "compute.precision", "compute.workers")
 QUICK = {"compute__workers": 0, "compute__device": "cpu", "compute__precision": "32-true"}
 IMAGE_SIZE = 32  # smaller than a slice
-
-
-@pytest.fixture
-def encoder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "encoder.safetensors"
-    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
-    return path
 
 
 @pytest.fixture

@@ -37,14 +37,6 @@ QUICK: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def encoder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "encoder.safetensors"
-    save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
-    return path
-
-
 Train = Callable[..., Outcome]
 
 
