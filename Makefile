@@ -48,7 +48,7 @@ demo: $(DEMO_READY)
 test: $(TEST_READY)
 	python -m pytest -n 2 --dist loadfile
 
-# Minutes longer: the demo's scores for three seeds.
+# Minutes longer: the demo's scores for two seeds.
 test-slow: $(TEST_READY)
 	python -m pytest -m slow
 
