@@ -19,7 +19,6 @@ from overlap import ratio
 
 PERCENTILES = (0.025, 0.975)
 
-Floats = NDArray[np.float64]
 Drawn = NDArray[np.int64]  # (resamples, n_patients) positions of patients
 
 

@@ -182,10 +182,17 @@ def finding_table(findings: list[Finding]) -> pd.DataFrame:
     return pd.DataFrame(findings, columns=Finding._fields).sort_values(["kind", "file", "other"])
 
 
-def summary(patients: pd.DataFrame, seen: list[Seen], findings: pd.DataFrame) -> dict[str, object]:
-    """Return the figures of explore.json; areas are fractions of a slice, hues in degrees."""
-    looks = Looks.sum(each.looks for each in seen)
-    area = np.concatenate([each.area for each in seen])
+def summary(
+    patients: pd.DataFrame,
+    seen: list[Seen],
+    looks: Looks,
+    area: NDArray[np.float64],
+    findings: pd.DataFrame,
+) -> dict[str, object]:
+    """Return the figures of explore.json; areas are fractions of a slice, hues in degrees.
+
+    `looks` and `area` are those of all patients together.
+    """
     abnormal = area[area > 0]
     missing = patients[["missing_pre_contrast", "missing_post_contrast"]]
     return {
@@ -241,6 +248,7 @@ def main(
     twins = near_duplicates(looked_at, np.concatenate([each.thumbnails for each in seen]), images)
     findings = finding_table([found for each in seen for found in each.findings] + twins)
     looks = Looks.sum(each.looks for each in seen)
+    area = np.concatenate([each.area for each in seen])
     tables = {
         "cohort": cohort_table(cohort, seen),
         "findings": findings,
@@ -257,11 +265,10 @@ def main(
             str(name): Looks.sum(seen[member].looks for member in members)
             for name, members in cohort.groupby("institution").groups.items()
         }
-        area = np.concatenate([each.area for each in seen])
         for name, figure in draw(looks, by_institution, tables, area[area > 0]).items():
             path = folder / "figures" / f"{name}.png"
             figure.savefig(path, dpi=120, metadata={"Software": None})
-    write_metrics(metrics, summary(cohort, seen, findings))
+    write_metrics(metrics, summary(cohort, seen, looks, area, findings))
     counts = findings["kind"].value_counts()
     told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts) or "none"
     print(f"{len(slices)} slices of {len(cohort)} patients; findings: {told}")
