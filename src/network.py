@@ -15,7 +15,10 @@ import segmentation_models_pytorch as smp
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional
 
 from stage import Refusal
 
@@ -57,6 +60,60 @@ def build_encoder(name: str) -> nn.Module:
     return encoder
 
 
+def transposed_kernel(kernel: torch.Tensor) -> torch.Tensor:
+    """Return the kernel (I, O, 4, 4) that does in one go what enlarging and convolving do in two.
+
+    For a kernel (O, I, 3, 3), a transposed convolution of stride 2 and padding 1 with the result
+    equals a convolution of padding 1 over the image with each pixel doubled in both directions:
+    each output pixel sees two of the three taps fall on the same pixel, so that their sum serves.
+    """
+    taps = kernel.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    return torch.einsum("ra,cb,oiab->iorc", taps, taps, kernel)
+
+
+class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
+    """smp's block of a U-Net's decoder, with 1.6 times fewer multiplications for the same result.
+
+    The upsampled features are never made, nor joined with the encoder's in memory, and the gradient
+    with regard to a frozen encoder's features is never computed.
+    """
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        height: int,
+        width: int,
+        skip_connection: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return features (N, O, height, width) of (N, I, H, W) and the encoder's of that size."""
+        if (height, width) != (2 * features.shape[2], 2 * features.shape[3]):
+            result: torch.Tensor = super().forward(features, height, width, skip_connection)
+            return result
+        convolution, *norm_and_relu = self.conv1
+        from_below, from_beside = convolution.weight.tensor_split([features.shape[1]], dim=1)
+        x = functional.conv_transpose2d(
+            features, transposed_kernel(from_below), convolution.bias, stride=2, padding=1
+        )
+        if skip_connection is not None and from_beside.shape[1]:
+            x = x + functional.conv2d(skip_connection, from_beside, padding=1)
+        for layer in (*norm_and_relu, self.conv2):
+            x = layer(x)
+        return x
+
+
+def folded(encoder: nn.Module) -> nn.Module:
+    """Return a copy of an encoder with each batch norm folded into the convolution before it.
+
+    In evaluation mode the two are one linear map. An encoder whose code torch.fx cannot follow is
+    returned as it is.
+    """
+    try:
+        copy: nn.Module = fuse(encoder.eval())
+    except Exception:  # whatever its code makes of the stand-ins that torch.fx sends through it
+        return encoder
+    return copy
+
+
 class Network(nn.Module):
     """A U-Net from uint8 scans (N, S, S, 3) to logits (N, S, S); S is a multiple of 32.
 
@@ -70,14 +127,16 @@ class Network(nn.Module):
 
     def __init__(self, encoder: Encoder, *, frozen: bool) -> None:
         super().__init__()
-        build_encoder(encoder.name)
         self.unet = smp.Unet(encoder.name, encoder_weights=None, classes=1)
+        for block in self.unet.decoder.blocks:
+            block.__class__ = DecoderBlock
         # Begin where most pixels are no tumor (Lin et al., Focal Loss, ICCV 2017, section 4.1):
         # from one half, the first epoch would learn little else.
         prior = torch.tensor(TUMOR_PRIOR)
         nn.init.constant_(self.unet.segmentation_head[0].bias, float(torch.logit(prior)))
         self.frozen = frozen
         self.unet.encoder.requires_grad_(not frozen)
+        self.used_encoder = self.unet.encoder
         self.register_buffer("mean", 255 * torch.tensor(encoder.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(encoder.std), persistent=False)
 
@@ -86,14 +145,21 @@ class Network(nn.Module):
         super().train(mode)
         if self.frozen:
             self.unet.encoder.eval()
+            self.used_encoder.eval()
         return self
+
+    def load_encoder(self, tensors: Tensors) -> None:
+        """Set the encoder's tensors; a frozen one computes with a copy that is faster."""
+        self.unet.encoder.load_state_dict(tensors)
+        if self.frozen:
+            self.used_encoder = folded(self.unet.encoder)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, S, S) of scans (N, S, S, 3) uint8."""
         normalized = (images.float() - self.mean) / self.std
         channels_last = normalized.permute(0, 3, 1, 2)  # (N, 3, S, S), strides as they are
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.unet.encoder(channels_last)
+            features = self.used_encoder(channels_last)
         logits: torch.Tensor = self.unet.segmentation_head(self.unet.decoder(features))
         return logits[:, 0]
 
@@ -169,7 +235,7 @@ def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
     """Return a network with the file's encoder and a decoder drawn from torch's global seed."""
     encoder, tensors = load_encoder(encoder_file, name)
     network = Network(encoder, frozen=frozen)
-    network.unet.encoder.load_state_dict(tensors)
+    network.load_encoder(tensors)
     return network
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import load_file, save_file
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
+from torch import nn
 
 from network import (
     Encoder,
@@ -12,10 +15,12 @@ from network import (
     Network,
     build_encoder,
     file_sha256,
+    folded,
     load_encoder,
     load_network,
     new_network,
     save_tensors,
+    transposed_kernel,
 )
 from stage import Refusal
 
@@ -81,7 +86,7 @@ def test_a_frozen_transformer_encodes_twice_the_same(tmp_path: Path, mode: str) 
 def test_the_frozen_encoder_runs_without_a_graph(tmp_path: Path) -> None:
     network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True).train()
     seen = []
-    network.unet.encoder.register_forward_hook(lambda *call: seen.append(call[2][-1].requires_grad))
+    network.used_encoder.register_forward_hook(lambda *call: seen.append(call[2][-1].requires_grad))
     assert network(scans()).requires_grad
     assert seen == [False]
 
@@ -92,7 +97,7 @@ def test_input_is_normalized_as_the_encoder_file_says(tmp_path: Path) -> None:
     assert load_encoder(path, "mobilenet_v2")[0] == Encoder("mobilenet_v2", mean, std)
     network = new_network(path, name="mobilenet_v2", frozen=True).eval()
     seen: list[torch.Tensor] = []
-    network.unet.encoder.register_forward_pre_hook(lambda _, call: seen.append(call[0]))
+    network.used_encoder.register_forward_pre_hook(lambda _, call: seen.append(call[0]))
     logits = network(scans())
     assert logits.shape == (4, 64, 64)
     expected = (scans() / 255 - torch.tensor(mean)) / torch.tensor(std)
@@ -206,3 +211,74 @@ def test_an_unknown_encoder_is_refused_with_names_near_it() -> None:
         build_encoder("tu-nonsense")
     with pytest.raises(Refusal, match="encoder.name is 'tu-vit_tiny_patch16_224'"):
         build_encoder("tu-vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mit_b0", "tu-convnext_atto"])
+def test_the_decoder_equals_that_of_smp(name: str) -> None:
+    """In values, gradients and names; mit_b0 and convnext have no features at half the size."""
+    torch.manual_seed(0)
+    lean = Network(Encoder(name), frozen=True).unet.double()
+    plain = smp.Unet(name, encoder_weights=None, classes=1).double()
+    plain.load_state_dict(lean.state_dict())
+    plain.encoder.eval()
+    lean.encoder.eval()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    weights = torch.randn(2, 1, 64, 96, dtype=torch.float64)
+    results = [unet(images) for unet in (lean, plain)]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+    for result in results:
+        (result * weights).sum().backward()
+    for own, theirs in zip(lean.decoder.parameters(), plain.decoder.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "densenet121"])
+def test_a_folded_encoder_gives_the_same_features(name: str) -> None:
+    """densenet121 has batch norms with no convolution before them."""
+    torch.manual_seed(0)
+    network = Network(Encoder(name), frozen=True).double()
+    norms = [m for m in network.unet.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:  # an untrained one is nearly the identity
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    network.load_encoder(network.unet.encoder.state_dict())
+    network.train()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        plain, used = network.unet.encoder(images), network.used_encoder(images)
+    for theirs, own in zip(plain, used, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-9, atol=1e-9)
+    left = [m for m in network.used_encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(left) < len(norms)
+    assert not any(norm.training for norm in left)
+
+
+def test_an_encoder_that_learns_is_not_folded(tmp_path: Path) -> None:
+    network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=False)
+    assert network.used_encoder is network.unet.encoder
+
+
+def test_an_encoder_whose_code_cannot_be_followed_is_used_as_it_is() -> None:
+    encoder = build_encoder("mit_b0")  # branches on the values of its shapes
+    assert folded(encoder) is encoder
+
+
+def test_features_that_do_not_double_are_enlarged_as_smp_does() -> None:
+    block = Network(Encoder("mobilenet_v2"), frozen=True).unet.decoder.blocks[0]
+    features, beside = torch.randn(1, 1280, 3, 4), torch.randn(1, 96, 7, 8)
+    wanted = UnetDecoderBlock.forward(block, features, 7, 8, beside)
+    torch.testing.assert_close(block(features, 7, 8, beside), wanted)
+
+
+def test_the_transposed_kernel_by_hand() -> None:
+    """In one dimension: what doubling and the taps a, b, c make of 1 at one place."""
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[0, 0, 1] = torch.tensor([2.0, 3, 5])  # a, b, c; b alone across
+    assert transposed_kernel(kernel)[0, 0].tolist() == [
+        [0, 0, 0, 0],
+        [5, 8, 5, 2],
+        [5, 8, 5, 2],
+        [0, 0, 0, 0],
+    ]
