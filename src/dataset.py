@@ -4,12 +4,13 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slices import read_image, read_mask, slice_path
@@ -18,7 +19,12 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network
 import albumentations
 
 STRIDE = 32  # the encoder halves a slice five times
+MOST_WORKERS = 16
+# A slice is too small to be shared among threads: they would only take cores from the network.
+cv2.setNumThreads(1)
 
+# Processes that load slices; `auto`: one for each core.
+Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
 
 # A fitted scan (S, S, 3), its fitted mask (S, S), the mask at its own size (H, W), the slice's id.
 Item = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]
@@ -148,11 +154,21 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     """The keys of an epoch's batches: in order, or shuffled from (seed, epoch).
 
     The last batch of a shuffled epoch is left out when it is not full, unless it is the only one:
-    batch norm over a handful of slices would be noise.
+    batch norm over a handful of slices would be noise. Several processes share each batch evenly:
+    slice i of it goes to process i modulo `world_size`, and a remainder to none.
     """
 
-    def __init__(self, n_slices: int, batch_size: int, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        n_slices: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.n_slices, self.batch_size, self.seed, self.epoch = n_slices, batch_size, seed, 0
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         if self.seed is None:
@@ -165,7 +181,9 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(position)) for position in chosen]
+            shared = chosen[: len(chosen) // self.world_size * self.world_size]
+            own = shared[self.rank :: self.world_size]
+            yield [(self.epoch, int(position)) for position in own]
 
 
 def collate(items: list[Item]) -> Batch:
@@ -179,14 +197,23 @@ def collate(items: list[Item]) -> Batch:
     )
 
 
-def loader(dataset: SliceDataset, order: BatchOrder, *, workers: int) -> "DataLoader[Batch]":
+def n_workers(workers: Workers) -> int:
+    """Return the number of workers: with `auto`, this process's share of the machine's cores."""
+    if workers != "auto":
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min((cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
+
+
+def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> "DataLoader[Batch]":
     """Return a loader of batches; the number of workers changes its speed and nothing else."""
+    n_processes = n_workers(workers)
     return DataLoader(
         cast("Dataset[Batch]", dataset),  # what collate makes of it
         batch_sampler=order,
         collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=n_processes,
+        persistent_workers=n_processes > 0,
         pin_memory=torch.cuda.is_available(),
         # Its own: by default a loader draws from the generator that dropout draws from, as often
         # as it starts workers.

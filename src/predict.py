@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from dataset import Workers
 from device import Device, Precision, make_fabric
 from manifest import read_manifest
 from network import load_network
@@ -47,7 +48,7 @@ def main(
     flips: bool,
     compute_device: Device,
     compute_precision: Precision,
-    compute_workers: Annotated[int, Field(ge=0)],
+    compute_workers: Workers,
 ) -> None:
     network, model = load_network(unet, encoder)
     network.to(memory_format=torch.channels_last)

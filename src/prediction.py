@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from dataset import BatchOrder, SliceDataset, loader, unfit
-from overlap import count_pixels
+from dataset import BatchOrder, SliceDataset, Workers, loader, unfit
+from overlap import COUNTS, count_pixels
 from stage import Refusal
 
 
@@ -34,7 +34,7 @@ def predict(
     device: torch.device,
     image_size: int,
     batch_size: int,
-    workers: int,
+    workers: Workers,
     title: str,
 ) -> Iterator[Prediction]:
     """Yield each slice's logits in the order of `slice_ids`, every slice once."""
@@ -56,7 +56,8 @@ def predict(
 def overlap_counts(predictions: Iterator[Prediction], *, threshold: float) -> pd.DataFrame:
     """Return slice_id, tp, fp, fn and tn of each slice, P being where probability > `threshold`."""
     logit = float(np.log(threshold / (1 - threshold)))
-    return pd.DataFrame(
+    rows = [
         {"slice_id": slice_id, **count_pixels(logits > logit, mask)}
         for slice_id, logits, mask in predictions
-    )
+    ]
+    return pd.DataFrame(rows, columns=["slice_id", *COUNTS])

@@ -4,9 +4,11 @@
         models/encoder.safetensors models/unet.safetensors metrics/train
 
 Curves are written by DVCLive while it runs: `dvc plots show` in another shell draws them.
+On several devices or machines it is started by `torchrun`, with the same arguments.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,12 +23,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
-from dataset import Batch, BatchOrder, SliceDataset, augmentation, loader
-from device import Device, Precision, make_fabric, precision_name
+from dataset import Batch, BatchOrder, SliceDataset, Workers, augmentation, loader
+from device import Device, Precision, make_fabric, precision_name, total
 from manifest import read_manifest
 from network import Model, Network, Tensors, file_sha256, new_network, save_tensors
 from outputs import DECIMALS, replacing
-from overlap import iou, micro_iou
+from overlap import iou
 from prediction import overlap_counts, predict
 from stage import Refusal, Seed, run
 
@@ -87,6 +89,48 @@ def make_schedule(
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def n_trained(network: nn.Module) -> int:
+    """Return how many of a network's parameters are trained."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A network and all that changes its weights."""
+
+    fabric: Fabric
+    network: nn.Module
+    compute: nn.Module  # the network in its precision, one of several processes where there are
+    loss_function: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+
+def make_trainer(
+    fabric: Fabric,
+    network: Network,
+    *,
+    loss: Loss,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: Schedule,
+    n_steps: int,
+    compiled: bool,
+) -> Trainer:
+    """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained."""
+    network.to(memory_format=torch.channels_last)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        # It exists on GPUs alone.
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    if compiled:
+        network.compile()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    rates = make_schedule(schedule, adamw, highest=learning_rate, n_steps=n_steps)
+    compute, optimizer = fabric.setup(network, adamw)
+    return Trainer(fabric, network, compute, make_loss(loss), optimizer, rates)
+
+
 @dataclass
 class Best:
     """The epoch of the highest validation IoU so far, the first of equals, and its tensors."""
@@ -101,8 +145,12 @@ class Best:
             self.epoch, self.iou, self.tensors = epoch, iou, network.trained_tensors()
 
 
-def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: float) -> None:
-    """Add a point to each curve."""
+def log_epoch(
+    live: Live | None, epoch: int, train_scores: dict[str, float], val_iou: float
+) -> None:
+    """Add a point to each curve, in the one process that has them."""
+    if live is None:
+        return
     live.step = epoch
     for name, value in train_scores.items():
         live.log_metric(f"train/{name}", round(value, DECIMALS))
@@ -110,56 +158,85 @@ def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: f
     live.make_summary()  # type: ignore[no-untyped-call]
 
 
-def first_bad_step(losses: torch.Tensor) -> int | None:
-    """Return the first step whose loss is not finite, counted from 0; None when all are."""
+def refuse_bad_steps(losses: torch.Tensor, slice_ids: list[list[str]], *, epoch: int) -> None:
+    """Refuse to go on when the loss of a step is not finite; name the first one and its slices."""
     bad = torch.nonzero(~torch.isfinite(losses))
-    return int(bad[0]) if len(bad) else None
+    if len(bad):
+        step = int(bad[0])
+        raise Refusal(
+            f"the loss is {losses[step].item()} in epoch {epoch}, step {step + 1} of {len(losses)},"
+            f" slices {', '.join(slice_ids[step])}; try a lower train.learning_rate, or "
+            "compute.precision: 32-true"
+        )
 
 
-def train_epoch(
-    fabric: Fabric,
-    network: nn.Module,
-    batches: "DataLoader[Batch]",
-    loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    *,
-    epoch: int,
-) -> dict[str, float]:
+def train_epoch(trainer: Trainer, batches: "DataLoader[Batch]", *, epoch: int) -> dict[str, float]:
     """Take one pass over the train slices; return the mean loss of its steps and its micro IoU.
 
-    Scores are of the augmented slices, each before its own step. Nothing waits for the device
-    within the epoch; a loss that is not finite stops the run at its end.
+    Scores are of the augmented slices of all processes, each before its own step. Nothing waits for
+    the device within the epoch; a loss that is not finite stops the run at its end.
     """
-    network.train()
+    fabric = trainer.fabric
+    trainer.compute.train()
     losses, slice_ids = [], []
     pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)  # P ∩ R, P, R
-    for batch in tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None):
+    quiet = None if fabric.is_global_zero else True  # None: shown in a terminal alone
+    for batch in tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=quiet):
         images = batch.images.to(fabric.device, non_blocking=True)
         masks = batch.masks.to(fabric.device, non_blocking=True)
-        logits = network(images)
-        loss = loss_function(logits, masks.float())
+        logits = trainer.compute(images)
+        loss = trainer.loss_function(logits, masks.float())
         fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.schedule.step()
         predicted, reference = logits.detach() > 0, masks.bool()
         pixels += torch.stack([(predicted & reference).sum(), predicted.sum(), reference.sum()])
         losses.append(loss.detach())
         slice_ids.append(batch.slice_ids)
-    steps = torch.stack(losses).double().cpu()
-    bad = first_bad_step(steps)
-    if bad is not None:
-        raise Refusal(
-            f"the loss is {steps[bad].item()} in epoch {epoch}, step {bad + 1} of {len(steps)}, "
-            f"slices {', '.join(slice_ids[bad])}; try a lower train.learning_rate, or "
-            "compute.precision: 32-true"
-        )
-    tp, n_predicted, n_reference = pixels.tolist()
+    steps = torch.stack(losses).cpu().double()
+    refuse_bad_steps(steps, slice_ids, epoch=epoch)
+    loss_sum, n_losses = total(fabric, torch.stack([steps.sum(), torch.tensor(len(steps))]))
+    tp, n_predicted, n_reference = total(fabric, pixels).tolist()
     return {
-        "loss": steps.mean().item(),
+        "loss": (loss_sum / n_losses).item(),
         "iou": float(iou(tp, n_predicted - tp, n_reference - tp)),
     }
+
+
+def average_statistics(fabric: Fabric, network: nn.Module) -> None:
+    """Give batch norm in every process the mean of its statistics, unless they are synchronized."""
+    learning = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    for buffer in (buffer for module in learning for buffer in module.buffers()):
+        if buffer.is_floating_point() and fabric.world_size > 1:
+            buffer.copy_(total(fabric, buffer) / fabric.world_size)
+
+
+def validate(
+    fabric: Fabric,
+    network: nn.Module,
+    images: Path,
+    masks: Path,
+    slice_ids: list[str],
+    *,
+    image_size: int,
+    batch_size: int,
+    workers: Workers,
+) -> float:
+    """Return the micro IoU over slices at their own sizes, each predicted by one process."""
+    predictions = predict(
+        network,
+        images,
+        masks,
+        slice_ids[fabric.global_rank :: fabric.world_size],
+        device=fabric.device,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        title="val",
+    )
+    counts = overlap_counts(predictions, threshold=0.5)[["tp", "fp", "fn"]].sum()
+    return float(iou(*total(fabric, torch.tensor(counts.tolist(), dtype=torch.int64))))
 
 
 def select(splits: Path, split: str) -> list[str]:
@@ -192,65 +269,78 @@ def main(
     augment: Augment,
     compute_device: Device,
     compute_precision: Precision,
-    compute_workers: Annotated[int, Field(ge=0)],
+    compute_compile: bool,
+    compute_workers: Workers,
 ) -> None:
-    val_ids = select(splits, "val")
+    fabric = make_fabric(compute_device, compute_precision)
+    if batch_size % fabric.world_size:
+        raise Refusal(
+            f"train.batch_size is {batch_size}, which {fabric.world_size} processes cannot share "
+            "evenly; take a multiple of their number"
+        )
+    train_ids, val_ids = select(splits, "train"), select(splits, "val")
     dataset = SliceDataset(
         images,
         masks,
-        select(splits, "train"),
+        train_ids,
         image_size=image_size,
         augment=augmentation(**augment),
         seed=seed,
     )
-    order = BatchOrder(len(dataset), batch_size, seed=seed)
+    order = BatchOrder(
+        len(dataset), batch_size, seed=seed, rank=fabric.global_rank, world_size=fabric.world_size
+    )
     batches = loader(dataset, order, workers=compute_workers)
 
-    fabric = make_fabric(compute_device, compute_precision)
     torch.manual_seed(seed)
     network = new_network(encoder, name=encoder_name, frozen=encoder_frozen)
-    network.to(memory_format=torch.channels_last)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    rates = make_schedule(schedule, adamw, highest=learning_rate, n_steps=epochs * len(order))
-    compute, optimizer = fabric.setup(network, adamw)
-    print(
+    trainer = make_trainer(
+        fabric,
+        network,
+        loss=loss,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        n_steps=epochs * len(order),
+        compiled=compute_compile,
+    )
+    fabric.print(
         f"{len(dataset)} slices, {len(order)} steps of {batch_size} an epoch, "
-        f"{sum(parameter.numel() for parameter in trained):,} parameters trained, "
-        f"on {fabric.device} in {precision_name(fabric)}"
+        f"{n_trained(network):,} parameters trained, "
+        f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
     )
 
     best = Best()
-    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False) as live:
+    writes = fabric.is_global_zero
+    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False) if writes else nullcontext() as live:
         for epoch in range(1, epochs + 1):
             order.epoch, begin = epoch, time.perf_counter()
-            train_scores = train_epoch(
-                fabric, compute, batches, make_loss(loss), optimizer, rates, epoch=epoch
-            )
+            train_scores = train_epoch(trainer, batches, epoch=epoch)
             images_per_s = len(order) * batch_size / (time.perf_counter() - begin)
-            predictions = predict(
-                compute,
+            average_statistics(fabric, network)
+            val_iou = validate(
+                fabric,
+                trainer.compute,
                 images,
                 masks,
                 val_ids,
-                device=fabric.device,
                 image_size=image_size,
                 batch_size=batch_size,
                 workers=compute_workers,
-                title="val",
             )
-            val_iou = micro_iou(overlap_counts(predictions, threshold=0.5))
             best.update(epoch, val_iou, network)
             log_epoch(live, epoch, train_scores, val_iou)
-            print(
+            fabric.print(
                 f"epoch {epoch}/{epochs}: loss {train_scores['loss']:.4f}, "
                 f"IoU {train_scores['iou']:.4f} train, {val_iou:.4f} val, "
                 f"{images_per_s:.1f} images/s"
             )
-        live.summary["best"] = {"epoch": best.epoch, "val_iou": round(best.iou, DECIMALS)}
-    header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
-    with replacing(unet) as [partial]:
-        save_tensors(best.tensors, header, partial)
+        if live:
+            live.summary["best"] = {"epoch": best.epoch, "val_iou": round(best.iou, DECIMALS)}
+    if writes:
+        header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
+        with replacing(unet) as [partial]:
+            save_tensors(best.tensors, header, partial)
 
 
 if __name__ == "__main__":
@@ -262,5 +352,6 @@ if __name__ == "__main__":
         "train",
         "compute.device",
         "compute.precision",
+        "compute.compile",
         "compute.workers",
     )

@@ -54,6 +54,7 @@ RERUNS = {
     "evaluate.resamples": {"evaluate"},
     "compute.device": {"train", "predict"},
     "compute.precision": {"train", "predict"},
+    "compute.compile": {"train"},
     "compute.workers": set(),
 }
 

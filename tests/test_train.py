@@ -25,6 +25,7 @@ from network import (
     new_network,
     save_tensors,
 )
+from stage import Refusal
 
 NAMES = run_names("train")
 QUICK: dict[str, Any] = {
@@ -109,16 +110,17 @@ def test_the_stored_model_is_that_of_the_best_epoch_on_val(
     scored: list[dict[str, torch.Tensor]] = []
     asked: list[list[str]] = []
 
-    def predict(network: Any, *paths: Path, **settings: Any) -> Any:
+    iou = iter([0.25, 0.75, 0.5])
+
+    def validate(
+        _: Fabric, network: Any, images: Path, masks: Path, slice_ids: list[str], **__: Any
+    ) -> float:
         network.eval()  # as the real one does
         scored.append(network.module.trained_tensors())
-        asked.append(paths[2])  # type: ignore[arg-type]
-        return iter(())
+        asked.append(slice_ids)
+        return next(iou)
 
-    iou = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(train, "predict", predict)
-    monkeypatch.setattr(train, "overlap_counts", lambda *_, **__: None)
-    monkeypatch.setattr(train, "micro_iou", lambda _: next(iou))
+    monkeypatch.setattr(train, "validate", validate)
     assert train_in("a", train__epochs=3).code == 0
     stored = load_file(tmp_path / "a/unet.safetensors")
     matches = [all(torch.equal(stored[n], t[n]) for n in stored) for t in scored]
@@ -180,9 +182,11 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_slices(
 
 
 def test_the_step_before_a_bad_loss_counts_as_good() -> None:
-    losses = torch.tensor([1.0, float("inf"), float("nan")])
-    assert train.first_bad_step(losses) == 1
-    assert train.first_bad_step(losses[:1]) is None
+    losses, ids = torch.tensor([1.0, float("inf"), float("nan")]), [["a"], ["b", "c"], ["d"]]
+    told = "the loss is inf in epoch 4, step 2 of 3, slices b, c; try"
+    with pytest.raises(Refusal, match=told):
+        train.refuse_bad_steps(losses, ids, epoch=4)
+    train.refuse_bad_steps(losses[:1], ids[:1], epoch=4)
 
 
 def test_the_first_of_equal_epochs_is_kept() -> None:
@@ -256,12 +260,15 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
     network = Echo()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     scores = train.train_epoch(
-        Fabric(accelerator="cpu", devices=1),
-        network,
+        train.Trainer(
+            Fabric(accelerator="cpu", devices=1),
+            network,
+            network,
+            nn.BCEWithLogitsLoss(),
+            optimizer,
+            train.make_schedule("constant", optimizer, highest=0.0, n_steps=2),
+        ),
         [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])],  # type: ignore[arg-type]
-        nn.BCEWithLogitsLoss(),
-        optimizer,
-        train.make_schedule("constant", optimizer, highest=0.0, n_steps=2),
         epoch=1,
     )
     assert scores["iou"] == pytest.approx((1 + 1) / (2 + 4))
