@@ -1,0 +1,429 @@
+"""Training speed of `src/train.py` against the loop of reference.py, in turn, in one run.
+
+    python benchmarks/training.py --encoder mobilenet_v2 --image-size 256 --steps 10 --repeats 5
+
+Both train the decoder of the same U-Net on the same phantom slices in batches of the same size,
+each in a process of its own, one at a time. A repeat is an epoch of `--steps` steps of each; one
+epoch before them is left out. The ratio is that of images per second within a repeat.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
+import reference
+import restructure
+import train
+from dataset import BatchOrder, SliceDataset, Workers, augmentation, loader
+from device import make_fabric, precision_name
+from measure import PeakMemory
+from network import Encoder, build_encoder, new_network, save_tensors
+from phantom import FEWEST_SLICES, write_phantom
+from slices import sorted_slices
+
+PHASES = ("wait", "forward", "backward", "step")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both train."""
+
+    encoder: str
+    device: Any
+    precision: Any
+    compiled: bool
+    workers: Workers
+    image_size: int
+    batch_size: int
+    steps: int
+    epochs: int
+    seed: int
+    params: dict[str, Any]
+    folder: Path
+
+    @property
+    def slice_ids(self) -> list[str]:
+        """The first slices of the phantom, enough for an epoch."""
+        names = sorted_slices(self.folder / "images")
+        return [name.slice_id for name in names[: self.steps * self.batch_size]]
+
+
+class Stopwatch:
+    """Seconds that an epoch spends in each phase.
+
+    A GPU computes while the loop goes on, so the phases are told apart only while `waits` is set,
+    which makes the loop wait for it, and the epoch slower.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits, self.device = False, device
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    def now(self) -> float:
+        """Return the time, on request after the GPU has done its work."""
+        if self.waits and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time within the block."""
+        begin = self.now()
+        yield
+        self.seconds[name] += self.now() - begin
+
+    def watch(self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+        """Time the calls of modules (forward), of the optimizer (step) and of every backward."""
+        begins: list[float] = []
+
+        def start(*_: Any) -> None:
+            begins.append(self.now())
+
+        def stop(name: str) -> Callable[..., None]:
+            def add(*_: Any) -> None:
+                self.seconds[name] += self.now() - begins.pop()
+
+            return add
+
+        for module in modules:
+            module.register_forward_pre_hook(start)
+            module.register_forward_hook(stop("forward"))
+        optimizer.register_step_pre_hook(start)
+        optimizer.register_step_post_hook(stop("step"))
+        backward = torch.Tensor.backward
+
+        def timed_backward(*arguments: Any, **settings: Any) -> None:
+            with self.phase("backward"):
+                backward(*arguments, **settings)  # type: ignore[no-untyped-call]
+
+        torch.Tensor.backward = timed_backward  # type: ignore[method-assign]
+
+
+class Awaited:
+    """Batches, with the time that the loop waits for them."""
+
+    def __init__(self, batches: "DataLoader[Any]", watch: Stopwatch) -> None:
+        self.batches, self.watch = batches, watch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self.batches)
+        while True:
+            with self.watch.phase("wait"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the two loops, ready to train."""
+
+    device: torch.device
+    description: str
+    n_trained: int
+    watch: Stopwatch
+    take_epoch: Callable[[int], Any]
+
+
+def make_ours(job: Job) -> Contender:
+    """Return the loop of the train stage."""
+    fabric = make_fabric(job.device, job.precision)
+    augment, settings = augmentation(**job.params["augment"]), job.params
+    dataset = SliceDataset(
+        job.folder / "images",
+        job.folder / "masks",
+        job.slice_ids,
+        image_size=job.image_size,
+        augment=augment,
+        seed=job.seed,
+    )
+    order = BatchOrder(len(dataset), job.batch_size, seed=job.seed)
+    batches = loader(dataset, order, workers=job.workers)
+    torch.manual_seed(job.seed)
+    network = new_network(job.folder / "encoder.safetensors", name=job.encoder, frozen=True)
+    trainer = train.make_trainer(
+        fabric,
+        network,
+        loss=settings["loss"],
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        schedule=settings["schedule"],
+        n_steps=job.epochs * job.steps,
+        compiled=job.compiled,
+    )
+    watch = Stopwatch(fabric.device)
+    watch.watch([trainer.compute, trainer.loss_function], trainer.optimizer)
+
+    def take_epoch(epoch: int) -> None:
+        order.epoch = epoch
+        train.train_epoch(trainer, Awaited(batches, watch), epoch=epoch)  # type: ignore[arg-type]
+
+    description = precision_name(fabric) + (", compiled" if job.compiled else "")
+    return Contender(fabric.device, description, train.n_trained(network), watch, take_epoch)
+
+
+def make_reference(job: Job) -> Contender:
+    """Return the loop of reference.py."""
+    device = make_fabric(job.device, "32-true").device
+    torch.manual_seed(job.seed)
+    augment = augmentation(**job.params["augment"])
+    augment.set_random_seed(job.seed)
+    slices = reference.Slices(
+        job.folder / "images", job.folder / "masks", job.slice_ids, job.image_size, augment
+    )
+    batches = DataLoader(slices, job.batch_size, shuffle=True, drop_last=True)
+    network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(device)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=job.params["learning_rate"])
+    schedule = train.make_schedule(
+        job.params["schedule"],
+        optimizer,
+        highest=job.params["learning_rate"],
+        n_steps=job.epochs * job.steps,
+    )
+    loss_function, watch = train.make_loss(job.params["loss"]), Stopwatch(device)
+    watch.watch([network, loss_function], optimizer)
+
+    def take_epoch(_: int) -> None:
+        reference.train_epoch(
+            network,
+            Awaited(batches, watch),  # type: ignore[arg-type]
+            loss_function,
+            optimizer,
+            schedule,
+            device,
+        )
+
+    return Contender(device, "32-true", train.n_trained(network), watch, take_epoch)
+
+
+CONTENDERS = {"reference": make_reference, "ours": make_ours}
+
+
+def serve(name: str, job: Job, pipe: Connection) -> None:
+    """Train one epoch for each message, and answer with what it took; runs in its own process."""
+    contender = CONTENDERS[name](job)
+    pipe.send((contender.device.type, contender.description, contender.n_trained))
+    watch = contender.watch
+    for epoch, watch.waits in iter(pipe.recv, None):
+        watch.seconds = dict.fromkeys(PHASES, 0.0)
+        begin = time.perf_counter()
+        contender.take_epoch(epoch)
+        if contender.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        on_gpu = contender.device.type == "cuda"
+        gpu_bytes = torch.cuda.max_memory_allocated() if on_gpu else 0
+        pipe.send({"epoch_s": seconds, **watch.seconds, "gpu_bytes": gpu_bytes})
+
+
+class Runner:
+    """A contender in its process."""
+
+    def __init__(self, name: str, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, job, theirs))
+        self.process.start()
+        theirs.close()
+        self.device, self.description, self.n_trained = self.pipe.recv()
+        self.n_epochs = 0
+
+    def take_epoch(self, waits: bool = False) -> dict[str, float]:
+        """Return the seconds of one epoch and of its phases."""
+        self.n_epochs += 1
+        self.pipe.send((self.n_epochs, waits))
+        took: dict[str, float] = self.pipe.recv()
+        return took
+
+    def warm_up(self) -> dict[str, float]:
+        """Return the seconds of an epoch and its peak memory, whose sampling slows it down."""
+        with PeakMemory(self.process.pid or 0) as peak:
+            took = self.take_epoch()
+        return {**took, "peak_bytes": peak.bytes}
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.pipe.send(None)
+        else:
+            self.process.terminate()
+        self.process.join()
+
+
+def measure(job: Job, repeats: int) -> dict[str, Any]:
+    """Return the ratio, its range, and what each contender took."""
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(Runner(name, job)) for name in CONTENDERS}
+        return compare(runners, job, repeats)
+
+
+def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any]:
+    """Let the contenders train in turn; return the ratio and what each took."""
+    if len({runner.n_trained for runner in runners.values()}) > 1:
+        raise AssertionError("the contenders do not train the same number of parameters")
+    warm_up = {name: runner.warm_up() for name, runner in runners.items()}
+    took: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    split: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, runner in runners.items():
+            took[name].append(runner.take_epoch())
+            split[name].append(
+                runner.take_epoch(waits=True) if runner.device == "cuda" else took[name][-1]
+            )
+    n_images = job.steps * job.batch_size
+    ratios = [
+        theirs["epoch_s"] / ours["epoch_s"]
+        for theirs, ours in zip(took["reference"], took["ours"], strict=True)
+    ]
+    result: dict[str, Any] = {
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "repeats": repeats,
+        "encoder": job.encoder,
+        "device": runners["ours"].device,
+        "image_size": job.image_size,
+        "batch_size": job.batch_size,
+        "steps": job.steps,
+        "n_trained": runners["ours"].n_trained,
+    }
+    for name, runner in runners.items():
+        epochs = [epoch["epoch_s"] for epoch in took[name]]
+        epoch_s = statistics.median(epochs)
+        phases = {
+            phase: statistics.median(epoch[phase] for epoch in split[name]) for phase in PHASES
+        }
+        result[name] = {
+            "precision": runner.description,
+            "images_per_s": n_images / epoch_s,
+            "images_per_s_low": n_images / max(epochs),
+            "images_per_s_high": n_images / min(epochs),
+            "epoch_s": epoch_s,
+            **{f"{phase}_s": seconds for phase, seconds in phases.items()},
+            "waiting_share": statistics.median(
+                epoch["wait"] / epoch["epoch_s"] for epoch in split[name]
+            ),
+            "preparation_s": max(0.0, warm_up[name]["epoch_s"] - epoch_s),
+            "peak_memory_mib": warm_up[name]["peak_bytes"] / 2**20,
+            "peak_gpu_memory_mib": max(epoch["gpu_bytes"] for epoch in took[name]) / 2**20,
+        }
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the result as a person reads it."""
+    lines = [
+        f"{result['encoder']}, frozen, {result['n_trained']:,} parameters trained; "
+        f"{result['image_size']} px, {result['steps']} steps of {result['batch_size']} an epoch, "
+        f"{result['repeats']} repeats, on {result['device']}",
+        "",
+        f"{'':24} {'reference':>16} {'ours':>16}",
+    ]
+    ours, theirs = result["ours"], result["reference"]
+    lines.append(f"{'precision':24} {theirs['precision']:>16} {ours['precision']:>16}")
+    rows = {
+        "images/s, median": ("images_per_s", 1),
+        "  lowest": ("images_per_s_low", 1),
+        "  highest": ("images_per_s_high", 1),
+        "seconds an epoch": ("epoch_s", 2),
+        "  waiting for data": ("wait_s", 2),
+        "  forward and loss": ("forward_s", 2),
+        "  backward": ("backward_s", 2),
+        "  step": ("step_s", 2),
+        "first epoch's extra s": ("preparation_s", 2),
+        "peak memory, MiB": ("peak_memory_mib", 0),
+        "peak GPU memory, MiB": ("peak_gpu_memory_mib", 0),
+    }
+    lines += [
+        f"{title:24} {theirs[key]:16.{digits}f} {ours[key]:16.{digits}f}"
+        for title, (key, digits) in rows.items()
+    ]
+    lines += [
+        "",
+        f"waiting for data: {ours['waiting_share']:.1%} of ours",
+        f"ratio {result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure as the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--encoder", default="mobilenet_v2")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--precision", default="auto", help="ours; the reference has 32-true")
+    parser.add_argument("--compile", action="store_true", help="ours")
+    parser.add_argument("--workers", default="auto", help="ours, a number or auto")
+    parser.add_argument("--image-size", type=int, default=256, help="a multiple of 32")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10, help="of an epoch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    if arguments.image_size % 32:
+        parser.error("--image-size: the reference takes multiples of 32")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        patients = -(-arguments.steps * arguments.batch_size // FEWEST_SLICES)
+        write_phantom(
+            folder / "raw",
+            seed=arguments.seed,
+            patients=max(2, patients),
+            image_size=arguments.image_size,
+        )
+        restructure.main(folder / "raw", folder / "images", folder / "masks")
+        encoder = Encoder(arguments.encoder)
+        torch.manual_seed(arguments.seed)
+        tensors = build_encoder(arguments.encoder).state_dict()
+        save_tensors(tensors, encoder, folder / "encoder.safetensors")
+        passes = 1 + 2 * arguments.repeats  # the first one, and on a GPU two for each repeat
+        job = Job(
+            encoder=arguments.encoder,
+            device=arguments.device,
+            precision=arguments.precision,
+            compiled=arguments.compile,
+            workers=arguments.workers if arguments.workers == "auto" else int(arguments.workers),
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            steps=arguments.steps,
+            epochs=passes,
+            seed=arguments.seed,
+            params=params,
+            folder=folder,
+        )
+        result = measure(job, arguments.repeats)
+    print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

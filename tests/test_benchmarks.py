@@ -1,0 +1,112 @@
+"""The benchmarks run as documented, and what they print follows from what they measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segmentation_models_pytorch import Unet
+
+from conftest import ROOT, Data
+from manifest import read_manifest
+from measure import PeakMemory, growth, run_command
+from reference import Slices, make_network, validate
+
+
+def test_growth_is_the_power_of_size() -> None:
+    sizes = [110, 330, 1100]
+    assert growth(sizes, [7 * size**1.3 for size in sizes]) == pytest.approx(1.3)
+    assert growth(sizes, [5, 5, 5]) == pytest.approx(0)
+
+
+def test_peak_memory_is_that_of_the_whole_family(tmp_path: Path) -> None:
+    child = "import time; block = b'x' * (200 << 20); time.sleep(1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    seconds, occupied = run_command([sys.executable, "-c", parent], str(tmp_path))
+    assert 1 < seconds < 60
+    assert 200 < occupied / 2**20 < 300
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        run_command([sys.executable, "-c", "raise SystemExit(3)"], str(tmp_path))
+
+
+def test_peak_memory_of_a_process_that_has_ended_is_nothing() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    peak = PeakMemory(child.pid)
+    child.communicate(b"\n")
+    with peak:
+        pass
+    assert peak.bytes == 0
+
+
+def test_the_reference_trains_the_decoder_alone_and_counts_all_pixels(
+    data: Data, encoder: Path
+) -> None:
+    network = make_network("mobilenet_v2", encoder)
+    assert isinstance(network, Unet)
+    assert {p.requires_grad for p in network.encoder.parameters()} == {False}
+    assert all(p.requires_grad for p in network.decoder.parameters())
+    ids = read_manifest(data.splits).query("abnormal == 1")["slice_id"].tolist()[:5]
+    slices = Slices(data.images, data.masks, ids, 64)
+    image, mask = slices[0]
+    assert image.shape == (3, 64, 64)
+    assert mask.shape == (64, 64)
+    assert set(np.unique(mask)) == {0, 1}
+
+    class All(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(images), 1, 64, 64)
+
+    share = float(np.mean([slices[i][1].numpy() for i in range(5)]))
+    batches = torch.utils.data.DataLoader(slices, 2)
+    assert validate(All(), batches, torch.device("cpu")) == pytest.approx(share)
+
+
+def test_the_training_benchmark_says_what_it_measured(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/training.py"), "--device=cpu", "--workers=1"]
+    sizes = ["--image-size=32", "--batch-size=4", "--steps=2", "--repeats=2"]
+    done = subprocess.run(
+        [*command, *sizes, f"--json={tmp_path}/speed.json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert result["n_trained"] == 4_405_073
+    assert result["ratio_low"] <= result["ratio"] <= result["ratio_high"]
+    assert f"ratio {result['ratio']:.2f} (" in done.stdout
+    for name in ("reference", "ours"):
+        took = result[name]
+        assert took["images_per_s"] == pytest.approx(8 / took["epoch_s"])
+        assert took["images_per_s_low"] <= took["images_per_s"] <= took["images_per_s_high"]
+        phases = [took[f"{phase}_s"] for phase in ("wait", "forward", "backward", "step")]
+        assert all(seconds > 0 for seconds in phases)
+        assert sum(phases) < 1.5 * took["epoch_s"]
+        assert took["peak_memory_mib"] > 100
+    assert (result["reference"]["precision"], result["device"]) == ("32-true", "cpu")
+
+
+@pytest.mark.slow
+def test_the_pipeline_benchmark_says_what_it_measured(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks/pipeline.py"), "--patients", "12", "24"),
+            *("--image-size=32", "--repeats=1", f"--json={tmp_path}/pipeline.json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "pipeline.json").read_text())
+    for costs in result["stages"].values():
+        stages = [costs[name] for name in ("acquire", "restructure", "build_manifest", "split")]
+        assert costs["to_split"]["seconds"] == pytest.approx(sum(s["seconds"] for s in stages))
+        assert costs["to_split"]["memory_mib"] == max(s["memory_mib"] for s in stages)
+    assert result["no_work"]["ratio"] == pytest.approx(
+        result["no_work"]["repro_s"] / result["no_work"]["status_s"]
+    )
+    assert "nothing to do: dvc status" in done.stdout
