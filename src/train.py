@@ -145,12 +145,8 @@ class Best:
             self.epoch, self.iou, self.tensors = epoch, iou, network.trained_tensors()
 
 
-def log_epoch(
-    live: Live | None, epoch: int, train_scores: dict[str, float], val_iou: float
-) -> None:
-    """Add a point to each curve, in the one process that has them."""
-    if live is None:
-        return
+def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: float) -> None:
+    """Add a point to each curve."""
     live.step = epoch
     for name, value in train_scores.items():
         live.log_metric(f"train/{name}", round(value, DECIMALS))
@@ -304,14 +300,15 @@ def main(
         n_steps=epochs * len(order),
         compiled=compute_compile,
     )
-    fabric.print(
-        f"{len(dataset)} slices, {len(order)} steps of {batch_size} an epoch, "
-        f"{n_trained(network):,} parameters trained, "
-        f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
-    )
+    writes = fabric.is_global_zero  # fabric.print would speak once for each machine
+    if writes:
+        print(
+            f"{len(dataset)} slices, {len(order)} steps of {batch_size} an epoch, "
+            f"{n_trained(network):,} parameters trained, "
+            f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
+        )
 
     best = Best()
-    writes = fabric.is_global_zero
     with Live(str(metrics), dvcyaml=None, save_dvc_exp=False) if writes else nullcontext() as live:
         for epoch in range(1, epochs + 1):
             order.epoch, begin = epoch, time.perf_counter()
@@ -329,12 +326,13 @@ def main(
                 workers=compute_workers,
             )
             best.update(epoch, val_iou, network)
-            log_epoch(live, epoch, train_scores, val_iou)
-            fabric.print(
-                f"epoch {epoch}/{epochs}: loss {train_scores['loss']:.4f}, "
-                f"IoU {train_scores['iou']:.4f} train, {val_iou:.4f} val, "
-                f"{images_per_s:.1f} images/s"
-            )
+            if live:
+                log_epoch(live, epoch, train_scores, val_iou)
+                print(
+                    f"epoch {epoch}/{epochs}: loss {train_scores['loss']:.4f}, "
+                    f"IoU {train_scores['iou']:.4f} train, {val_iou:.4f} val, "
+                    f"{images_per_s:.1f} images/s"
+                )
         if live:
             live.summary["best"] = {"epoch": best.epoch, "val_iou": round(best.iou, DECIMALS)}
     if writes:
