@@ -3,8 +3,10 @@
     python benchmarks/training.py --encoder mobilenet_v2 --image-size 256 --steps 10 --repeats 5
 
 Both train the decoder of the same U-Net on the same phantom slices in batches of the same size,
-each in a process of its own, one at a time. A repeat is an epoch of `--steps` steps of each; one
-epoch before them is left out. The ratio is that of images per second within a repeat.
+each in a process of its own, one at a time. A repeat is an epoch of `--steps` steps of each; two
+epochs before them are left out: one to prepare, one to look at the memory, which slows it down. The
+ratio is that of images per second within a repeat. With `--without CHANGE` the other contender is
+not reference.py but ours with one change undone (of CHANGES below).
 """
 
 import argparse
@@ -23,22 +25,33 @@ from typing import Any
 
 import torch
 import yaml
+from lightning_fabric import Fabric
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
+import device
 import reference
 import restructure
 import train
 from dataset import BatchOrder, SliceDataset, Workers, augmentation, loader
 from device import make_fabric, precision_name
 from measure import PeakMemory
-from network import Encoder, build_encoder, new_network, save_tensors
+from network import Encoder, Network, build_encoder, new_network, save_tensors
 from phantom import FEWEST_SLICES, write_phantom
 from slices import sorted_slices
 
 PHASES = ("wait", "forward", "backward", "step")
+# What ours does otherwise than smp and PyTorch left to themselves, for --without.
+CHANGES = {
+    "decoder": "transposed convolutions in the place of enlarging, joining and convolving",
+    "folding": "batch norm folded into the frozen encoder's convolutions",
+    "layout": "channels last in memory",
+    "memory": "freed memory is kept for the next tensor; CPUs alone",
+    "precision": "bf16 where the hardware has it",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Job:
     seed: int
     params: dict[str, Any]
     folder: Path
+    without: str | None  # one of CHANGES
 
     @property
     def slice_ids(self) -> list[str]:
@@ -146,9 +160,23 @@ class Contender:
     take_epoch: Callable[[int], Any]
 
 
-def make_ours(job: Job) -> Contender:
-    """Return the loop of the train stage."""
-    fabric = make_fabric(job.device, job.precision)
+def undo(change: str, network: Network) -> None:
+    """Take back what the train stage has done to a network."""
+    if change == "decoder":
+        for block in network.unet.decoder.blocks:
+            block.__class__ = UnetDecoderBlock
+    if change == "folding":
+        network.used_encoder = network.unet.encoder
+    if change == "layout":
+        network.to(memory_format=torch.contiguous_format)
+        network.used_encoder.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+
+
+def make_ours(job: Job, without: str = "") -> Contender:
+    """Return the loop of the train stage, or the same without one of CHANGES."""
+    if without == "memory":
+        device.keep_freed_memory = lambda: None
+    fabric = make_fabric(job.device, "32-true" if without == "precision" else job.precision)
     augment, settings = augmentation(**job.params["augment"]), job.params
     dataset = SliceDataset(
         job.folder / "images",
@@ -172,6 +200,7 @@ def make_ours(job: Job) -> Contender:
         n_steps=job.epochs * job.steps,
         compiled=job.compiled,
     )
+    undo(without, network)
     watch = Stopwatch(fabric.device)
     watch.watch([trainer.compute, trainer.loss_function], trainer.optimizer)
 
@@ -185,7 +214,6 @@ def make_ours(job: Job) -> Contender:
 
 def make_reference(job: Job) -> Contender:
     """Return the loop of reference.py."""
-    device = make_fabric(job.device, "32-true").device
     torch.manual_seed(job.seed)
     augment = augmentation(**job.params["augment"])
     augment.set_random_seed(job.seed)
@@ -193,7 +221,8 @@ def make_reference(job: Job) -> Contender:
         job.folder / "images", job.folder / "masks", job.slice_ids, job.image_size, augment
     )
     batches = DataLoader(slices, job.batch_size, shuffle=True, drop_last=True)
-    network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(device)
+    where = Fabric(accelerator=job.device, devices=1).device
+    network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(where)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=job.params["learning_rate"])
     schedule = train.make_schedule(
@@ -202,7 +231,7 @@ def make_reference(job: Job) -> Contender:
         highest=job.params["learning_rate"],
         n_steps=job.epochs * job.steps,
     )
-    loss_function, watch = train.make_loss(job.params["loss"]), Stopwatch(device)
+    loss_function, watch = train.make_loss(job.params["loss"]), Stopwatch(where)
     watch.watch([network, loss_function], optimizer)
 
     def take_epoch(_: int) -> None:
@@ -212,18 +241,22 @@ def make_reference(job: Job) -> Contender:
             loss_function,
             optimizer,
             schedule,
-            device,
+            where,
         )
 
-    return Contender(device, "32-true", train.n_trained(network), watch, take_epoch)
+    return Contender(where, "32-true", train.n_trained(network), watch, take_epoch)
 
 
-CONTENDERS = {"reference": make_reference, "ours": make_ours}
+def make_contender(name: str, job: Job) -> Contender:
+    """Return `ours` or what it is measured against, `reference`."""
+    if name == "ours":
+        return make_ours(job)
+    return make_ours(job, job.without) if job.without else make_reference(job)
 
 
 def serve(name: str, job: Job, pipe: Connection) -> None:
     """Train one epoch for each message, and answer with what it took; runs in its own process."""
-    contender = CONTENDERS[name](job)
+    contender = make_contender(name, job)
     pipe.send((contender.device.type, contender.description, contender.n_trained))
     watch = contender.watch
     for epoch, watch.waits in iter(pipe.recv, None):
@@ -258,9 +291,10 @@ class Runner:
         return took
 
     def warm_up(self) -> dict[str, float]:
-        """Return the seconds of an epoch and its peak memory, whose sampling slows it down."""
+        """Return the seconds of the first epoch, and the peak memory of another."""
+        took = self.take_epoch()
         with PeakMemory(self.process.pid or 0) as peak:
-            took = self.take_epoch()
+            self.take_epoch()
         return {**took, "peak_bytes": peak.bytes}
 
     def __enter__(self) -> "Runner":
@@ -277,7 +311,7 @@ class Runner:
 def measure(job: Job, repeats: int) -> dict[str, Any]:
     """Return the ratio, its range, and what each contender took."""
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(Runner(name, job)) for name in CONTENDERS}
+        runners = {name: stack.enter_context(Runner(name, job)) for name in ("reference", "ours")}
         return compare(runners, job, repeats)
 
 
@@ -310,6 +344,7 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
         "batch_size": job.batch_size,
         "steps": job.steps,
         "n_trained": runners["ours"].n_trained,
+        "without": job.without,
     }
     for name, runner in runners.items():
         epochs = [epoch["epoch_s"] for epoch in took[name]]
@@ -336,12 +371,13 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as a person reads it."""
+    theirs_name = f"no {result['without']}" if result["without"] else "reference"
     lines = [
         f"{result['encoder']}, frozen, {result['n_trained']:,} parameters trained; "
         f"{result['image_size']} px, {result['steps']} steps of {result['batch_size']} an epoch, "
         f"{result['repeats']} repeats, on {result['device']}",
         "",
-        f"{'':24} {'reference':>16} {'ours':>16}",
+        f"{'':24} {theirs_name:>16} {'ours':>16}",
     ]
     ours, theirs = result["ours"], result["reference"]
     lines.append(f"{'precision':24} {theirs['precision']:>16} {ours['precision']:>16}")
@@ -380,6 +416,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="ours; the reference has 32-true")
     parser.add_argument("--compile", action="store_true", help="ours")
     parser.add_argument("--workers", default="auto", help="ours, a number or auto")
+    parser.add_argument(
+        "--without",
+        choices=CHANGES,
+        help="measure against ours without: "
+        + "; ".join(f"{name}: {what}" for name, what in CHANGES.items()),
+    )
     parser.add_argument("--image-size", type=int, default=256, help="a multiple of 32")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="of an epoch")
@@ -404,7 +446,7 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         tensors = build_encoder(arguments.encoder).state_dict()
         save_tensors(tensors, encoder, folder / "encoder.safetensors")
-        passes = 1 + 2 * arguments.repeats  # the first one, and on a GPU two for each repeat
+        passes = 2 + 2 * arguments.repeats  # the first two, and on a GPU two for each repeat
         job = Job(
             encoder=arguments.encoder,
             device=arguments.device,
@@ -418,6 +460,7 @@ def main() -> None:
             seed=arguments.seed,
             params=params,
             folder=folder,
+            without=arguments.without,
         )
         result = measure(job, arguments.repeats)
     print(table(result))

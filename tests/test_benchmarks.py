@@ -13,7 +13,9 @@ from segmentation_models_pytorch import Unet
 from conftest import ROOT, Data
 from manifest import read_manifest
 from measure import PeakMemory, growth, run_command
+from network import DecoderBlock, new_network
 from reference import Slices, make_network, validate
+from training import undo
 
 
 def test_growth_is_the_power_of_size() -> None:
@@ -87,6 +89,27 @@ def test_the_training_benchmark_says_what_it_measured(tmp_path: Path) -> None:
         assert sum(phases) < 1.5 * took["epoch_s"]
         assert took["peak_memory_mib"] > 100
     assert (result["reference"]["precision"], result["device"]) == ("32-true", "cpu")
+
+
+@pytest.mark.parametrize("change", ["decoder", "folding", "layout"])
+def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
+    network = new_network(encoder, name="mobilenet_v2", frozen=True).eval()
+    network.to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    layouts: list[bool] = []
+    network.unet.segmentation_head.register_forward_pre_hook(
+        lambda _, given: layouts.append(given[0].is_contiguous())
+    )
+    with torch.no_grad():
+        before = network(images)
+        undo(change, network)
+        torch.testing.assert_close(network(images), before, rtol=0, atol=1e-4)
+    undone = {
+        "decoder": not any(isinstance(b, DecoderBlock) for b in network.unet.decoder.blocks),
+        "folding": network.used_encoder is network.unet.encoder,
+        "layout": layouts == [False, True],
+    }
+    assert [name for name, is_so in undone.items() if is_so] == [change]
 
 
 @pytest.mark.slow
