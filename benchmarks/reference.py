@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import albumentations
 
 from dataset import augmentation
-from train import make_loss, make_schedule
+from trainer import make_loss, make_schedule
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -42,6 +42,7 @@ from measure import PeakMemory
 from network import Encoder, Network, build_encoder, new_network, save_tensors
 from phantom import FEWEST_SLICES, write_phantom
 from slices import sorted_slices
+from trainer import make_loss, make_schedule, make_trainer, n_trained
 
 PHASES = ("wait", "forward", "backward", "step")
 # What ours does otherwise than smp and PyTorch left to themselves, for --without.
@@ -190,7 +191,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
     batches = loader(dataset, order, workers=job.workers)
     torch.manual_seed(job.seed)
     network = new_network(job.folder / "encoder.safetensors", name=job.encoder, frozen=True)
-    trainer = train.make_trainer(
+    trainer = make_trainer(
         fabric,
         network,
         loss=settings["loss"],
@@ -209,7 +210,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
         train.train_epoch(trainer, Awaited(batches, watch), epoch=epoch)  # type: ignore[arg-type]
 
     description = precision_name(fabric) + (", compiled" if job.compiled else "")
-    return Contender(fabric.device, description, train.n_trained(network), watch, take_epoch)
+    return Contender(fabric.device, description, n_trained(network), watch, take_epoch)
 
 
 def make_reference(job: Job) -> Contender:
@@ -225,13 +226,13 @@ def make_reference(job: Job) -> Contender:
     network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(where)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=job.params["learning_rate"])
-    schedule = train.make_schedule(
+    schedule = make_schedule(
         job.params["schedule"],
         optimizer,
         highest=job.params["learning_rate"],
         n_steps=job.epochs * job.steps,
     )
-    loss_function, watch = train.make_loss(job.params["loss"]), Stopwatch(where)
+    loss_function, watch = make_loss(job.params["loss"]), Stopwatch(where)
     watch.watch([network, loss_function], optimizer)
 
     def take_epoch(_: int) -> None:
@@ -244,7 +245,7 @@ def make_reference(job: Job) -> Contender:
             where,
         )
 
-    return Contender(where, "32-true", train.n_trained(network), watch, take_epoch)
+    return Contender(where, "32-true", n_trained(network), watch, take_epoch)
 
 
 def make_contender(name: str, job: Job) -> Contender:

@@ -32,6 +32,7 @@ Member = TypeVar("Member", Path, zipfile.ZipInfo)
 
 LOCAL_COPY = "LGG_ARCHIVE"
 CLINICAL_FILE = "data.csv"
+LARGEST_FILE = 2**28  # bytes; a slice of 4096 x 4096 pixels has 50 MB
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLINICAL_FILE}."
 ANNOUNCEMENT = (
@@ -59,6 +60,8 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
 
     members, problems = {}, []
     for parent, folders, files in os.walk(folder, onerror=unreadable):
+        if not folders and not files and Path(parent) != folder:
+            problems.append(f"empty folder: {parent}")
         for name in sorted([*files, *(f for f in folders if (Path(parent) / f).is_symlink())]):
             path = Path(parent) / name
             relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -68,7 +71,7 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
                 problems.append(f"neither a file nor a folder: {path}")
             members[relative] = path
     if problems:
-        refuse(problems, "Put the files themselves in their place.")
+        refuse(problems, "Put the files themselves in their place, or take away what is none.")
     return members
 
 
@@ -142,9 +145,16 @@ def check_layout(members: Iterable[PurePosixPath], source: Path) -> None:
         )
 
 
-def check_space(size: int, source: Path, target: Path) -> None:
-    """Refuse a source larger than the free disk, which is what a zip bomb claims to be."""
-    free = shutil.disk_usage(target.parent).free
+def check_sizes(sizes: Mapping[PurePosixPath, int], source: Path, target: Path) -> None:
+    """Refuse files too large for slices, and a source larger than the free disk: zip bombs."""
+    problems = [
+        f"{source}: {place} of {size / 1e9:.1f} GB, too large for a slice"
+        for place, size in sorted(sizes.items())
+        if size > LARGEST_FILE
+    ]
+    if problems:
+        refuse(problems, "Check where it comes from.")
+    size, free = sum(sizes.values()), shutil.disk_usage(target.parent).free
     if size > free:
         raise Refusal(
             f"{source} holds {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
@@ -157,19 +167,25 @@ def copy_dataset(source: Path, target: Path, name: str) -> None:
     if source.is_dir():
         members = layout_members(folder_members(source))
         check_layout(members, source)
-        check_space(sum(path.stat().st_size for path in members.values()), source, target)
+        sizes = {place: path.stat().st_size for place, path in members.items()}
+        check_sizes(sizes, source, target)
         copy_members(members, target)
         return
     if not source.is_file():
-        raise Refusal(f"{name} is {str(source)!r}, which is neither a folder nor a zip file")
+        raise Refusal(
+            f"{name} is {str(source)!r}, which is neither a folder nor a zip file; correct the path"
+        )
     try:
         with zipfile.ZipFile(source) as archive:
             packed = layout_members(zip_members(archive))
             check_layout(packed, source)
-            check_space(sum(info.file_size for info in packed.values()), source, target)
+            sizes = {place: info.file_size for place, info in packed.items()}
+            check_sizes(sizes, source, target)
             copy_members(packed, target, archive)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, LZMAError) as error:
-        raise Refusal(f"{name} is {str(source)!r}, no sound zip file: {error}") from None
+        raise Refusal(
+            f"{name} is {str(source)!r}, no sound zip file: {error}; fetch or make it anew"
+        ) from None
 
 
 def download() -> Path:

@@ -73,7 +73,11 @@ def read_clinical(path: Path) -> pd.DataFrame:
             clinical = pd.read_csv(path, index_col=False)
             text = pd.read_csv(path, index_col=False, dtype=str, keep_default_na=False)
     except (ValueError, pd.errors.ParserWarning) as error:
-        raise Refusal(f"{path}: not a table in CSV ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"{path}: not a table in CSV ({reason}); correct it where it comes from, then "
+            "`dvc repro -f acquire`"
+        ) from None
     if "Patient" not in clinical:
         raise Refusal(
             f"{path}: no column `Patient`, only {list(clinical)}; "

@@ -5,18 +5,37 @@ A script started by `torchrun` shares its work with the other processes, one dev
 
 import ctypes
 import os
+import platform
 import sys
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import Field
 
 from stage import Refusal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Threads = Annotated[int, Field(ge=1)] | Literal["auto"]  # auto: one for each core
+
+# What the bytes of a trained network may depend on.
+PACKAGES = (
+    "albumentations",
+    "lightning-fabric",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "segmentation-models-pytorch",
+    "timm",
+    "torch",
+    "torchvision",
+)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -41,11 +60,22 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
 
 
-def make_fabric(device: Device, precision: Precision) -> Fabric:
+def repeat_exactly(*, also_on_gpus: bool) -> None:
+    """Let the same computation give the same bits; on CPUs it does so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(also_on_gpus)
+    # Nothing here reads memory that nothing has written to.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def make_fabric(device: Device, precision: Precision, threads: Threads = "auto") -> Fabric:
     """Return a Fabric on one device, or on one for each process that torchrun started.
 
-    `auto` takes an accelerator, and bf16, where there is one.
+    `auto` takes an accelerator, and bf16, where there is one. The number of `threads` on a CPU
+    decides in which order sums are taken, and so on their last bits.
     """
+    if threads != "auto":
+        torch.set_num_threads(threads)
     try:
         chosen = Fabric(accelerator=device, devices=1)
     except RuntimeError:
@@ -89,3 +119,46 @@ def total(fabric: Fabric, numbers: torch.Tensor) -> torch.Tensor:
 def precision_name(fabric: Fabric) -> str:
     """Return the precision that a Fabric computes in, such as `bf16-mixed`."""
     return str(fabric.strategy.precision.precision)
+
+
+def environment(fabric: Fabric) -> dict[str, Any]:
+    """Return what a result depends on besides code, params and inputs."""
+    on_gpu = fabric.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if on_gpu else fabric.device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "precision": precision_name(fabric),
+        "threads": torch.get_num_threads(),
+        "processes": fabric.world_size,
+    }
+
+
+@contextmanager
+def failures_told(batch_size: str) -> Iterator[None]:
+    """Say what to do when memory or a process that loads slices fails within the block.
+
+    `batch_size` is the name of the param that decides how much memory the block takes. What such a
+    process refuses is told as it would be here.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Refusal(
+            f"{str(error).partition('.')[0]}: lower {batch_size} or train.image_size, or free the "
+            "GPU of other programs (nvidia-smi lists them)"
+        ) from None
+    except Refusal as error:
+        told_by_worker = str(error).rpartition("stage.Refusal: ")[2]
+        raise Refusal(told_by_worker.rstrip()) from None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise Refusal(f"out of memory: lower {batch_size} or train.image_size") from None
+        if "DataLoader worker" in str(error):
+            raise Refusal(
+                f"a process that loads slices has died: {error}. A system short of memory kills "
+                f"the largest: lower compute.workers (0: load in the main process) or {batch_size}"
+            ) from None
+        raise

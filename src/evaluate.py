@@ -188,7 +188,7 @@ def main(
     resamples: Annotated[int, Field(ge=100)],
 ) -> None:
     torch.set_num_threads(1)  # the work is spread over processes instead
-    manifest, bootstrap = read_manifest(splits), Bootstrap(resamples, seed)
+    manifest, bootstrap = read_manifest(splits, "split"), Bootstrap(resamples, seed)
     val_ids = manifest.loc[manifest["split"] == "val", "slice_id"].tolist()
     chosen = choose_threshold(val_ids, masks, predictions) if threshold == "val" else threshold
     compare = partial(

@@ -4,10 +4,26 @@ from pathlib import Path
 
 import pandas as pd
 
+from stage import Refusal
+
 SPLITS = ("train", "val", "test")
 TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
-    """Return data/manifest.csv or data/splits.csv; names stay text, also `NA` and `0012`."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
+REQUIRED = ("slice_id", "patient_id", "abnormal")
+
+
+def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
+    """Return data/manifest.csv or data/splits.csv; names stay text, also `NA` and `0012`.
+
+    Refuses what is no such table, or lacks one of `columns`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
+    except ValueError as error:  # pandas' own kinds among them
+        reason = " ".join(str(error).split())
+        raise Refusal(f"{path}: not a table in CSV ({reason}); `dvc repro split`") from None
+    for column in (*REQUIRED, *columns):
+        if column not in table:
+            raise Refusal(f"{path}: no column `{column}`; `dvc repro split` writes it anew")
+    return table

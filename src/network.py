@@ -9,10 +9,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import segmentation_models_pytorch as smp
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
@@ -24,6 +25,9 @@ from stage import Refusal
 
 Tensors = dict[str, torch.Tensor]
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
+Positive = Annotated[float, Field(gt=0)]
+ImageSize = Annotated[int, Field(ge=32, le=4096)]  # pixels of the longer side of a slice
+Header = TypeVar("Header", "Encoder", "Model")
 HEADER = "network"  # one key, for the order of several in a safetensors header varies
 
 
@@ -32,8 +36,8 @@ class Encoder:
     """An encoder's name among those of smp, and the mean and deviation of its input in [0, 1]."""
 
     name: str
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Model:
     encoder_name: str
     encoder_sha256: str
     encoder_frozen: bool
-    image_size: int
+    image_size: ImageSize
 
 
 def build_encoder(name: str) -> nn.Module:
@@ -178,24 +182,44 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_tensors(tensors: Tensors, header: Encoder | Model, path: Path) -> None:
+def save_tensors(tensors: Tensors, header: Encoder | Model | dict[str, Any], path: Path) -> None:
     """Write tensors and header; the same ones give the same bytes."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={HEADER: json.dumps(asdict(header))})
+    content = header if isinstance(header, dict) else asdict(header)
+    save_file(contiguous, path, metadata={HEADER: json.dumps(content)})
 
 
-def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return a safetensors file's tensors and what its header says under HEADER."""
+def load_tensors(path: Path, way_out: str) -> tuple[Tensors, dict[str, Any]]:
+    """Return a safetensors file's tensors and what its header says under HEADER.
+
+    Refuses a file that is missing or damaged, with a `way_out` for the person who reads it.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             if not isinstance(header, dict):
-                raise Refusal(f"{path}: its header is {header!r}, written by another program")
+                raise Refusal(
+                    f"{path}: its header is {header!r}, written by another program. {way_out}"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError:
-        raise Refusal(f"{path}: no such file") from None
+        raise Refusal(f"{path}: no such file. {way_out}") from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise Refusal(f"{path}: not a sound safetensors file ({error})") from None
+        raise Refusal(f"{path}: not a sound safetensors file ({error}). {way_out}") from None
+
+
+def checked_header(kind: type[Header], header: dict[str, Any], path: Path, way_out: str) -> Header:
+    """Return what a file's header says, if it is of that kind."""
+    try:
+        checked: Header = TypeAdapter(kind).validate_python(header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Refusal(
+            f"{path}: its header is not that of this repository's {kind.__name__.lower()} "
+            f"({place}: {first['msg'].lower()}). {way_out}"
+        ) from None
+    return checked
 
 
 def mismatch(wanted: Tensors, found: Tensors) -> str:
@@ -218,17 +242,15 @@ def load_encoder(
     path: Path, name: str, way_out: str = "Run `dvc repro fetch_encoder`."
 ) -> tuple[Encoder, Tensors]:
     """Return the encoder file's header and tensors; refuse a file of another encoder."""
-    tensors, header = load_tensors(path)
+    tensors, header = load_tensors(path, way_out)
     problem = mismatch(build_encoder(name).state_dict(), tensors)
     if problem:
         raise Refusal(f"{path} does not fit encoder.name {name!r}: {problem}. {way_out}")
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise Refusal(f"{path}: {len(bad)} tensors not finite, such as {bad[0]}. {way_out}")
-    encoder = Encoder(name, *(tuple(header[key]) for key in ("mean", "std") if key in header))
-    if len(encoder.mean) != 3 or len(encoder.std) != 3 or not all(std > 0 for std in encoder.std):
-        raise Refusal(f"{path}: mean {encoder.mean} or std {encoder.std} out of range. {way_out}")
-    return encoder, tensors
+    own = {key: value for key, value in header.items() if key in ("mean", "std")}
+    return checked_header(Encoder, own | {"name": name}, path, way_out), tensors
 
 
 def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
@@ -241,18 +263,14 @@ def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
 
 def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
     """Return the trained network, in evaluation mode, and what its file says of it."""
-    tensors, header = load_tensors(model_file)
-    try:
-        model = Model(**header)
-    except TypeError:
-        raise Refusal(f"{model_file}: not a model of this repository; `dvc repro train`") from None
+    way_out = "Run `dvc repro train`."
+    tensors, header = load_tensors(model_file, way_out)
+    model = checked_header(Model, header, model_file, way_out)
     if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):
-        raise Refusal(
-            f"{model_file} was trained on another encoder than {encoder_file}; `dvc repro train`"
-        )
+        raise Refusal(f"{model_file} was trained on another encoder than {encoder_file}. {way_out}")
     network = new_network(encoder_file, name=model.encoder_name, frozen=model.encoder_frozen)
     problem = mismatch(network.trained_tensors(), tensors)
     if problem:
-        raise Refusal(f"{model_file}: {problem}; `dvc repro train`")
+        raise Refusal(f"{model_file}: {problem}. {way_out}")
     network.unet.load_state_dict(tensors, strict=False)
     return network.eval(), model

@@ -15,7 +15,14 @@ from pydantic import Field
 from torch import nn
 
 from dataset import Workers
-from device import Device, Precision, make_fabric
+from device import (
+    Device,
+    Precision,
+    Threads,
+    failures_told,
+    make_fabric,
+    repeat_exactly,
+)
 from manifest import read_manifest
 from network import load_network
 from outputs import replacing
@@ -48,18 +55,20 @@ def main(
     flips: bool,
     compute_device: Device,
     compute_precision: Precision,
+    compute_threads: Threads,
     compute_workers: Workers,
 ) -> None:
     network, model = load_network(unet, encoder)
     network.to(memory_format=torch.channels_last)
-    fabric = make_fabric(compute_device, compute_precision)
-    with replacing(predictions) as [folder]:
+    repeat_exactly(also_on_gpus=True)
+    fabric = make_fabric(compute_device, compute_precision, compute_threads)
+    with replacing(predictions) as [folder], failures_told("predict.batch_size"):
         folder.mkdir()
         for slice_id, logits, _ in predict(
             fabric.setup(Mirrored(network) if flips else network),
             images,
             None,
-            read_manifest(splits)["slice_id"].tolist(),
+            read_manifest(splits, "split")["slice_id"].tolist(),
             device=fabric.device,
             image_size=model.image_size,
             batch_size=batch_size,
@@ -70,4 +79,6 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, "predict", "compute.device", "compute.precision", "compute.workers")
+    run(
+        main, "predict", "compute.device", "compute.precision", "compute.threads", "compute.workers"
+    )

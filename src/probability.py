@@ -41,7 +41,10 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode != "L":
-                raise Refusal(f"{path}: expected 1 channel of uint8, found mode {image.mode}")
+                raise Refusal(
+                    f"{path}: expected 1 channel of uint8, found mode {image.mode}; "
+                    "`dvc repro --force predict`"
+                )
             return np.array(image)
     except Refusal:
         raise

@@ -8,7 +8,9 @@ and params.yaml are held against it before any work begins.
 import argparse
 import inspect
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,10 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, validate_call
+
+# Ctrl-C reaches all processes of a terminal: those that a stage has forked leave it to the stage.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 PARAMS_FILE = Path("params.yaml")
 SHOWN = 10
@@ -104,6 +110,16 @@ def explained(error: ValidationError, params: Mapping[str, Param]) -> list[str]:
     return lines
 
 
+def dvc_note() -> str:
+    """Return how to get a stage's earlier outputs back, where it was started by DVC."""
+    if "DVC_STAGE" not in os.environ:
+        return ""
+    return (
+        "\nDVC had removed the stage's earlier outputs before it started; those of the last commit "
+        "return with `git restore metrics dvc.lock && dvc checkout`."
+    )
+
+
 def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = None) -> None:
     """Call `main` with paths from the command line and the params that `names` point at.
 
@@ -129,8 +145,9 @@ def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = Non
         except ValidationError as error:
             refuse(explained(error, params), f"Correct it in {PARAMS_FILE} or in the -S override.")
     except (Refusal, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {error}{dvc_note()}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run the same command again", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        way_on = str(interrupt) or "run the same command again"
+        print(f"{parser.prog}: interrupted; {way_on}{dvc_note()}", file=sys.stderr)
         sys.exit(130)

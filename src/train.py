@@ -4,16 +4,16 @@
         models/encoder.safetensors models/unet.safetensors metrics/train
 
 Curves are written by DVCLive while it runs: `dvc plots show` in another shell draws them.
-On several devices or machines it is started by `torchrun`, with the same arguments.
+On several devices or machines it is started by `torchrun`, with the same arguments. A training
+that was killed goes on from its last epoch, wherever the same one is started again.
 """
 
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import segmentation_models_pytorch as smp
 import torch
 from dvclive.live import Live
 from lightning_fabric import Fabric
@@ -23,21 +23,32 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
+from checkpoint import Progress, fingerprint, held
 from dataset import Batch, BatchOrder, SliceDataset, Workers, augmentation, loader
-from device import Device, Precision, make_fabric, precision_name, total
+from device import (
+    Device,
+    Precision,
+    Threads,
+    environment,
+    failures_told,
+    make_fabric,
+    precision_name,
+    repeat_exactly,
+    total,
+)
 from manifest import read_manifest
-from network import Model, Network, Tensors, file_sha256, new_network, save_tensors
-from outputs import DECIMALS, replacing
+from network import Model, file_sha256, new_network, save_tensors
+from outputs import DECIMALS, replacing, write_metrics
 from overlap import iou
 from prediction import overlap_counts, predict
+from slices import slice_path
 from stage import Refusal, Seed, run
+from trainer import Loss, Schedule, Trainer, make_trainer, n_trained
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Loss = Literal["bce_dice", "bce", "dice", "focal"]
-Schedule = Literal["one_cycle", "cosine", "constant"]
 
 
-@with_config(ConfigDict(extra="forbid"))
+@with_config(ConfigDict(extra="forbid", strict=True))
 class Augment(TypedDict):
     """The params of train.augment; dataset.augmentation says what they do."""
 
@@ -49,108 +60,20 @@ class Augment(TypedDict):
     contrast: Fraction
 
 
-class BCEDiceLoss(nn.Module):
-    """The mean of binary cross-entropy and Dice loss over a batch.
-
-    Dice loss alone is 0 on a batch without tumor, whatever is predicted there.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bce = nn.BCEWithLogitsLoss()
-        self.dice = smp.losses.DiceLoss("binary")
-
-    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Return the loss of logits and masks, both (N, S, S) float32."""
-        loss: torch.Tensor = (self.bce(logits, masks) + self.dice(logits, masks)) / 2
-        return loss
+@contextmanager
+def curves(folder: Path, progress: Progress) -> Iterator[Live]:
+    """Yield DVCLive in an empty folder, with the curves as far as they had come."""
+    with Live(str(folder), dvcyaml=None, save_dvc_exp=False) as live:
+        for epoch, scores in enumerate(progress.curves, start=1):
+            log_epoch(live, epoch, scores)
+        yield live
 
 
-def make_loss(name: Loss) -> nn.Module:
-    """Return a loss of logits and masks, both (N, S, S) float32."""
-    if name == "bce_dice":
-        return BCEDiceLoss()
-    if name == "bce":
-        return nn.BCEWithLogitsLoss()
-    losses = {"dice": smp.losses.DiceLoss, "focal": smp.losses.FocalLoss}
-    chosen: nn.Module = losses[name]("binary")
-    return chosen
-
-
-def make_schedule(
-    name: Schedule, optimizer: torch.optim.Optimizer, *, highest: float, n_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return a schedule of the learning rate over `n_steps` steps that never exceeds `highest`."""
-    if name == "one_cycle":
-        # The cycle divides by the length of its parts, the shorter one 30 % of the steps.
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, max(n_steps, 10))
-    if name == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def n_trained(network: nn.Module) -> int:
-    """Return how many of a network's parameters are trained."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """A network and all that changes its weights."""
-
-    fabric: Fabric
-    network: nn.Module
-    compute: nn.Module  # the network in its precision, one of several processes where there are
-    loss_function: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-
-
-def make_trainer(
-    fabric: Fabric,
-    network: Network,
-    *,
-    loss: Loss,
-    learning_rate: float,
-    weight_decay: float,
-    schedule: Schedule,
-    n_steps: int,
-    compiled: bool,
-) -> Trainer:
-    """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained."""
-    network.to(memory_format=torch.channels_last)
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
-        # It exists on GPUs alone.
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    if compiled:
-        network.compile()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    rates = make_schedule(schedule, adamw, highest=learning_rate, n_steps=n_steps)
-    compute, optimizer = fabric.setup(network, adamw)
-    return Trainer(fabric, network, compute, make_loss(loss), optimizer, rates)
-
-
-@dataclass
-class Best:
-    """The epoch of the highest validation IoU so far, the first of equals, and its tensors."""
-
-    epoch: int = 0
-    iou: float = -1.0
-    tensors: Tensors = field(default_factory=dict)
-
-    def update(self, epoch: int, iou: float, network: Network) -> None:
-        """Keep the network's tensors if its IoU is the highest so far."""
-        if iou > self.iou:
-            self.epoch, self.iou, self.tensors = epoch, iou, network.trained_tensors()
-
-
-def log_epoch(live: Live, epoch: int, train_scores: dict[str, float], val_iou: float) -> None:
+def log_epoch(live: Live, epoch: int, scores: dict[str, float]) -> None:
     """Add a point to each curve."""
     live.step = epoch
-    for name, value in train_scores.items():
-        live.log_metric(f"train/{name}", round(value, DECIMALS))
-    live.log_metric("val/iou", round(val_iou, DECIMALS))
+    for name, value in scores.items():
+        live.log_metric(name, round(value, DECIMALS))
     live.make_summary()  # type: ignore[no-untyped-call]
 
 
@@ -195,8 +118,8 @@ def train_epoch(trainer: Trainer, batches: "DataLoader[Batch]", *, epoch: int) -
     loss_sum, n_losses = total(fabric, torch.stack([steps.sum(), torch.tensor(len(steps))]))
     tp, n_predicted, n_reference = total(fabric, pixels).tolist()
     return {
-        "loss": (loss_sum / n_losses).item(),
-        "iou": float(iou(tp, n_predicted - tp, n_reference - tp)),
+        "train/loss": (loss_sum / n_losses).item(),
+        "train/iou": float(iou(tp, n_predicted - tp, n_reference - tp)),
     }
 
 
@@ -236,12 +159,15 @@ def validate(
 
 
 def select(splits: Path, split: str) -> list[str]:
-    """Return the ids of a split's slices in the order of the table; refuse an empty split."""
-    table = read_manifest(splits)
-    slice_ids = table.loc[table["split"] == split, "slice_id"].tolist()
-    if not slice_ids:
-        raise Refusal(f"{splits}: no slice in {split}; `dvc repro split`")
-    return slice_ids
+    """Return the ids of a split's slices in the order of the table; refuse one without tumor."""
+    table = read_manifest(splits, "split")
+    rows = table[table["split"] == split]
+    if not rows["abnormal"].any():
+        raise Refusal(
+            f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other patients, or "
+            "another split.test_fold or split.val_fraction"
+        )
+    return rows["slice_id"].tolist()
 
 
 def main(
@@ -262,13 +188,17 @@ def main(
     weight_decay: Annotated[float, Field(ge=0)],
     schedule: Schedule,
     loss: Loss,
+    deterministic: bool,
     augment: Augment,
     compute_device: Device,
     compute_precision: Precision,
+    compute_threads: Threads,
     compute_compile: bool,
     compute_workers: Workers,
 ) -> None:
-    fabric = make_fabric(compute_device, compute_precision)
+    arguments = {**locals()}
+    repeat_exactly(also_on_gpus=deterministic)
+    fabric = make_fabric(compute_device, compute_precision, compute_threads)
     if batch_size % fabric.world_size:
         raise Refusal(
             f"train.batch_size is {batch_size}, which {fabric.world_size} processes cannot share "
@@ -287,7 +217,6 @@ def main(
         len(dataset), batch_size, seed=seed, rank=fabric.global_rank, world_size=fabric.world_size
     )
     batches = loader(dataset, order, workers=compute_workers)
-
     torch.manual_seed(seed)
     network = new_network(encoder, name=encoder_name, frozen=encoder_frozen)
     trainer = make_trainer(
@@ -308,37 +237,61 @@ def main(
             f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
         )
 
-    best = Best()
-    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False) if writes else nullcontext() as live:
-        for epoch in range(1, epochs + 1):
-            order.epoch, begin = epoch, time.perf_counter()
-            train_scores = train_epoch(trainer, batches, epoch=epoch)
-            images_per_s = len(order) * batch_size / (time.perf_counter() - begin)
-            average_statistics(fabric, network)
-            val_iou = validate(
-                fabric,
-                trainer.compute,
-                images,
-                masks,
-                val_ids,
-                image_size=image_size,
-                batch_size=batch_size,
-                workers=compute_workers,
+    def take_epoch(epoch: int) -> dict[str, float]:
+        order.epoch, begin = epoch, time.perf_counter()
+        scores = train_epoch(trainer, batches, epoch=epoch)
+        images_per_s = len(order) * batch_size / (time.perf_counter() - begin)
+        average_statistics(fabric, network)
+        scores["val/iou"] = validate(
+            fabric,
+            trainer.compute,
+            images,
+            masks,
+            val_ids,
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=compute_workers,
+        )
+        if writes:
+            print(
+                f"epoch {epoch}/{epochs}: loss {scores['train/loss']:.4f}, "
+                f"IoU {scores['train/iou']:.4f} train, {scores['val/iou']:.4f} val, "
+                f"{images_per_s:.1f} images/s"
             )
-            best.update(epoch, val_iou, network)
-            if live:
-                log_epoch(live, epoch, train_scores, val_iou)
-                print(
-                    f"epoch {epoch}/{epochs}: loss {train_scores['loss']:.4f}, "
-                    f"IoU {train_scores['iou']:.4f} train, {val_iou:.4f} val, "
-                    f"{images_per_s:.1f} images/s"
-                )
-        if live:
-            live.summary["best"] = {"epoch": best.epoch, "val_iou": round(best.iou, DECIMALS)}
+        return scores
+
+    key = None
     if writes:
-        header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
-        with replacing(unet) as [partial]:
-            save_tensors(best.tensors, header, partial)
+        slices = [slice_path(folder, i) for folder in (images, masks) for i in train_ids + val_ids]
+        key = fingerprint(
+            {
+                name: value
+                for name, value in arguments.items()
+                if name != "compute_workers" and not isinstance(value, Path)
+            }
+            | environment(fabric),
+            [splits, encoder, *slices],
+        )
+    with held(key) as state, failures_told("train.batch_size"):
+        progress = state.load(trainer, network)
+        with curves(metrics, progress) if writes else nullcontext() as live:
+            try:
+                for epoch in range(progress.epoch + 1, epochs + 1):
+                    progress.add(take_epoch(epoch), network)
+                    if live:
+                        log_epoch(live, epoch, progress.curves[-1])
+                    state.save(progress, trainer, network)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(state.way_on(progress.epoch)) from None
+            if live:
+                best_iou = round(progress.best_iou, DECIMALS)
+                live.summary["best"] = {"epoch": progress.best_epoch, "val_iou": best_iou}
+        if writes:
+            write_metrics(metrics / "environment.json", environment(fabric))
+            header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
+            with replacing(unet) as [partial]:
+                save_tensors(progress.best_tensors, header, partial)
+            state.finish(unet)
 
 
 if __name__ == "__main__":
@@ -350,6 +303,7 @@ if __name__ == "__main__":
         "train",
         "compute.device",
         "compute.precision",
+        "compute.threads",
         "compute.compile",
         "compute.workers",
     )

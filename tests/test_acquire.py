@@ -209,52 +209,6 @@ def test_no_network_tells_three_ways_out(
     assert "Traceback" not in outcome.error
 
 
-def encrypt(archive: bytes) -> bytes:
-    """Return the zip with the flag of encryption set in each entry."""
-    content = bytearray(archive)
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        position = content.find(signature)
-        while position >= 0:
-            content[position + offset] |= 1
-            position = content.find(signature, position + 4)
-    return bytes(content)
-
-
-def corrupt(archive: bytes) -> bytes:
-    """Return the zip with bytes in the middle of its first file's data changed."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        info = opened.infolist()[0]
-    content = bytearray(archive)
-    start = info.header_offset + 30 + len(info.filename)
-    content[start : start + 10] = b"\xff" * 10
-    return bytes(content)
-
-
-def test_zips_that_cannot_be_trusted_are_refused(
-    run_stage: RunStage, phantom: Path, tmp_path: Path
-) -> None:
-    whole = zipped(phantom, "")
-    cases = [
-        (zipped(phantom, "", extra={"../evil.tif": b"x"}), "path out of the zip: ../evil.tif"),
-        (zipped(phantom, "", extra={"/evil.tif": b"x"}), "path out of the zip: /evil.tif"),
-        (encrypt(whole), "encrypted: "),
-        (whole[:-100], "no sound zip file: File is not a zip file"),
-        (corrupt(whole), "no sound zip file: "),
-        (b"", "no sound zip file: File is not a zip file"),
-        (zipped(phantom), "no folder with TIFF files in it"),
-        (zipped(phantom, "", extra={"./data.csv": b"x"}), "twice in the zip: data.csv"),
-    ]
-    for content, message in cases:
-        source = tmp_path / "source.zip"
-        source.write_bytes(content)
-        outcome = run_acquire(run_stage, tmp_path, str(source))
-        assert outcome.code == 1, message
-        assert message in outcome.error
-        assert "Traceback" not in outcome.error
-        assert not (tmp_path / "data/raw").exists()
-    assert not (tmp_path / "evil.tif").exists()
-
-
 def test_a_source_larger_than_the_disk_is_refused(
     run_stage: RunStage, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,29 +217,6 @@ def test_a_source_larger_than_the_disk_is_refused(
     outcome = run_acquire(run_stage, tmp_path, str(phantom))
     assert outcome.code == 1
     assert "the disk has 0.0 GB free; free some" in outcome.error
-
-
-def test_folders_that_are_no_data_set_are_refused(
-    run_stage: RunStage, raw: Path, tmp_path: Path
-) -> None:
-    outcome = run_acquire(run_stage, tmp_path, str(tmp_path / "nowhere"))
-    assert f"acquire.dataset is '{tmp_path}/nowhere', which is neither a folder nor a zip" in (
-        outcome.error
-    )
-    link = next(path for path in raw.iterdir() if path.is_dir()) / "link_1.tif"
-    link.symlink_to("/etc/hostname")
-    outcome = run_acquire(run_stage, tmp_path, str(raw))
-    assert f"neither a file nor a folder: {link}" in outcome.error
-    link.unlink()
-    (raw / "loop").symlink_to(raw)
-    outcome = run_acquire(run_stage, tmp_path, str(raw))
-    assert f"neither a file nor a folder: {raw}/loop" in outcome.error
-    (raw / "loop").unlink()
-    (raw / "data.csv").unlink()
-    outcome = run_acquire(run_stage, tmp_path, str(raw))
-    assert outcome.code == 1
-    assert "no data.csv beside the patients' folders" in outcome.error
-    assert "a table with the one column `Patient` will do" in outcome.error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
 import build_manifest
 from conftest import Data, Outcome, RunStage
@@ -99,26 +98,3 @@ def test_blank_rows_a_byte_order_mark_and_a_patient_named_na_are_read(tmp_path: 
     clinical = build_manifest.read_clinical(tmp_path / "data.csv")
     assert clinical["case_id"].tolist() == ["NA", "0012"]
     assert clinical["gender"].tolist()[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "data.csv: not a table in CSV (No columns to parse from file)"),
-        ("Name\nA\n", "data.csv: no column `Patient`, only ['Name']"),
-        ("Patient\nA\nA\nB\n", "data.csv: more than one row for ['A']; keep one row a patient"),
-        ('Patient,x\n"A,1\n', "data.csv: not a table in CSV"),
-        ("Patient,case_id\nA,1\n", "data.csv: more than one column for ['case_id']"),
-        ("Patient\nA,1\nB,1,2,3\n", "data.csv: not a table in CSV"),
-    ],
-)
-def test_a_damaged_clinical_table_is_refused(
-    run_stage: RunStage, data: Data, tmp_path: Path, text: str, message: str
-) -> None:
-    clinical = tmp_path / "data.csv"
-    clinical.write_text(text)
-    outcome = run_with(run_stage, data, tmp_path, clinical)
-    assert outcome.code == 1
-    assert message in outcome.error
-    assert not (tmp_path / "manifest.csv").exists()
-    assert not (tmp_path / "patients.csv").exists()

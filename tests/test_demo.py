@@ -40,7 +40,7 @@ def test_the_demo_overrides_params_that_exist() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_demo_beats_nothing_and_any_threshold(tmp_path: Path, seed: int) -> None:
     folder = make_repository(tmp_path / "repository")
     overrides = [word for p in [*demo_params(), f"seed={seed}"] for word in ("-S", p)]

@@ -1,10 +1,21 @@
 """Device and precision, told or chosen."""
 
+import os
+import socket
+from pathlib import Path
+
 import pytest
 import torch
 
 import device
-from device import has_fast_bf16, make_fabric, precision_name
+from device import (
+    environment,
+    failures_told,
+    has_fast_bf16,
+    make_fabric,
+    precision_name,
+    repeat_exactly,
+)
 from stage import Refusal
 
 
@@ -34,6 +45,49 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision_name(make_fabric("cpu", "auto")) == chosen
     assert not has_fast_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            "CUDA out of memory: lower predict.batch_size or train.image_size, or free the GPU",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory: lower predict.batch_size or train.image_size",
+        ),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(error: RuntimeError, told: str) -> None:
+    with pytest.raises(Refusal, match=told), failures_told("predict.batch_size"):
+        raise error
+
+
+def test_other_failures_are_passed_on() -> None:
+    with pytest.raises(RuntimeError, match="a mistake"), failures_told("predict.batch_size"):
+        raise RuntimeError("a mistake")
+    with pytest.raises(Refusal, match=r"^two\nlines$"), failures_told("predict.batch_size"):
+        raise Refusal("two\nlines")
+
+
+def test_the_environment_is_what_a_result_depends_on() -> None:
+    found = environment(make_fabric("cpu", "32-true", threads=1))
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (found["device"], found["precision"], found["threads"]) == ("cpu", "32-true", 1)
+    assert not {socket.gethostname(), str(Path.home())} & set(map(str, found.values()))
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_exact_repetition_is_asked_of_gpus_where_it_is_wanted(everywhere: bool) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        repeat_exactly(also_on_gpus=everywhere)
+        assert torch.are_deterministic_algorithms_enabled() is everywhere
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -20,7 +20,8 @@ from conftest import ROOT, Data, params
 from dataset import BatchOrder, SliceDataset, augmentation, loader
 from manifest import read_manifest
 from network import new_network
-from train import make_loss, make_schedule, validate
+from train import validate
+from trainer import make_loss, make_schedule
 
 QUICK: dict[str, Any] = {
     "train__epochs": 2,

@@ -41,6 +41,7 @@ RERUNS = {
     "train.weight_decay": {"train"},
     "train.schedule": {"train"},
     "train.loss": {"train"},
+    "train.deterministic": {"train"},
     "train.augment.flip": {"train"},
     "train.augment.rotate": {"train"},
     "train.augment.scale": {"train"},
@@ -54,6 +55,7 @@ RERUNS = {
     "evaluate.resamples": {"evaluate"},
     "compute.device": {"train", "predict"},
     "compute.precision": {"train", "predict"},
+    "compute.threads": {"train", "predict"},
     "compute.compile": {"train"},
     "compute.workers": set(),
 }

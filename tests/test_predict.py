@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import predict
-from conftest import SIZE, Data, Outcome, RunStage, predicted
+from conftest import SIZE, Data, Outcome, RunStage, predicted, run_names
 from manifest import read_manifest
 from network import Model, Network, file_sha256, new_network, save_tensors
 from probability import PROBABILITIES, read_levels
 
-NAMES = ("predict", "compute.device", "compute.precision", "compute.workers")
+NAMES = run_names("predict")
 QUICK = {"compute__workers": 0, "compute__device": "cpu", "compute__precision": "32-true"}
 IMAGE_SIZE = 32  # smaller than a slice
 

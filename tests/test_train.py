@@ -1,11 +1,13 @@
 """Training repeats to the byte, keeps the best epoch and stops at the first bad number."""
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
+import trainer
 from conftest import Data, Outcome, RunStage, run_names
+from dataset import SliceDataset
 from manifest import read_manifest
 from network import (
     Encoder,
@@ -26,6 +30,7 @@ from network import (
     save_tensors,
 )
 from stage import Refusal
+from trainer import Trainer, make_schedule
 
 NAMES = run_names("train")
 QUICK: dict[str, Any] = {
@@ -45,9 +50,11 @@ Train = Callable[..., Outcome]
 def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> Train:
     """Train on the phantom, in a folder of the given name."""
 
-    def run(folder: str, splits: Path = data.splits, **overrides: Any) -> Outcome:
+    def run(
+        folder: str, splits: Path = data.splits, images: Path = data.images, **overrides: Any
+    ) -> Outcome:
         out = tmp_path / folder
-        paths = [data.images, data.masks, splits, encoder, out / "unet.safetensors", out / "train"]
+        paths = [images, data.masks, splits, encoder, out / "unet.safetensors", out / "train"]
         return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
 
     return run
@@ -144,8 +151,7 @@ def test_every_step_moves_the_schedule(
         made.append(make_schedule(*arguments, **settings))
         return made[-1]
 
-    make_schedule = train.make_schedule
-    monkeypatch.setattr(train, "make_schedule", remember)
+    monkeypatch.setattr(trainer, "make_schedule", remember)
     assert train_in("a").code == 0
     n_slices = len(read_manifest(data.splits).query("split == 'train'"))
     assert made[0].last_epoch == QUICK["train__epochs"] * (n_slices // 8)
@@ -181,63 +187,43 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_slices(
     assert not (tmp_path / "nan/unet.safetensors").exists()
 
 
+def test_a_process_that_dies_is_reported_with_its_cause(
+    train_in: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(SliceDataset, "__getitem__", die)
+    outcome = train_in("a", compute__workers=1)
+    assert outcome.code == 1
+    assert "a process that loads slices has died: DataLoader worker (pid " in outcome.error
+    assert "is killed by signal: Killed" in outcome.error
+    assert "lower compute.workers (0: load in the main process) or train.batch_size" in (
+        outcome.error
+    )
+    assert "Traceback" not in outcome.error
+
+
+def test_what_a_loading_process_refuses_is_told_without_its_traceback(
+    train_in: Train, data: Data, tmp_path: Path
+) -> None:
+    images = Path(shutil.copytree(data.images, tmp_path / "images"))
+    train_ids = read_manifest(data.splits).query("split == 'train'")["slice_id"]
+    damaged = images / f"{train_ids.iloc[0]}.tif"
+    damaged.write_bytes(damaged.read_bytes()[:999])
+    outcome = train_in("a", images=images, compute__workers=1)
+    assert outcome.code == 1
+    assert f"error: {damaged}: damaged TIFF image" in outcome.error
+    assert "Traceback" not in outcome.error
+    assert len(outcome.error.splitlines()) == 1
+
+
 def test_the_step_before_a_bad_loss_counts_as_good() -> None:
     losses, ids = torch.tensor([1.0, float("inf"), float("nan")]), [["a"], ["b", "c"], ["d"]]
     told = "the loss is inf in epoch 4, step 2 of 3, slices b, c; try"
     with pytest.raises(Refusal, match=told):
         train.refuse_bad_steps(losses, ids, epoch=4)
     train.refuse_bad_steps(losses[:1], ids[:1], epoch=4)
-
-
-def test_the_first_of_equal_epochs_is_kept() -> None:
-    class Counting(nn.Module):
-        calls = 0
-
-        def trained_tensors(self) -> dict[str, torch.Tensor]:
-            self.calls += 1
-            return {"call": torch.tensor(self.calls)}
-
-    best, network = train.Best(), Counting()
-    for epoch, score in enumerate([0.0, 0.5, 0.4, 0.5], start=1):
-        best.update(epoch, score, network)  # type: ignore[arg-type]
-    assert (best.epoch, best.iou, best.tensors["call"].item()) == (2, 0.5, 2)
-
-
-def test_bce_dice_learns_on_a_batch_without_tumor() -> None:
-    """Dice loss alone has no gradient there."""
-    masks = torch.zeros(2, 8, 8)
-    for name, learns in (("dice", False), ("bce_dice", True), ("bce", True), ("focal", True)):
-        logits = torch.ones(2, 8, 8, requires_grad=True)
-        train.make_loss(name)(logits, masks).backward()  # type: ignore[arg-type]
-        assert logits.grad is not None
-        assert bool(logits.grad.any()) is learns
-
-
-def test_bce_dice_by_hand() -> None:
-    logits, masks = torch.zeros(1, 1, 4), torch.tensor([[[1.0, 0, 0, 0]]])
-    bce, dice = np.log(2), 1 - 2 * 0.5 / (2 + 1)
-    assert train.make_loss("bce_dice")(logits, masks).item() == pytest.approx((bce + dice) / 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "last"),
-    [("one_cycle", 1 / 25, 0), ("cosine", 1, 0), ("constant", 1, 1)],
-)
-@pytest.mark.parametrize("n_steps", [1, 2, 30])
-def test_schedules_begin_and_end_where_they_should(
-    name: train.Schedule, first: float, last: float, n_steps: int
-) -> None:
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
-    schedule = train.make_schedule(name, optimizer, highest=0.01, n_steps=n_steps)
-    rates = []
-    for _ in range(n_steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(0.01 * first)
-    assert max(rates) <= 0.01 * (1 + 1e-9)
-    if n_steps == 30:
-        assert rates[-1] == pytest.approx(0.01 * last, abs=1e-4)
 
 
 def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
@@ -260,18 +246,18 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
     network = Echo()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     scores = train.train_epoch(
-        train.Trainer(
+        Trainer(
             Fabric(accelerator="cpu", devices=1),
             network,
             network,
             nn.BCEWithLogitsLoss(),
             optimizer,
-            train.make_schedule("constant", optimizer, highest=0.0, n_steps=2),
+            make_schedule("constant", optimizer, highest=0.0, n_steps=2),
         ),
         [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])],  # type: ignore[arg-type]
         epoch=1,
     )
-    assert scores["iou"] == pytest.approx((1 + 1) / (2 + 4))
+    assert scores["train/iou"] == pytest.approx((1 + 1) / (2 + 4))
 
 
 @pytest.mark.parametrize(
@@ -307,4 +293,4 @@ def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path
     table[table["split"] != "val"].to_csv(tmp_path / "splits.csv", index=False)
     outcome = train_in("bad", splits=tmp_path / "splits.csv")
     assert outcome.code == 1
-    assert "splits.csv: no slice in val" in outcome.error
+    assert "splits.csv: no abnormal slice in val (0 slices); take other patients" in outcome.error

@@ -1,0 +1,263 @@
+"""The state of a training, kept so that a killed one goes on from its last epoch.
+
+DVC removes a stage's outputs before it starts, so the state lies outside of them: in a folder of
+its own under `.dvc/tmp/training`, named by a digest of all that the result depends on. Experiments
+that DVC runs elsewhere (`--temp`, the queue) share it with the workspace. A lock on the folder lets
+one process at a time train for the same result.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from dvc.repo import Repo
+from filelock import FileLock, Timeout
+
+from network import Network, Tensors, file_sha256, load_tensors, save_tensors
+from outputs import discard, replacing
+from stage import Refusal
+from trainer import Trainer
+
+EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in a main repository
+STATES = ".dvc/tmp/training"
+KEPT_DAYS = 30  # of an unfinished training that nobody goes on with
+WRITTEN = "model.md5"  # in a state's folder: the MD5 of the model that a finished training wrote
+
+
+def main_repository() -> Path | None:
+    """Return the repository that DVC runs this for, or the one around the current folder."""
+    here = Path.cwd()
+    around = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    root = os.environ.get("DVC_ROOT") or around
+    return Path(str(root).partition(EXPERIMENTS)[0]) if root else None
+
+
+def code_files() -> list[Path]:
+    """Return the files of this project that the running program has imported, sorted."""
+    found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    paths = {Path(path).resolve() for path in found if path}
+    return sorted(path for path in paths if path.parent == Path(__file__).resolve().parent)
+
+
+def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:
+    """Return a digest of settings, of the files' content and order, and of the project's code."""
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(file_sha256, [*code_files(), *files]))
+    text = json.dumps([settings, digests], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class Progress:
+    """What a training has come to: its curves, and the network of its best epoch.
+
+    `curves` has for each epoch so far a value of each curve, by name. The best epoch is that of the
+    highest validation IoU, the first of equals.
+    """
+
+    curves: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_iou: float = -1.0
+    best_tensors: Tensors = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs so far."""
+        return len(self.curves)
+
+    def add(self, scores: dict[str, float], network: Network) -> None:
+        """Add an epoch; keep the network's tensors if its `val/iou` is the highest so far."""
+        self.curves.append(scores)
+        if scores["val/iou"] > self.best_iou:
+            self.best_epoch, self.best_iou = self.epoch, scores["val/iou"]
+            self.best_tensors = network.trained_tensors()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return copies of what an optimizer knows of each parameter, by the parameter's number."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{number}.{name}": value.detach().clone().contiguous().cpu()
+        for number, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Give an optimizer back what optimizer_tensors has returned."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        # A fused step goes through a parameter and its state side by side: strides must agree.
+        place = torch.empty_like(parameter if value.shape == parameter.shape else value)
+        optimizer.state[parameter][name] = place.to(parameter.device).copy_(value)
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    """Return the tensors with a prefix before each name."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    """Return those of the tensors whose name has the prefix, without it."""
+    start = f"{prefix}/"
+    return {n.removeprefix(start): tensor for n, tensor in tensors.items() if n.startswith(start)}
+
+
+def random_state(device: torch.device) -> Tensors:
+    """Return the states of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
+
+
+@dataclass(frozen=True)
+class State:
+    """The folder of a training's state; none outside of a repository, and in other processes."""
+
+    folder: Path | None
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint."""
+        assert self.folder is not None
+        return self.folder / "checkpoint.safetensors"
+
+    def save(self, progress: Progress, trainer: Trainer, network: Network) -> None:
+        """Replace the checkpoint by one of this moment, between two epochs."""
+        if self.folder is None:
+            return
+        optimizer = trainer.schedule.optimizer
+        tensors = (
+            prefixed("network", network.trained_tensors())
+            | prefixed("best", progress.best_tensors)
+            | prefixed("optimizer", optimizer_tensors(optimizer))
+            | prefixed("random", random_state(trainer.fabric.device))
+        )
+        rest = {
+            "curves": progress.curves,
+            "best": [progress.best_epoch, progress.best_iou],
+            "groups": [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in optimizer.param_groups
+            ],
+            "schedule": trainer.schedule.state_dict(),
+            "precision": trainer.fabric.strategy.precision.state_dict(),
+        }
+        with replacing(self.file) as [partial]:
+            save_tensors(tensors, rest, partial)
+
+    def read(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """Return the checkpoint's tensors and the rest of it, None where there is none."""
+        if self.folder is None or not self.file.exists():
+            return None
+        try:
+            return load_tensors(self.file, "Training starts over.")
+        except Refusal as problem:
+            print(problem)
+            return None
+
+    def load(self, trainer: Trainer, network: Network) -> Progress:
+        """Set network and trainer to the checkpoint's state; return what it had come to.
+
+        Only the first of several processes reads it, for others may be on other machines.
+        """
+        content = trainer.fabric.broadcast(self.read())
+        if content is None:
+            return Progress()
+        tensors, rest = content
+        network.unet.load_state_dict(without_prefix("network", tensors), strict=False)
+        optimizer = trainer.schedule.optimizer
+        restore_optimizer(optimizer, without_prefix("optimizer", tensors))
+        for group, kept in zip(optimizer.param_groups, rest["groups"], strict=True):
+            group.update(kept)
+        trainer.schedule.load_state_dict(rest["schedule"])
+        trainer.fabric.strategy.precision.load_state_dict(rest["precision"])
+        random = without_prefix("random", tensors)
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+        if trainer.fabric.is_global_zero:
+            print(f"resumed at epoch {len(rest['curves'])}")
+        best_epoch, best_iou = rest["best"]
+        return Progress(rest["curves"], best_epoch, best_iou, without_prefix("best", tensors))
+
+    def way_on(self, epoch: int) -> str:
+        """Return what to tell whoever interrupts the training after so many epochs."""
+        kept = epoch if self.folder is not None else 0
+        return f"{kept} epochs are kept; the same training goes on from there"
+
+    def finish(self, model: Path) -> None:
+        """Note which model was written: once DVC holds it, the state is of no more use."""
+        if self.folder is not None:
+            (self.folder / WRITTEN).write_text(hashlib.md5(model.read_bytes()).hexdigest())  # noqa: S324
+
+
+def is_held_by_dvc(md5: str, repository: Path) -> bool:
+    """Return whether the repository's cache has a content."""
+    with Repo(str(repository)) as repo:
+        return bool(repo.cache.local.exists(md5))
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock of a state, a file beside its folder, which is never removed."""
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def tidy(states: Path, but: Path) -> None:
+    """Remove states but one that are finished or untouched for a month, unless they are held."""
+    for folder in states.iterdir():
+        if not folder.is_dir() or folder == but:
+            continue
+        idle_days = (time.time() - folder.stat().st_mtime) / (24 * 3600)
+        if (folder / WRITTEN).exists() or idle_days > KEPT_DAYS:
+            with suppress(Timeout), lock_of(folder).acquire(timeout=0):
+                discard(folder)
+
+
+def acquire(lock: FileLock, holder: Path) -> bool:
+    """Take a lock; return whether it had to wait, which it says beforehand."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "unknown"
+        print(f"process {pid} trains for the same result; waiting for it")
+        lock.acquire()
+        return True
+    return False
+
+
+@contextmanager
+def held(key: str | None) -> Iterator[State]:
+    """Yield the state of the training of that fingerprint, which no other process may change.
+
+    Waits while another one trains for the same result, then goes on from what that one left. The
+    state of a finished training whose model DVC holds is dropped: who trains again wants it so.
+    """
+    repository = main_repository()
+    if key is None or repository is None:
+        yield State(None)
+        return
+    folder = repository / STATES / key
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, written = lock_of(folder), folder / WRITTEN
+    waited = acquire(lock, folder / "holder")
+    try:
+        tidy(folder.parent, but=folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "holder").write_text(str(os.getpid()))
+        if not waited and written.exists() and is_held_by_dvc(written.read_text(), repository):
+            discard(State(folder).file)
+        discard(written)
+        yield State(folder)
+    finally:
+        lock.release()

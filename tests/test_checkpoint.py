@@ -1,0 +1,313 @@
+"""A training that was killed goes on, to the same bytes; another one never takes its state."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+import checkpoint
+import train
+from checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
+from conftest import MODULES, ROOT, Data, Outcome, RunStage, run_names
+from manifest import read_manifest
+from network import Encoder, build_encoder, file_sha256, save_tensors
+
+NAMES = run_names("train")
+QUICK: dict[str, Any] = {
+    "train__epochs": 4,
+    "train__image_size": 32,
+    "train__batch_size": 8,
+    "compute__workers": 0,
+    "compute__precision": "32-true",
+    "compute__device": "cpu",
+}
+Train = Callable[..., Outcome]
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Return the digest of every file that the stage has written."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> Train:
+    """Train on the phantom in a folder of the given name, inside of a repository."""
+    (tmp_path / ".dvc").mkdir()
+    table, splits = read_manifest(data.splits), tmp_path / "splits.csv"
+    few = table[table["abnormal"] == 1].groupby("split").head(16)
+    few.to_csv(splits, index=False)
+
+    def run(folder: str, encoder: Path = encoder, **overrides: Any) -> Outcome:
+        out = tmp_path / folder
+        paths = [data.images, data.masks, splits, encoder, out / "unet", out / "train"]
+        return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
+
+    return run
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the epochs that are trained, as they begin; a negative one will be interrupted."""
+    begun: list[int] = []
+    train_epoch = train.train_epoch
+
+    def watched(*arguments: Any, epoch: int) -> dict[str, float]:
+        if -epoch in begun:
+            begun.remove(-epoch)
+            raise KeyboardInterrupt
+        begun.append(epoch)
+        return train_epoch(*arguments, epoch=epoch)
+
+    monkeypatch.setattr(train, "train_epoch", watched)
+    return begun
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "frozen": {},
+    "dropout": {"encoder__name": "mit_b0", "encoder__frozen": False, "train__schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_interrupted_training_ends_with_the_same_bytes(
+    train_in: Train, epochs: list[int], encoder: Path, tmp_path: Path, recipe: str
+) -> None:
+    """Interrupted twice; the second time before an epoch of its own was through."""
+    if recipe == "dropout":
+        torch.manual_seed(0)
+        encoder = tmp_path / "mit.safetensors"
+        save_tensors(build_encoder("mit_b0").state_dict(), Encoder("mit_b0"), encoder)
+    overrides = RECIPES[recipe]
+    epochs += [-3, -3]
+    told = "train.py: interrupted; 2 epochs are kept; the same training goes on from there\n"
+    for _ in range(2):
+        outcome = train_in("resumed", encoder, **overrides)
+        assert outcome.code == 130
+        assert outcome.error.endswith(told.partition(" ")[2])
+        assert not (tmp_path / "resumed/unet").exists()
+    assert train_in("resumed", encoder, **overrides).code == 0
+    assert epochs == [1, 2, 3, 4]
+    (tmp_path / ".dvc").rename(tmp_path / "no repository")
+    assert train_in("at once", encoder, **overrides).code == 0
+    assert epochs == [1, 2, 3, 4] * 2
+    wanted = outputs(tmp_path / "at once")
+    assert {"unet", "train/metrics.json", "train/plots/metrics/val/iou.tsv"} <= wanted.keys()
+    assert outputs(tmp_path / "resumed") == wanted
+
+
+def test_another_param_does_not_take_up_the_state(train_in: Train, epochs: list[int]) -> None:
+    epochs.append(-2)
+    assert train_in("a").code == 130
+    assert train_in("a", train__learning_rate=0.001).code == 0
+    assert epochs == [1, 1, 2, 3, 4]
+    assert train_in("a", compute__workers=1).code == 0  # changes no byte
+    assert epochs == [1, 1, 2, 3, 4, 2, 3, 4]
+
+
+def test_the_fingerprint_changes_with_settings_inputs_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, code = (tmp_path / name for name in ("a", "b", "module.py"))
+    for path in (a, b, code):
+        path.write_text(path.name)
+    assert {MODULES["train"], MODULES["checkpoint"]} <= set(checkpoint.code_files())
+    monkeypatch.setattr(checkpoint, "code_files", lambda: [code])
+
+    def prints() -> list[str]:
+        settings: list[dict[str, Any]] = [{"rate": 1e-3, "to": True}, {"rate": 1e-4, "to": True}]
+        return [fingerprint(s, files) for s in settings for files in ([a, b], [b, a])]
+
+    before = prints()
+    assert len(set(before)) == 4
+    assert prints() == before
+    code.write_text("other code")
+    changed_code = prints()
+    b.write_text("other input")
+    assert len({*before, *changed_code, *prints()}) == 12
+
+
+@pytest.mark.parametrize(
+    ("root", "found"),
+    [
+        ("/team/project", "/team/project"),
+        ("/team/project/.dvc/tmp/exps/standalone/tmpx1", "/team/project"),
+        ("/team/project/.dvc/tmp/exps/tmpx1", "/team/project"),
+        (None, "here"),
+    ],
+)
+def test_the_state_lies_in_the_main_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None, found: str
+) -> None:
+    deep = tmp_path / "here/src"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert main_repository() is None
+    (tmp_path / "here/.dvc").mkdir()
+    if root:
+        monkeypatch.setenv("DVC_ROOT", root)
+    assert main_repository() == tmp_path / found
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of states of a real repository, which is the current folder."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path / ".dvc/tmp/training"
+
+
+def finish(key: str, model: Path) -> None:
+    """Leave the state of a finished training."""
+    with held(key) as state:
+        state.file.write_text("checkpoint")
+        state.finish(model)
+
+
+def test_the_state_of_a_finished_training_serves_until_dvc_holds_the_model(
+    states: Path, tmp_path: Path
+) -> None:
+    """`dvc repro --force` trains anew; after a kill before DVC's commit nothing is lost."""
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+    finish("key", model)
+    with held("key") as state:
+        assert state.file.exists()
+    finish("key", model)
+    md5 = hashlib.md5(b"weights").hexdigest()  # noqa: S324
+    cached = tmp_path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"weights")
+    with held("key") as state:
+        assert not state.file.exists()
+
+
+def test_a_second_trainer_waits_and_takes_what_the_first_has_come_to(
+    states: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when DVC holds the model by then: nobody has asked for another training."""
+    monkeypatch.setattr(checkpoint, "is_held_by_dvc", lambda *_: True)
+    seen: list[bool] = []
+
+    def second() -> None:
+        with held("key") as state:
+            seen.append(state.file.exists())
+
+    thread = threading.Thread(target=second)
+    with held("key") as state:
+        thread.start()
+        told, deadline = "", time.monotonic() + 30
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+            told = capsys.readouterr().out
+        assert told == f"process {os.getpid()} trains for the same result; waiting for it\n"
+        assert seen == []
+        state.file.write_text("checkpoint")
+        state.finish(ROOT / "LICENSE")
+    thread.join(30)
+    assert seen == [True]
+    finish("key", ROOT / "LICENSE")
+    with held("key") as state:
+        assert not state.file.exists()
+
+
+def test_old_and_finished_states_are_removed_unless_held(states: Path) -> None:
+    for name in ("finished", "held", "old", "new"):
+        (states / name).mkdir(parents=True)
+        if name != "new":
+            (states / name / checkpoint.WRITTEN).write_text("md5")
+    (states / "old" / checkpoint.WRITTEN).unlink()
+    long_ago = time.time() - 31 * 24 * 3600
+    os.utime(states / "old", (long_ago, long_ago))
+    with lock_of(states / "held"), held("key"):
+        pass
+    assert sorted(path.name for path in states.iterdir() if path.is_dir()) == ["held", "key", "new"]
+
+
+def test_a_damaged_checkpoint_starts_over_and_says_so(
+    train_in: Train, epochs: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs.append(-3)
+    assert train_in("a").code == 130
+    (kept,) = tmp_path.glob(".dvc/tmp/training/*/checkpoint.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with held(kept.parent.name) as state:
+        assert state.read() is None
+    told = capsys.readouterr().out
+    assert "checkpoint.safetensors: not a sound safetensors file" in told
+    assert told.endswith(". Training starts over.\n")
+    assert train_in("a").code == 0
+    assert epochs == [1, 2, 1, 2, 3, 4]
+
+
+def test_a_full_disk_leaves_the_state_of_the_epoch_before(
+    train_in: Train, epochs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        save_tensors(*arguments)
+        if len(epochs) == 3:
+            arguments[-1].write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(arguments[-1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("checkpoint.save_tensors", full)
+        outcome = train_in("a")
+    assert outcome.code == 1
+    assert "No space left on device" in outcome.error
+    (folder,) = (path for path in (tmp_path / ".dvc/tmp/training").iterdir() if path.is_dir())
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "holder"]
+    assert not (tmp_path / "a/unet").exists()
+    assert train_in("a").code == 0
+    assert epochs == [1, 2, 3, 3, 4]
+
+
+def test_the_first_of_equal_epochs_is_kept() -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def trained_tensors(self) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            return {"call": torch.tensor(self.calls)}
+
+    progress, network = Progress(), Counting()
+    for score in (0.0, 0.5, 0.4, 0.5):
+        progress.add({"val/iou": score}, network)  # type: ignore[arg-type]
+    assert (progress.best_epoch, progress.best_iou, progress.epoch) == (2, 0.5, 4)
+    assert progress.best_tensors["call"].item() == 2
+
+
+def test_outside_of_a_repository_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    with held("key") as state:
+        assert state == State(None)
+        assert state.way_on(3).startswith("0 epochs are kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_lets_go_when_its_process_is_killed(tmp_path: Path) -> None:
+    code = f"from filelock import FileLock; FileLock({str(tmp_path / 'lock')!r}).acquire(); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        while not (tmp_path / "lock").exists():
+            time.sleep(0.05)
+        child.kill()
+    with FileLock(tmp_path / "lock", timeout=5) as lock:
+        assert lock.is_locked

@@ -1,0 +1,176 @@
+"""Training is killed through DVC at random moments, goes on, and ends with the same bytes."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from conftest import OFFLINE, dvc, params
+
+SMALL = {
+    "acquire__dataset": "phantom",
+    "phantom__patients": 4,
+    "phantom__image_size": 48,
+    "split__folds": 3,
+    "encoder__weights": "none",
+    "train__image_size": 64,
+    "train__batch_size": 8,
+    "compute__device": "cpu",
+    "compute__precision": "32-true",
+    "compute__workers": 1,
+}
+REPRO = ("repro", "train")
+ASIDE = ("exp", "run", "--temp", "train")
+
+
+def start(folder: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start dvc in a process group of its own, its output at the end of `log`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", *words],
+            cwd=folder,
+            env={**os.environ, **OFFLINE, "PATH": path},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def trainers(parent: int) -> list[psutil.Process]:
+    """Return the processes below one that run src/train.py, the outermost first."""
+    family = psutil.Process(parent).children(recursive=True)
+    return [p for p in family if "src/train.py" in p.cmdline() and "python" in p.name()]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a condition holds; fail when the process ends before, or takes two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}: {log.read_text()}"
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[bytes], victim: str) -> None:
+    """Kill dvc, the training that it has started, or both."""
+    if victim == "trainer":
+        trainers(process.pid)[0].kill()
+    elif victim == "dvc":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGTERM if victim == "group, SIGTERM" else signal.SIGKILL)
+    process.wait(60)
+
+
+def n_epochs(log: Path) -> int:
+    return log.read_text().count("\nepoch ") if log.exists() else 0
+
+
+def make_run(repository: Path, epochs: int) -> None:
+    """Bring a repository to where training is what comes next."""
+    (repository / "dvc.lock").unlink(missing_ok=True)
+    values = params(**SMALL, train__epochs=epochs)
+    (repository / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    done = dvc(repository, "repro", "split", "fetch_encoder")
+    assert done.returncode == 0, done.stderr
+
+
+def locked_outputs(repository: Path) -> Any:
+    return yaml.safe_load((repository / "dvc.lock").read_text())["stages"]["train"]
+
+
+def survive(repository: Path, kills: list[tuple[tuple[str, ...], str]], seed: int) -> list[int]:
+    """Kill as listed, each after one or two epochs more; return the epochs that were resumed at.
+
+    When dvc alone is killed, its training goes on by itself.
+    """
+    draw, log = random.Random(seed), repository.parent / "log"  # noqa: S311
+    orphans: list[psutil.Process] = []
+    for words, victim in kills:
+        process = start(repository, log, *words)
+        wanted = n_epochs(log) + draw.randint(1, 2)
+        wait_for(lambda wanted=wanted: n_epochs(log) >= wanted, process, log)  # type: ignore[misc]
+        time.sleep(draw.uniform(0, 1))
+        orphans = trainers(process.pid)[:1] if victim == "dvc" else []
+        for orphan in orphans:  # it goes on once somebody waits for it; in the long form never
+            orphan.suspend() if len(kills) == 4 else orphan.kill()
+        kill(process, victim)
+    final = start(repository, log, *REPRO)
+    if len(kills) == 4:
+        wait_for(lambda: "; waiting for it" in log.read_text(), final, log)
+        orphans[0].resume()
+    assert final.wait(300) == 0, log.read_text()
+    text = log.read_text()
+    assert "Traceback" not in text
+    return [int(epoch) for epoch in re.findall(r"resumed at epoch (\d+)", text)]
+
+
+KILLS = [
+    (REPRO, "trainer"),
+    (ASIDE, "group, SIGTERM"),
+    (REPRO, "group, SIGKILL"),
+    (REPRO, "dvc"),
+]
+
+
+def check(repository: Path, resumed: list[int], n_kills: int) -> None:
+    """Hold what has come of it against a training that nobody interrupts."""
+    assert sum(epoch > 0 for epoch in resumed) >= 0.75 * n_kills
+    assert resumed == sorted(resumed)
+    killed = locked_outputs(repository)
+    done = dvc(repository, "repro", "--force", "--single-item", "train")
+    assert done.returncode == 0, done.stderr
+    assert "resumed" not in done.stdout
+    assert done.stdout.count("\nepoch ") == params_epochs(repository)
+    assert locked_outputs(repository) == killed
+    assert {out["path"] for out in killed["outs"]} == {
+        "models/unet.safetensors",
+        "metrics/train/metrics.json",
+        "metrics/train/plots/metrics",
+    }
+
+
+def params_epochs(repository: Path) -> int:
+    return int(yaml.safe_load((repository / "params.yaml").read_text())["train"]["epochs"])
+
+
+def test_four_kills_leave_no_trace(repository: Path) -> None:
+    """The last one kills dvc alone: the next run waits for the training that goes on."""
+    make_run(repository, epochs=10)
+    resumed = survive(repository, KILLS, seed=1)
+    log = (repository.parent / "log").read_text()
+    assert len(re.findall(r"process \d+ trains for the same result; waiting for it", log)) == 1
+    check(repository, resumed, n_kills=4)
+
+
+@pytest.mark.long
+def test_twenty_kills_leave_no_trace(repository: Path) -> None:
+    make_run(repository, epochs=50)
+    resumed = survive(repository, KILLS * 5, seed=2)
+    check(repository, resumed, n_kills=20)
+
+
+def test_ctrl_c_leaves_at_once_with_a_way_on(repository: Path) -> None:
+    make_run(repository, epochs=10)
+    log = repository.parent / "log"
+    process = start(repository, log, *REPRO)
+    wait_for(lambda: n_epochs(log) >= 1, process, log)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    text = log.read_text()
+    assert re.search(
+        r"train.py: interrupted; [1-9]\d* epochs are kept; the same training goes on", text
+    )
+    assert "`git restore metrics dvc.lock && dvc checkout`" in text
+    assert "Traceback" not in text
