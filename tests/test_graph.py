@@ -225,6 +225,30 @@ def test_the_whole_graph_runs_offline_and_leaves_its_outputs(whole_run: Path) ->
     assert set(lock["stages"]) == set(STAGES)
 
 
+def test_another_place_and_number_of_workers_give_the_same_bytes(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    """dvc.lock holds the hash of every output, metrics and curves included."""
+    folder = make_repository(tmp_path / "elsewhere/and deeper")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    write_params(folder, **{**SMALL, "compute__workers": 2})
+    done = dvc(folder, "repro", PYTHONHASHSEED="7", TZ="Asia/Tokyo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    locks = [yaml.safe_load((place / "dvc.lock").read_text()) for place in (whole_run, folder)]
+    assert locks[0]["stages"].keys() == STAGES.keys()
+    assert locks[0] == locks[1]
+    environments = [
+        json.loads((place / "metrics/train/environment.json").read_text())
+        for place in (whole_run, folder)
+    ]
+    assert environments[0] == environments[1]
+    assert environments[0]["threads"] == 1
+    written = [path for stage in STAGES.values() for path in entries(stage, "metrics", "plots")]
+    for path in written:
+        for file in (folder / path).rglob("*") if (folder / path).is_dir() else [folder / path]:
+            assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
+
+
 def test_a_second_run_finds_everything_up_to_date(whole_run: Path) -> None:
     done = dvc(whole_run, "repro")
     assert done.returncode == 0
