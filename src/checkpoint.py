@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 from network import Network, Tensors, file_sha256, load_tensors, save_tensors
@@ -204,6 +203,8 @@ class State:
 
 def is_held_by_dvc(md5: str, repository: Path) -> bool:
     """Return whether the repository's cache has a content."""
+    from dvc.repo import Repo  # takes a second, and is seldom needed
+
     with Repo(str(repository)) as repo:
         return bool(repo.cache.local.exists(md5))
 

@@ -152,9 +152,7 @@ def in_turn(data: Data, splits: Path, encoder: Path, settings: dict[str, Any]) -
     return curves
 
 
-@pytest.mark.parametrize(
-    ("n_train", "n_val", "n_machines"), [(40, 22, 1), (43, 21, 1), (7, 1, 1), (40, 21, 2)]
-)
+@pytest.mark.parametrize(("n_train", "n_val", "n_machines"), [(43, 21, 1), (7, 1, 2)])
 def test_two_processes_equal_one_that_takes_their_micro_batches(
     data: Data,
     encoder: Path,
@@ -167,11 +165,12 @@ def test_two_processes_equal_one_that_takes_their_micro_batches(
     """43 and 7 slices leave a remainder, 21 and 1 are not divisible by two; 7 fill no batch."""
     table = read_manifest(data.splits)
     splits = tmp_path / "splits.csv"
-    val = table[table["split"] == "val"]
     # Slices with tumor first, so that the IoU of a single one is defined.
-    val = val.assign(area=val["tumor_area"]).sort_values("area", ascending=False, kind="stable")
-    few = [table[table["split"] == "train"].head(n_train), val.drop(columns="area").head(n_val)]
-    pd.concat(few).to_csv(splits, index=False)
+    table = table.sort_values("tumor_area", ascending=False, kind="stable")
+    few = {"train": n_train, "val": n_val}
+    pd.concat(table[table["split"] == split].head(n) for split, n in few.items()).to_csv(
+        splits, index=False
+    )
     done = two_processes(splits, n_machines, train__learning_rate=1e-2)
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu in 32-true" in done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -196,8 +197,11 @@ def test_a_process_that_dies_is_reported_with_its_cause(
     monkeypatch.setattr(SliceDataset, "__getitem__", die)
     outcome = train_in("a", compute__workers=1)
     assert outcome.code == 1
-    assert "a process that loads slices has died: DataLoader worker (pid " in outcome.error
-    assert "is killed by signal: Killed" in outcome.error
+    # PyTorch learns of the signal, or sees only that the process is gone.
+    cause = (
+        r"DataLoader worker \(pid(\(s\))? \d+\) (is killed by signal: Killed|exited unexpectedly)"
+    )
+    assert re.search(f"a process that loads slices has died: {cause}", outcome.error)
     assert "lower compute.workers (0: load in the main process) or train.batch_size" in (
         outcome.error
     )
