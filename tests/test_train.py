@@ -47,6 +47,15 @@ QUICK: dict[str, Any] = {
 Train = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="module")
+def data(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Return the phantom with a split of 16 abnormal and 16 healthy slices a side."""
+    splits = tmp_path_factory.mktemp("few") / "splits.csv"
+    table = read_manifest(data.splits)
+    table.groupby(["split", "abnormal"]).head(16).to_csv(splits, index=False)
+    return data._replace(splits=splits)
+
+
 @pytest.fixture
 def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> Train:
     """Train on the phantom, in a folder of the given name."""
