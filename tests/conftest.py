@@ -96,6 +96,15 @@ def predicted(
     )
 
 
+# The params of a training that takes seconds and repeats to the bit on any CPU.
+QUICK: dict[str, Any] = {
+    "train__epochs": 2,
+    "train__image_size": 48,
+    "train__batch_size": 8,
+    "compute__workers": 0,
+    "compute__precision": "32-true",
+    "compute__device": "cpu",
+}
 RunStage = Callable[..., Outcome]
 
 
@@ -220,13 +229,18 @@ OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
 }
 
 
+def dvc_environment() -> dict[str, str]:
+    """Return an environment that is offline, with this interpreter's `python` first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **OFFLINE, "PATH": path}
+
+
 def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run dvc in a repository, offline, with this interpreter's `python` first on the path."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [sys.executable, "-m", "dvc", *words],
         cwd=folder,
-        env={**os.environ, **OFFLINE, "PATH": path, **environment},
+        env=dvc_environment() | environment,
         capture_output=True,
         text=True,
         check=False,

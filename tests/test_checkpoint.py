@@ -18,19 +18,12 @@ from torch import nn
 import checkpoint
 import train
 from checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
-from conftest import MODULES, ROOT, Data, Outcome, RunStage, run_names
+from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, run_names
 from manifest import read_manifest
 from network import Encoder, build_encoder, file_sha256, save_tensors
 
 NAMES = run_names("train")
-QUICK: dict[str, Any] = {
-    "train__epochs": 4,
-    "train__image_size": 32,
-    "train__batch_size": 8,
-    "compute__workers": 0,
-    "compute__precision": "32-true",
-    "compute__device": "cpu",
-}
+SHORT: dict[str, Any] = QUICK | {"train__epochs": 4, "train__image_size": 32}
 Train = Callable[..., Outcome]
 
 
@@ -54,7 +47,7 @@ def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> 
     def run(folder: str, encoder: Path = encoder, **overrides: Any) -> Outcome:
         out = tmp_path / folder
         paths = [data.images, data.masks, splits, encoder, out / "unet", out / "train"]
-        return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
+        return run_stage(train.main, paths, *NAMES, **(SHORT | overrides))
 
     return run
 

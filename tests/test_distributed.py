@@ -16,21 +16,13 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from conftest import ROOT, Data, params
+from conftest import QUICK, ROOT, Data, params
 from dataset import BatchOrder, SliceDataset, augmentation, loader
 from manifest import read_manifest
 from network import new_network
 from train import validate
 from trainer import make_loss, make_schedule
 
-QUICK: dict[str, Any] = {
-    "train__epochs": 2,
-    "train__image_size": 48,
-    "train__batch_size": 8,
-    "compute__workers": 0,
-    "compute__precision": "32-true",
-    "compute__device": "cpu",
-}
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import OFFLINE, dvc, params
+from conftest import dvc, dvc_environment, params
 
 SMALL = {
     "acquire__dataset": "phantom",
@@ -35,12 +35,11 @@ ASIDE = ("exp", "run", "--temp", "train")
 
 def start(folder: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
     """Start dvc in a process group of its own, its output at the end of `log`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "dvc", *words],
             cwd=folder,
-            env={**os.environ, **OFFLINE, "PATH": path},
+            env=dvc_environment(),
             stdout=file,
             stderr=file,
             start_new_session=True,

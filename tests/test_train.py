@@ -18,7 +18,7 @@ from torch import nn
 
 import train
 import trainer
-from conftest import Data, Outcome, RunStage, run_names
+from conftest import QUICK, Data, Outcome, RunStage, run_names
 from dataset import SliceDataset
 from manifest import read_manifest
 from network import (
@@ -34,14 +34,6 @@ from stage import Refusal
 from trainer import Trainer, make_schedule
 
 NAMES = run_names("train")
-QUICK: dict[str, Any] = {
-    "train__epochs": 2,
-    "train__image_size": 48,
-    "train__batch_size": 8,
-    "compute__workers": 0,
-    "compute__precision": "32-true",
-    "compute__device": "cpu",
-}
 
 
 Train = Callable[..., Outcome]
