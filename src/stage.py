@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -59,11 +59,13 @@ class Param(NamedTuple):
     value: Any
 
 
-def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[str, Param]:
+def read_params(
+    names: Iterable[str], params_file: Path = PARAMS_FILE, *, whole: Collection[str] = ()
+) -> dict[str, Param]:
     """Return the values of params.yaml that `names` point at, by keyword of `main`.
 
-    A section (`split`) gives each of its keys under its own name; a single value (`seed`,
-    `encoder.name`) is given as `seed`, `encoder_name`.
+    A section (`split`) gives each of its keys under its own name, unless it is one of those wanted
+    `whole`; a single value (`seed`, `encoder.name`) is given as `seed`, `encoder_name`.
     """
     try:
         params = yaml.load(params_file.read_text(encoding="utf-8"), ParamsLoader)  # noqa: S506
@@ -81,7 +83,7 @@ def read_params(names: Iterable[str], params_file: Path = PARAMS_FILE) -> dict[s
                 raise Refusal(f"{params_file} lacks `{name}`; compare it with the version in Git")
             value = value[key]
         values = {name.replace(".", "_"): Param(name, value)}
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name not in whole:
             values = {str(key): Param(f"{name}.{key}", item) for key, item in value.items()}
         for keyword in values.keys() & found.keys():
             raise Refusal(
@@ -123,8 +125,9 @@ def dvc_note() -> str:
 def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = None) -> None:
     """Call `main` with paths from the command line and the params that `names` point at.
 
-    Exits with 1 and one message, without a traceback, when the input, a param or the machine
-    (a full disk, a missing permission) stops the stage; with 130 after Ctrl-C.
+    A section that `main` has a keyword for is handed over whole. Exits with 1 and one message,
+    without a traceback, when the input, a param or the machine (a full disk, a missing permission)
+    stops the stage; with 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # or a log shows nothing until the end
@@ -133,13 +136,15 @@ def run(main: Callable[..., None], *names: str, argv: Sequence[str] | None = Non
         description=module.__doc__ if module else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for parameter in inspect.signature(main).parameters.values():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+    parameters = inspect.signature(main).parameters.values()
+    keywords = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    for parameter in parameters:
+        if parameter.name not in keywords:
             parser.add_argument(parameter.name, type=Path)
     paths = vars(parser.parse_args(argv))
     try:
         checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))(main)
-        params = read_params(names)
+        params = read_params(names, whole=keywords)
         try:
             checked(*paths.values(), **{key: param.value for key, param in params.items()})
         except ValidationError as error:

@@ -37,6 +37,7 @@ NAMES = ("seed", "encoder.name", "split")
 
 
 def test_sections_and_single_values_reach_main(run_stage: RunStage) -> None:
+    seen.clear()
     assert run_stage(main, [Path("in")], *NAMES, seed=5).code == 0
     assert seen == {
         "source": Path("in"),
@@ -44,6 +45,16 @@ def test_sections_and_single_values_reach_main(run_stage: RunStage) -> None:
         "encoder_name": "mobilenet_v2",
         "val_fraction": 0.15,
     }
+
+
+def test_a_section_that_main_has_a_keyword_for_is_handed_over_whole(run_stage: RunStage) -> None:
+    def takes_whole(source: Path, *, split: dict[str, Any], encoder_name: str) -> None:
+        seen.update(source=source, split=split, encoder_name=encoder_name)
+
+    names = ["split", "encoder.name"]
+    assert run_stage(takes_whole, [Path("in")], *names, split__test_fold=3).code == 0
+    assert seen["split"] == {"by": "patient", "folds": 5, "test_fold": 3, "val_fraction": 0.15}
+    assert seen["encoder_name"] == "mobilenet_v2"
 
 
 @pytest.mark.parametrize(
