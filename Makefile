@@ -37,13 +37,17 @@ demo: $(DEMO_READY)
 	@rm -rf demo
 	@dvc get --quiet . metrics --rev demo --out demo
 	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
+	@dvc get --quiet . report/index.html --rev demo --out demo/report.html
+	@dvc get --quiet . MODEL_CARD.md --rev demo --out demo/MODEL_CARD.md
 	@python -c 'import pandas; scores = pandas.read_json("demo/evaluate.json"); \
 	  scores = scores[~scores.index.str.contains("_low$$|_high$$")]; \
 	  print(scores.to_string(float_format="{:.5g}".format))'
 	@echo "Scores above: demo/evaluate.json, with intervals; behind them, the tables in demo/evaluate/"
 	@echo "Pictures:     demo/explore/figures/; tables: demo/explore/"
+	@echo "Model card:   demo/MODEL_CARD.md"
 	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
 	@echo "It is the DVC experiment \`demo\`: dvc exp show; dvc exp diff; dvc exp remove demo"
+	@echo "The report, to be opened in a browser: $(CURDIR)/demo/report.html"
 
 test: $(TEST_READY)
 	python -m pytest -n 2 --dist loadfile

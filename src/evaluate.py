@@ -32,12 +32,10 @@ from detection import detection
 from manifest import SPLITS, read_manifest
 from outputs import DECIMALS, replacing, write_metrics
 from overlap import COUNTS, count_pixels, iou
-from probability import LEVELS, PROBABILITIES, probability_path, read_levels
+from probability import LEVELS, PROBABILITIES, read_pair, segment
 from scores import per_patient, subgroups, summarize
-from slices import read_mask, slice_path
-from stage import Refusal, Seed, run
+from stage import Seed, run
 from surface import hd95, surface_dice
-from volume import largest_component, stack
 
 THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
 CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by
@@ -50,20 +48,6 @@ class Assessed(NamedTuple):
     slices: pd.DataFrame  # one row a slice
     pixels: NDArray[np.int64]  # (D, 2, LEVELS) healthy and tumor pixels of each level
     trivial: list[dict[str, dict[str, int]]]  # COUNTS of each slice by predictor
-
-
-def read_pair(
-    slice_id: str, masks: Path, predictions: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a slice's levels of probability and its reference, both (H, W)."""
-    levels = read_levels(predictions, slice_id)
-    mask = read_mask(slice_path(masks, slice_id))
-    if levels.shape != mask.shape:
-        raise Refusal(
-            f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
-            f"{mask.shape}; `dvc repro --force predict`"
-        )
-    return levels, mask
 
 
 def pixel_counts(levels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -101,13 +85,7 @@ def assess(
     """
     pairs = [read_pair(slice_id, masks, predictions) for slice_id in volume["slice_id"]]
     references = [mask for _, mask in pairs]
-    predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
-    if largest:
-        kept = largest_component(stack(predicted))
-        predicted = [
-            whole[: mask.shape[0], : mask.shape[1]]
-            for whole, mask in zip(kept, references, strict=True)
-        ]
+    predicted = segment([levels for levels, _ in pairs], threshold=threshold, largest=largest)
     rows = []
     for (levels, mask), answer in zip(pairs, predicted, strict=True):
         probability = PROBABILITIES[levels]

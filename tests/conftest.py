@@ -19,9 +19,12 @@ import build_manifest
 import restructure
 import split
 import stage
+from manifest import read_manifest
 from network import Encoder, build_encoder, save_tensors
 from phantom import write_phantom
 from prediction import Prediction, predict
+from probability import encode, write_levels
+from slices import read_mask, slice_path
 
 # One thread a process: two test processes with two threads each would wait for one another.
 torch.set_num_threads(1)
@@ -181,6 +184,29 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         val_fraction=0.15,
     )
     return paths
+
+
+@pytest.fixture(scope="session")
+def masks(data: Data) -> dict[str, np.ndarray]:
+    """Return the reference of every slice of the phantom by its id."""
+    ids = read_manifest(data.splits)["slice_id"]
+    return {slice_id: read_mask(slice_path(data.masks, slice_id)) for slice_id in ids}
+
+
+def write_maps(folder: Path, probabilities: dict[str, np.ndarray]) -> None:
+    """Write probability maps as predict does."""
+    for slice_id, probability in probabilities.items():
+        inside = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
+        write_levels(encode(np.log(inside / (1 - inside))), folder, slice_id)
+
+
+def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the answers of a network that is mostly right, and never certain."""
+    rng = np.random.default_rng(seed)
+    return {
+        slice_id: np.clip(0.7 * mask + rng.normal(0.12, 0.12, mask.shape), 0.001, 0.999)
+        for slice_id, mask in masks.items()
+    }
 
 
 @pytest.fixture

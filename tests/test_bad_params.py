@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import RunStage, run_names
+from conftest import RunStage, params, run_names
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -63,6 +63,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("evaluate", "evaluate.threshold", "best", "'val'"),
     ("evaluate", "evaluate.largest_component", 1, "valid boolean"),
     ("evaluate", "evaluate.resamples", 0, "greater than or equal to"),
+    ("report", "report.patients", 2, "greater than or equal to 3"),
 ]
 
 
@@ -91,6 +92,4 @@ def test_a_bad_param_is_refused_before_any_work(
 def test_the_table_reaches_every_section_of_params() -> None:
     assert len(BAD) >= 25
     sections = {name.partition(".")[0] for _, name, _, _ in BAD}
-    assert sections == {
-        "seed", "acquire", "phantom", "split", "encoder", "train", "compute", "predict", "evaluate"
-    }  # fmt: skip
+    assert sections == set(params())

@@ -10,12 +10,11 @@ import pytest
 
 import evaluate
 import split
-from conftest import SIZE, Data, RunStage
+from conftest import SIZE, Data, RunStage, noisy, write_maps
 from definitions import COPIED
 from manifest import SPLITS, read_manifest
 from overlap import dice
 from probability import LEVELS, PROBABILITIES, encode, write_levels
-from slices import read_mask, slice_path
 
 TABLES = ["definitions", "per_patient", "per_slice", "reliability", "risk_coverage", "subgroups"]
 
@@ -28,32 +27,11 @@ class Evaluated(NamedTuple):
     files: dict[str, bytes]
 
 
-@pytest.fixture(scope="module")
-def masks(data: Data) -> dict[str, np.ndarray]:
-    ids = read_manifest(data.splits)["slice_id"]
-    return {slice_id: read_mask(slice_path(data.masks, slice_id)) for slice_id in ids}
-
-
 @pytest.fixture
 def maps(tmp_path: Path) -> Path:
     folder = tmp_path / "predictions"
     folder.mkdir()
     return folder
-
-
-def write_maps(folder: Path, probabilities: dict[str, np.ndarray]) -> None:
-    for slice_id, probability in probabilities.items():
-        inside = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
-        write_levels(encode(np.log(inside / (1 - inside))), folder, slice_id)
-
-
-def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return the answers of a network that is mostly right, and never certain."""
-    rng = np.random.default_rng(seed)
-    return {
-        slice_id: np.clip(0.7 * mask + rng.normal(0.12, 0.12, mask.shape), 0.001, 0.999)
-        for slice_id, mask in masks.items()
-    }
 
 
 def run_evaluate(

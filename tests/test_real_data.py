@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 import evaluate
+import report
 from conftest import ROOT, RunStage, dvc, make_repository
 from definitions import COPIED, definitions, trivial_counts
 from manifest import read_manifest
+from overlap import count_pixels
 from probability import write_levels
 from slices import read_mask, slice_path, sorted_slices
 from split import assign_folds
@@ -100,6 +102,33 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
     for predictor, figures in known.items():
         row = table.loc[predictor, [*columns, "patient_dice_mean"]].tolist()
         assert row == pytest.approx(figures, abs=6e-4), predictor
+
+
+def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_path: Path) -> None:
+    """Slices are all but its megabyte of scripts and figures; 15 MB is what mail takes."""
+    manifest = read_manifest(real / "data/splits.csv")
+    tested = manifest[manifest["split"] == "test"]
+    masks = real / "data/slices/masks"
+    counts = []
+    for slice_id in manifest["slice_id"]:
+        mask = read_mask(slice_path(masks, slice_id))
+        shifted = np.roll(mask, 3, axis=1)  # so that there are errors to draw
+        write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
+        counts.append({"slice_id": slice_id, **count_pixels(shifted, mask)})
+    shown = tested[["patient_id"]].drop_duplicates()
+    albums = report.albums(
+        shown,
+        manifest,
+        pd.DataFrame(counts),
+        real / "data/slices/images",
+        masks,
+        tmp_path,
+        threshold=0.5,
+        largest=False,
+    )
+    assert [len(album) for album in albums] == tested.groupby("patient_id").size().tolist()
+    assert sum(len(each["views"]) for album in albums for each in album) == 3 * 860
+    assert 5e6 < len(report.script_json(albums)) < 13e6
 
 
 def copied_scores(real: Path, seed: int) -> dict[str, float | int]:

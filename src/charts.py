@@ -1,0 +1,146 @@
+"""The charts of the report, as Vega-Lite specifications; plots of figures, never of a scan."""
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+HEIGHT, ROW = 260, 22  # pixels of a chart and of a row; the width is that of the page
+TUMOR, SECOND = "#d55e00", "#0072b2"  # told apart by color-blind people, and by their dashes
+Spec = dict[str, Any]
+
+
+def finished(chart: alt.Chart | alt.LayerChart, description: str) -> Spec:
+    """Return a chart as wide as its place; its description is what a screen reader says."""
+    filled = chart.properties(width="container", autosize="fit-x", description=description)
+    return dict(
+        filled.configure(background="transparent")
+        .configure_view(stroke=None)
+        .configure_axis(gridOpacity=0.25, labelFontSize=12, titleFontSize=12, titleFontWeight=400)
+        .configure_legend(orient="top", title=None, labelFontSize=12, symbolSize=200)
+        .to_dict()
+    )
+
+
+def share(title: str, field: str, channel: type[alt.X | alt.Y]) -> Any:
+    """Return an axis from 0 to 1."""
+    return channel(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, 1]))
+
+
+def curve_chart(curves: dict[str, pd.Series], title: str, best_epoch: int, best: str) -> Spec:
+    """Return curves by epoch, with a rule at the epoch that was kept."""
+    table = pd.concat(
+        [
+            pd.DataFrame({"curve": name, "epoch": values.index, "value": values.to_numpy()})
+            for name, values in curves.items()
+        ]
+    )
+    legend = alt.Legend(symbolType="stroke") if len(curves) > 1 else None
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1))
+    lines = (
+        alt.Chart(table)
+        .mark_line(point={"size": 20})
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title=title),
+            color=alt.Color("curve:N", legend=legend).scale(
+                range=[TUMOR, SECOND], domain=list(curves)
+            ),
+            strokeDash=alt.StrokeDash("curve:N", legend=legend).scale(domain=list(curves)),
+            tooltip=["curve:N", "epoch:Q", alt.Tooltip("value:Q", format=".4f")],
+        )
+    )
+    kept = pd.DataFrame({"epoch": [best_epoch], "label": [best]})
+    rule = alt.Chart(kept).mark_rule(color="gray", strokeDash=[2, 3]).encode(x="epoch:Q")
+    ends = ", ".join(f"{name} {values.iloc[-1]:.3f}" for name, values in curves.items())
+    return finished(
+        (lines + rule.encode(tooltip="label:N")).properties(height=HEIGHT),
+        f"{title} by epoch; at the end {ends}; epoch {best_epoch} was kept",
+    )
+
+
+def patient_chart(patients: pd.DataFrame) -> Spec:
+    """Return Dice by patient against its tumor; `patients` has `dice`, `tumor`, `institution`."""
+    known = patients[patients["dice"].notna() & (patients["tumor"] > 0)]
+    chart = (
+        alt.Chart(known[["patient_id", "institution", "tumor", "dice"]])
+        .mark_point(size=70, filled=True, opacity=0.8)
+        .encode(
+            x=alt.X("tumor:Q", title="tumor, pixels of all slices (log)")
+            .scale(type="log", nice=False, padding=12)
+            .axis(tickCount=6, format="~s"),
+            y=share("Dice", "dice", alt.Y),
+            color=alt.Color("institution:N"),
+            shape=alt.Shape("institution:N"),
+            tooltip=["patient_id:N", "institution:N", "tumor:Q", "dice:Q"],
+        )
+        .properties(height=HEIGHT)
+    )
+    return finished(chart, f"Dice against tumor volume, one point a patient, n = {len(known)}")
+
+
+def subgroup_chart(subgroups: pd.DataFrame) -> Spec:
+    """Return mean Dice of each group, with its interval where it has one."""
+    table = subgroups.assign(
+        name=subgroups["attribute"].str.removesuffix(" sequence")
+        + ": "
+        + subgroups["value"]
+        + subgroups["n_patients_dice"].map(" (n = {})".format)
+    )
+    order = table["name"].tolist()
+    y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelLimit=250))
+    columns = ["name", "dice_patient_mean", "dice_patient_mean_low", "dice_patient_mean_high"]
+    base = alt.Chart(table[columns]).encode(y=y)
+    points = base.mark_point(size=70, filled=True, color=TUMOR).encode(
+        x=share("mean Dice by patient", "dice_patient_mean", alt.X),
+        tooltip=columns,
+    )
+    intervals = base.mark_rule(color=TUMOR).encode(
+        x="dice_patient_mean_low:Q", x2="dice_patient_mean_high:Q"
+    )
+    chart = (intervals + points).properties(height=ROW * len(table))
+    return finished(chart, f"Mean Dice by patient in {len(table)} groups of patients")
+
+
+def reliability_chart(reliability: pd.DataFrame, split: str) -> Spec:
+    """Return the share of tumor against the probability given, beside the line of a perfect one."""
+    table = pd.DataFrame(
+        {
+            "probability": reliability[f"{split}_probability"],
+            "observed": reliability[split],
+            "pixels": reliability[f"{split}_n_pixels"],
+        }
+    ).dropna()
+    perfect = pd.DataFrame({"probability": [0, 1], "observed": [0, 1]})
+    x, y = (
+        share("probability given", "probability", alt.X),
+        share("share that is tumor", "observed", alt.Y),
+    )
+    line = (
+        alt.Chart(table)
+        .mark_line(point={"size": 40, "color": TUMOR}, color=TUMOR)
+        .encode(x=x, y=y, tooltip=["probability:Q", "observed:Q", "pixels:Q"])
+    )
+    diagonal = alt.Chart(perfect).mark_line(color="gray", strokeDash=[4, 4]).encode(x=x, y=y)
+    return finished(
+        (diagonal + line).properties(height=HEIGHT),
+        f"Share of tumor against probability in {len(table)} bins, beside a dashed diagonal",
+    )
+
+
+def risk_chart(risk: pd.DataFrame, split: str) -> Spec:
+    """Return 1 - mean Dice of the patients kept, the most certain first."""
+    table = pd.DataFrame(
+        {"coverage": risk["coverage"], "risk": risk[split], "patients": risk[f"{split}_n_patients"]}
+    ).dropna()
+    chart = (
+        alt.Chart(table)
+        .mark_line(point={"size": 40, "color": TUMOR}, color=TUMOR)
+        .encode(
+            x=share("share of patients kept, the most certain ones", "coverage", alt.X),
+            y=alt.Y("risk:Q", title="1 - mean Dice").scale(zero=True),
+            tooltip=["coverage:Q", "risk:Q", "patients:Q"],
+        )
+        .properties(height=HEIGHT)
+    )
+    return finished(chart, "Risk, 1 - mean Dice, against the share of patients kept")

@@ -1,0 +1,425 @@
+"""Write what a person opens: a page of figures, charts and scans, and the model's card.
+
+    python src/report.py src/templates data/slices/images data/slices/masks data/splits.csv \
+        data/patients.csv data/predictions models/encoder.safetensors models/unet.safetensors \
+        metrics/fetch_encoder.json metrics/train/metrics.json metrics/train/plots/metrics \
+        metrics/evaluate.json metrics/evaluate metrics/explore.json metrics/explore \
+        report/index.html MODEL_CARD.md
+
+Page and card are filled in from the same values. The page is one file that asks for nothing else;
+it shows slices of the data set, so it is kept by DVC and never in Git. A leaf of the graph.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import pandas as pd
+import vl_convert
+from markupsafe import Markup
+from pydantic import Field
+from tqdm.contrib.concurrent import process_map
+
+from charts import (
+    curve_chart,
+    patient_chart,
+    reliability_chart,
+    risk_chart,
+    subgroup_chart,
+)
+from cohort import missing_sequence, read_patients
+from gallery import album
+from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
+from manifest import SPLITS, read_manifest
+from outputs import replacing
+from overlap import COUNTS
+from stage import Refusal, Seed, run
+
+SHOWN = "test"  # the split whose patients and charts are shown
+TABULATED = ("test", "val", "train")  # in the order of a table's columns
+ARTIFACT = "unet"  # the model's name in dvc.yaml
+EXTREMES = 3  # patients called the best, the median and the worst ones
+
+TABLES = (
+    "definitions",
+    "per_patient",
+    "per_slice",
+    "reliability",
+    "risk_coverage",
+    "subgroups",
+)
+CURVES = ("train/loss", "train/iou", "val/iou")
+
+# The figures of explore, in order, and what each shows.
+FIGURES = {
+    "location": "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
+    "position": "Where tumors lie along the volume: share of abnormal slices at each position",
+    "tumor_area": "How large tumors are: histograms by abnormal slice and by patient",
+    "intensity": "How bright tumor and healthy tissue are in each sequence: histograms",
+    "hue": "Hue of tumor and healthy tissue, of all patients and by institution: histograms",
+}
+FINDINGS = {
+    "no_tumor": "patients without tumor",
+    "mask_touches_border": "masks that touch the border of the slice",
+    "speck": "specks beside a larger component",
+    "near_duplicate": "near-duplicate slices of two patients",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file of metrics; refuse one that is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path}: cannot be read ({error}); `dvc repro` writes it anew") from None
+    return content
+
+
+def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
+    """Return a table of metrics; names stay text, empty fields are NaN."""
+    text = dict.fromkeys(("patient_id", "slice_id", "institution", "attribute", "group"), str)
+    try:
+        return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path}: cannot be read ({error}); `dvc repro` writes it anew") from None
+
+
+def read_curve(curves: Path, name: str) -> "pd.Series[float]":
+    """Return a curve of DVCLive by epoch; `name` is such as train/loss."""
+    table = read_table(curves / f"{name}.tsv", "\t").set_index("step")
+    return table[name.rpartition("/")[2]]
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return a file's place, size in MB and SHA-256."""
+    content = path.read_bytes()
+    return {
+        "path": path.as_posix(),
+        "megabytes": f"{len(content) / 1e6:.1f}",
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def leaves(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each param, as YAML writes it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value
+
+
+def split_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return how many patients, slices and abnormal slices each split has."""
+    return [
+        {
+            "name": split,
+            "n_patients": rows["patient_id"].nunique(),
+            "n_slices": len(rows),
+            "n_abnormal": int(rows["abnormal"].sum()),
+        }
+        for split in SPLITS
+        for rows in [manifest[manifest["split"] == split]]
+    ]
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return a table's number as JSON has it."""
+    return None if pd.isna(value) else float(value)
+
+
+def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
+    """Return the predictors and, for each definition, what they score, as printed."""
+    table = definitions.set_index("predictor")
+    rows = [
+        (label, [told(none_if_nan(value)) for value in table[name]])
+        for name, label in DEFINITIONS.items()
+    ]
+    return {
+        "predictors": table.index.tolist(),
+        "rows": rows,
+        "n": {name: int(table[name].iloc[0]) for name in ("n_slices", "n_patients", "n_batches")},
+    }
+
+
+def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the groups of patients with their scores, as printed."""
+    rows = []
+    for row in subgroups.to_dict("records"):
+        low, high = (row[f"dice_patient_mean_{end}"] for end in ("low", "high"))
+        rows.append(
+            {
+                "attribute": row["attribute"],
+                "value": row["value"],
+                "n": row["n_patients_dice"],
+                "mean": told(none_if_nan(row["dice_patient_mean"])),
+                "interval": "" if pd.isna(low) else f"{told(low)} to {told(high)}",
+                "median": told(none_if_nan(row["dice_patient_median"])),
+                "iou": told(none_if_nan(row["iou"])),
+            }
+        )
+    return rows
+
+
+def score_facts(
+    scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Return what page and card tell of the scores; rows of `tables` are of SHOWN alone."""
+    rows = [(score, [tell(score, scores[split]) for split in TABULATED]) for score in SCORES]
+    first = {score.key: (score, values[TABULATED.index(SHOWN)]) for score, values in rows}
+    return {
+        "tabulated": TABULATED,
+        "score_rows": rows,
+        "headline": [first[key] for key in HEADLINE],
+        "calibration": first["ece_above_first_bin"][1],
+        "threshold": scores[SHOWN]["threshold"],
+        "subgroups": subgroup_rows(tables["subgroups"]),
+        "definitions": definition_rows(tables["definitions"]),
+    }
+
+
+def ranked(patients: pd.DataFrame) -> pd.DataFrame:
+    """Return patients from the best Dice to the worst, then those of none, with `rank`, `place`.
+
+    `place` is best, median or worst for EXTREMES patients each, fewer of a few patients; else "".
+    """
+    table = patients.sort_values(
+        ["dice", "patient_id"], ascending=[False, True], ignore_index=True, na_position="last"
+    )
+    n_known = int(table["dice"].count())
+    each = max(1, min(EXTREMES, n_known // 3))
+    middle = (n_known - each) // 2
+    table["rank"] = table.index + 1
+    table["place"] = ""
+    for begin, place in ((middle, "median"), (n_known - each, "worst"), (0, "best")):
+        table.loc[max(begin, 0) : begin + each - 1, "place"] = place
+    table.loc[n_known:, "place"] = ""
+    return table
+
+
+def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most so many of ranked patients: as many best and worst ones, the rest between."""
+    if len(table) <= most:
+        return table
+    third = most // 3
+    middle = most - 2 * third
+    begin = (len(table) - middle) // 2
+    rows = [*range(third), *range(begin, begin + middle), *range(len(table) - third, len(table))]
+    return table.iloc[rows]
+
+
+def albums(
+    shown: pd.DataFrame,
+    manifest: pd.DataFrame,
+    slices: pd.DataFrame,
+    images: Path,
+    masks: Path,
+    predictions: Path,
+    *,
+    threshold: float,
+    largest: bool,
+) -> list[list[dict[str, Any]]]:
+    """Return what the page needs of the slices of each of `shown` patients, in their order."""
+    table = manifest.merge(slices[["slice_id", *COUNTS]], on="slice_id")
+    if not len(table) == len(manifest) == len(slices):
+        raise Refusal(
+            f"{len(slices)} slices were scored, of which {len(table)} are among the "
+            f"{len(manifest)} of the split; `dvc repro evaluate`"
+        )
+    volumes = dict(list(table.groupby("patient_id")))
+    take = partial(
+        album,
+        images=images,
+        masks=masks,
+        predictions=predictions,
+        split=SHOWN,
+        threshold=threshold,
+        largest=largest,
+    )
+    found: list[list[dict[str, Any]]] = process_map(
+        take,
+        [volumes[patient_id] for patient_id in shown["patient_id"]],
+        chunksize=1,
+        desc="report",
+        unit="patient",
+        disable=None,
+    )
+    return found
+
+
+def cards(
+    shown: pd.DataFrame, cohort: pd.DataFrame, slices: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return what the page shows of each patient, beside its slices: scores and facts."""
+    facts = cohort.set_index("patient_id")
+    found = []
+    for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
+        areas = [(tp + fn, tp + fp) for tp, fp, fn in (each["counts"] for each in album_of)]
+        references = [reference for reference, _ in areas]
+        found.append(
+            {
+                "patient_id": row["patient_id"],
+                "institution": facts.loc[row["patient_id"], "institution"],
+                "missing": missing_sequence(facts.loc[row["patient_id"]]),
+                "rank": row["rank"],
+                "place": row["place"],
+                "sort": -1 if pd.isna(row["dice"]) else row["dice"],
+                "dice": told(none_if_nan(row["dice"])),
+                "iou": told(none_if_nan(row["iou"])),
+                "tumor": sum(references),
+                "areas": areas,
+                "highest": max(1, *(max(pair) for pair in areas)),
+                "begin": references.index(max(references)),
+                "n_slices": len(album_of),
+            }
+        )
+    return found
+
+
+def charts(
+    curves: dict[str, "pd.Series[float]"],
+    best_epoch: int,
+    tables: dict[str, pd.DataFrame],
+    cohort: pd.DataFrame,
+) -> dict[str, dict[str, Any]]:
+    """Return the page's charts by name."""
+    kept = f"epoch {best_epoch}, the best on val"
+    ious = {"train": curves["train/iou"], "val": curves["val/iou"]}
+    patients = tables["per_patient"].merge(cohort[["patient_id", "institution"]], on="patient_id")
+    patients["tumor"] = patients["tp"] + patients["fn"]
+    return {
+        "iou": curve_chart(ious, "IoU", best_epoch, kept),
+        "loss": curve_chart({"train": curves["train/loss"]}, "loss", best_epoch, kept),
+        "patients": patient_chart(patients),
+        "subgroups": subgroup_chart(tables["subgroups"]),
+        "reliability": reliability_chart(tables["reliability"], SHOWN),
+        "risk": risk_chart(tables["risk_coverage"], SHOWN),
+    }
+
+
+def environment(templates: Path) -> jinja2.Environment:
+    """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def script_json(value: Any) -> Markup:
+    """Return a value as JSON that cannot end the script element that it stands in."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
+
+
+def picture(path: Path) -> str:
+    """Return a PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def main(
+    templates: Path,
+    images: Path,
+    masks: Path,
+    splits: Path,
+    patients: Path,
+    predictions: Path,
+    encoder_file: Path,
+    model_file: Path,
+    fetched: Path,
+    trained: Path,
+    curves: Path,
+    metrics: Path,
+    evaluated: Path,
+    exploration: Path,
+    explored: Path,
+    page: Path,
+    card: Path,
+    *,
+    seed: Seed,
+    acquire: dict[str, Any],
+    split: dict[str, Any],
+    encoder: dict[str, Any],
+    train: dict[str, Any],
+    predict: dict[str, Any],
+    evaluate: dict[str, Any],
+    report_patients: Annotated[int, Field(ge=3)],
+) -> None:
+    manifest, cohort = read_manifest(splits, "split"), read_patients(patients)
+    scores, training = read_json(metrics), read_json(trained)
+    tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
+    tables |= {
+        name: tables[name].query("split == @SHOWN")
+        for name in ("definitions", "per_patient", "subgroups")
+    }
+    shown = chosen_for_display(ranked(tables["per_patient"]), report_patients)
+    slices = albums(
+        shown,
+        manifest,
+        tables["per_slice"],
+        images,
+        masks,
+        predictions,
+        threshold=scores[SHOWN]["threshold"],
+        largest=evaluate["largest_component"],
+    )
+    params = {"seed": seed, "acquire": acquire, "split": split, "encoder": encoder, "train": train}
+    params |= {"predict": predict, "evaluate": evaluate}
+    facts = {
+        "dataset": acquire["dataset"],
+        "params": params,
+        "param_rows": list(leaves(params, "")),
+        "n_patients": len(cohort),
+        "institutions": cohort["institution"].nunique(),
+        "splits": split_rows(manifest),
+        "explored": read_json(exploration),
+        "findings": FINDINGS,
+        "best": training["best"],
+        "artifact": ARTIFACT,
+        "model": file_facts(model_file),
+        "encoder_file": file_facts(encoder_file) | read_json(fetched),
+        **score_facts(scores, tables),
+    }
+    specs = charts(
+        {name: read_curve(curves, name) for name in CURVES},
+        training["best"]["epoch"],
+        tables,
+        cohort,
+    )
+    jinja = environment(templates)
+    html = jinja.get_template("report.html").render(
+        facts,
+        patients=cards(shown, cohort, slices),
+        n_shown=len(tables["per_patient"]),
+        figures=[
+            (picture(explored / "figures" / f"{name}.png"), text) for name, text in FIGURES.items()
+        ],
+        slices=script_json(slices),
+        charts=script_json(specs),
+        vega=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")),  # noqa: S704
+    )
+    with replacing(page, card) as [page_partial, card_partial]:
+        page_partial.write_text(html, encoding="utf-8")
+        card_partial.write_text(jinja.get_template("MODEL_CARD.md").render(facts), encoding="utf-8")
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(shown)} patients; {card}")
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        "seed",
+        "acquire",
+        "split",
+        "encoder",
+        "train",
+        "predict",
+        "evaluate",
+        "report.patients",
+    )
