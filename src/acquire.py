@@ -44,7 +44,8 @@ WAYS_OUT = f"""Three ways out:
   1. connect to the network (a proxy: HTTPS_PROXY) and repeat; what was downloaded is kept;
   2. download the zip from kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation in a browser and set
      {LOCAL_COPY} to it, or to the folder it unpacks to;
-  3. `dvc pull`, where your team shares the data by a DVC remote."""
+  3. `dvc pull`, where your team shares the data by a DVC remote; where that finds nothing, nobody
+     has pushed it there yet (docs/team.md)."""
 
 
 def is_junk(path: PurePosixPath) -> bool:

@@ -68,10 +68,7 @@ def webp(channel: NDArray[np.uint8]) -> str:
 
 
 def views(image: NDArray[np.uint8]) -> list[str]:
-    """Return the sequences of a scan, (H, W, 3), each as webp does.
-
-    One that is missing, and a copy of FLAIR in the data, is "".
-    """
+    """Return the sequences of a scan, (H, W, 3), each as webp does; a copy of FLAIR is ""."""
     flair = image[..., SEQUENCES.index("flair")]
     return [
         "" if name != "flair" and np.array_equal(channel, flair) else webp(channel)

@@ -17,19 +17,19 @@ SCORES = (
     Score(
         "dice_patient_mean",
         "Dice by patient, mean",
-        "2 |P ∩ R| / (|P| + |R|) of a patient's prediction P and reference R, as one volume",
+        "2 |P ∩ R| / (|P| + |R|) of a patient's prediction P and reference R, all slices together",
         "n_patients_dice",
     ),
     Score(
         "dice_patient_median",
         "Dice by patient, median",
-        "the same, of the patient in the middle",
+        "that of the patient in the middle of their order",
         "n_patients_dice",
     ),
     Score(
         "iou_patient_mean",
         "IoU by patient, mean",
-        "|P ∩ R| / |P ∪ R| of each patient as one volume",
+        "|P ∩ R| / |P ∪ R| of each patient, all slices together",
         "n_patients_dice",
     ),
     Score("iou", "IoU", "over all pixels of the split together (micro)", "n_slices"),
@@ -44,7 +44,8 @@ SCORES = (
     Score(
         "surface_dice_slice_mean",
         "Surface Dice",
-        "share of both borders within 1 pixel of each other, in 2-D, mean over slices",
+        "share of both borders within 1 pixel of each other, in 2-D, mean over the slices where "
+        "either has tumor; 0 where only one has",
         "n_slices_surface_dice",
     ),
     Score(
@@ -88,29 +89,35 @@ SCORES = (
         "telling abnormal slices from healthy ones by a slice's highest probability",
         "n_slices",
     ),
-    Score("detection_average_precision", "Detection, average precision", "the same", "n_slices"),
+    Score(
+        "detection_average_precision",
+        "Detection, average precision",
+        "of telling abnormal slices by their highest probability",
+        "n_slices",
+    ),
     Score(
         "detection_sensitivity_at_95_specificity",
         "Detection, sensitivity",
-        "the same, where 95 % of the healthy slices are called healthy",
+        "share of abnormal slices found where at least 95 % of the healthy ones are called healthy",
         "n_slices",
     ),
     Score(
         "ece",
         "Calibration error",
-        "expected difference of probability and share of tumor, over all pixels",
+        "mean absolute difference of probability and share of tumor in 20 bins, over all pixels",
         "n_slices",
     ),
     Score(
         "ece_above_first_bin",
         "Calibration error, from 5 %",
-        "the same, of the pixels with a probability of 5 % and more",
+        "that of the pixels with a probability of 5 % and more",
         "n_slices",
     ),
     Score(
         "aurc",
         "Area under risk and coverage",
-        "mean of 1 - Dice as the least certain patients are set aside one by one",
+        "mean of 1 - Dice as patients are set aside one by one, those first of whom the network "
+        "itself expects the lowest Dice",
         "n_patients_dice",
     ),
 )
@@ -123,7 +130,7 @@ DEFINITIONS = {
     "slice_iou_abnormal": "IoU, mean of abnormal slices",
     "slice_dice_empty_1": "Dice, mean of slices, empty counts 1",
     "slice_dice_abnormal": "Dice, mean of abnormal slices",
-    "batch_iou": "IoU, mean of batches",
+    "batch_iou": "IoU, mean of batches of 16 slices",
     "micro_iou": "IoU of all pixels (micro)",
     "micro_dice": "Dice of all pixels (micro)",
     "mean_iou_with_background": "IoU, mean of tumor and background",
@@ -153,8 +160,10 @@ def tell(score: Score, values: dict[str, Any]) -> Told:
     """Return a score from the section of evaluate.json of one split."""
     value, low, high = (values.get(f"{score.key}{end}") for end in ("", "_low", "_high"))
     numbers = values | {"n_slices_healthy": values["n_slices"] - values["n_slices_abnormal"]}
-    unit = "patients" if "patients" in score.n else "slices"
+    patients = f"{values['n_patients']:,} patients"
+    number = f"{numbers[score.n]:,} "
+    of_what = number + "patients" if "patients" in score.n else f"{number}slices of {patients}"
     interval = ""
     if low is not None and high is not None:
         interval = " to ".join(told(end, pixels=score.pixels) for end in (low, high))
-    return Told(value, told(value, pixels=score.pixels), interval, f"{numbers[score.n]:,} {unit}")
+    return Told(value, told(value, pixels=score.pixels), interval, of_what)

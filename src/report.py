@@ -38,6 +38,7 @@ from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
 from manifest import SPLITS, read_manifest
 from outputs import replacing
 from overlap import COUNTS
+from slices import SEQUENCES
 from stage import Refusal, Seed, run
 
 SHOWN = "test"  # the split whose patients and charts are shown
@@ -53,15 +54,35 @@ TABLES = (
     "risk_coverage",
     "subgroups",
 )
+COUNTED = ("slices", "patients", "batches")
 CURVES = ("train/loss", "train/iou", "val/iou")
 
-# The figures of explore, in order, and what each shows.
+# The figures of explore, in order: a caption, and what of them is told to who cannot see them.
 FIGURES = {
-    "location": "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
-    "position": "Where tumors lie along the volume: share of abnormal slices at each position",
-    "tumor_area": "How large tumors are: histograms by abnormal slice and by patient",
-    "intensity": "How bright tumor and healthy tissue are in each sequence: histograms",
-    "hue": "Hue of tumor and healthy tissue, of all patients and by institution: histograms",
+    "location": (
+        "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
+        "Heat map; {tumor_share_image_left:.0%} of tumor pixels lie in the left half of the image",
+    ),
+    "position": (
+        "Where tumors lie along the volume: share of slices that are abnormal, and of all tumor "
+        "pixels, at each position",
+        "Bars and a line, highest in the middle of the volume; {abnormal_fraction:.1%} of all "
+        "slices are abnormal",
+    ),
+    "tumor_area": (
+        "How large tumors are, by abnormal slice and by patient",
+        "Two histograms; the median is {tumor_area[median]:.1%} of an abnormal slice, and "
+        "{tumor_share_of_patient[median]:.1%} of a patient's pixels",
+    ),
+    "intensity": (
+        "How bright tumor and healthy tissue are in each sequence",
+        "Three histograms; in FLAIR the mean is {intensity[flair][tumor_mean]:.0f} in tumor and "
+        "{intensity[flair][healthy_mean]:.0f} in healthy tissue, of 255",
+    ),
+    "hue": (
+        "Hue of tumor and healthy tissue, of all patients and by institution",
+        "Histograms, of {hue[n_patients]} patients with all sequences",
+    ),
 }
 FINDINGS = {
     "no_tumor": "patients without tumor",
@@ -91,8 +112,12 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
 
 def read_curve(curves: Path, name: str) -> "pd.Series[float]":
     """Return a curve of DVCLive by epoch; `name` is such as train/loss."""
-    table = read_table(curves / f"{name}.tsv", "\t").set_index("step")
-    return table[name.rpartition("/")[2]]
+    column = name.rpartition("/")[2]
+    path = curves / f"{name}.tsv"
+    table = read_table(path, "\t")
+    if not {"step", column} <= set(table):
+        raise Refusal(f"{path}: no curve by `step` of `{column}`; `dvc repro --force train`")
+    return table.set_index("step")[column]
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -103,6 +128,14 @@ def file_facts(path: Path) -> dict[str, Any]:
         "megabytes": f"{len(content) / 1e6:.1f}",
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+
+
+def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of the encoder's file; refuse another file than was fetched."""
+    found = file_facts(path)
+    if found["sha256"] != fetched.get("sha256"):
+        raise Refusal(f"{path}: not the file that was fetched; `dvc repro fetch_encoder`")
+    return fetched | found
 
 
 def leaves(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -134,17 +167,13 @@ def none_if_nan(value: float) -> float | None:
 
 
 def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
-    """Return the predictors and, for each definition, what they score, as printed."""
-    table = definitions.set_index("predictor")
+    """Return the predictors and, for each definition, what they score, as printed; then their n."""
     rows = [
-        (label, [told(none_if_nan(value)) for value in table[name]])
+        (label, [told(none_if_nan(value)) for value in definitions[name]])
         for name, label in DEFINITIONS.items()
     ]
-    return {
-        "predictors": table.index.tolist(),
-        "rows": rows,
-        "n": {name: int(table[name].iloc[0]) for name in ("n_slices", "n_patients", "n_batches")},
-    }
+    rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
+    return {"predictors": definitions["predictor"].tolist(), "rows": rows}
 
 
 def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
@@ -187,6 +216,7 @@ def ranked(patients: pd.DataFrame) -> pd.DataFrame:
     """Return patients from the best Dice to the worst, then those of none, with `rank`, `place`.
 
     `place` is best, median or worst for EXTREMES patients each, fewer of a few patients; else "".
+    A patient whose Dice is undefined has rank 0 and no place.
     """
     table = patients.sort_values(
         ["dice", "patient_id"], ascending=[False, True], ignore_index=True, na_position="last"
@@ -198,18 +228,23 @@ def ranked(patients: pd.DataFrame) -> pd.DataFrame:
     table["place"] = ""
     for begin, place in ((middle, "median"), (n_known - each, "worst"), (0, "best")):
         table.loc[max(begin, 0) : begin + each - 1, "place"] = place
+    table.loc[n_known:, "rank"] = 0
     table.loc[n_known:, "place"] = ""
     return table
 
 
 def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most so many of ranked patients: as many best and worst ones, the rest between."""
-    if len(table) <= most:
-        return table
+    """Return at most so many of ranked patients: as many best and worst ones, the rest between.
+
+    Those without a rank come last, as far as there is room.
+    """
+    n_ranked = int((table["rank"] > 0).sum())
+    if n_ranked <= most:
+        return table.head(most)
     third = most // 3
     middle = most - 2 * third
-    begin = (len(table) - middle) // 2
-    rows = [*range(third), *range(begin, begin + middle), *range(len(table) - third, len(table))]
+    begin = (n_ranked - middle) // 2
+    rows = [*range(third), *range(begin, begin + middle), *range(n_ranked - third, n_ranked)]
     return table.iloc[rows]
 
 
@@ -252,6 +287,25 @@ def albums(
     return found
 
 
+def most_telling(counts: list[int]) -> tuple[int, int]:
+    """Return what a patient's first shown slice has most of: wrong pixels, else right ones."""
+    tp, fp, fn = counts
+    return fp + fn, tp
+
+
+def area_steps(counts: list[list[int]]) -> dict[str, str]:
+    """Return tumor area by slice as steps, a path from (0, 1) to (n, 1), 0 high at the largest."""
+    areas = {
+        "reference": [tp + fn for tp, _, fn in counts],
+        "prediction": [tp + fp for tp, fp, _ in counts],
+    }
+    highest = max(1, *areas["reference"], *areas["prediction"])
+    return {
+        name: "M0 1" + "".join(f"V{1 - area / highest:.3f}h1" for area in each) + "V1"
+        for name, each in areas.items()
+    }
+
+
 def cards(
     shown: pd.DataFrame, cohort: pd.DataFrame, slices: list[list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
@@ -259,23 +313,27 @@ def cards(
     facts = cohort.set_index("patient_id")
     found = []
     for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
-        areas = [(tp + fn, tp + fp) for tp, fp, fn in (each["counts"] for each in album_of)]
-        references = [reference for reference, _ in areas]
+        counts = [each["counts"] for each in album_of]
+        patient = facts.loc[row["patient_id"]]
         found.append(
             {
                 "patient_id": row["patient_id"],
-                "institution": facts.loc[row["patient_id"], "institution"],
-                "missing": missing_sequence(facts.loc[row["patient_id"]]),
+                "missing": missing_sequence(patient),
+                "missing_channels": [
+                    SEQUENCES.index(name)
+                    for name in ("pre_contrast", "post_contrast")
+                    if patient[f"missing_{name}"]
+                ],
                 "rank": row["rank"],
                 "place": row["place"],
-                "sort": -1 if pd.isna(row["dice"]) else row["dice"],
+                "sort": "" if pd.isna(row["dice"]) else row["dice"],
                 "dice": told(none_if_nan(row["dice"])),
                 "iou": told(none_if_nan(row["iou"])),
-                "tumor": sum(references),
-                "areas": areas,
-                "highest": max(1, *(max(pair) for pair in areas)),
-                "begin": references.index(max(references)),
+                "tumor": row["tp"] + row["fn"],
+                "steps": area_steps(counts),
+                "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),
                 "n_slices": len(album_of),
+                "n_slices_all": patient["n_slices"],
             }
         )
     return found
@@ -304,7 +362,7 @@ def charts(
 
 def environment(templates: Path) -> jinja2.Environment:
     """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
@@ -312,11 +370,18 @@ def environment(templates: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters["cell"] = cell
+    return found
+
+
+def cell(value: Any) -> str:
+    """Return a value as a cell of a table in Markdown, whatever it is made of."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def script_json(value: Any) -> Markup:
     """Return a value as JSON that cannot end the script element that it stands in."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))  # noqa: S704
 
 
 def picture(path: Path) -> str:
@@ -353,12 +418,13 @@ def main(
     report_patients: Annotated[int, Field(ge=3)],
 ) -> None:
     manifest, cohort = read_manifest(splits, "split"), read_patients(patients)
-    scores, training = read_json(metrics), read_json(trained)
+    scores, training, found = read_json(metrics), read_json(trained), read_json(exploration)
     tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
     tables |= {
         name: tables[name].query("split == @SHOWN")
         for name in ("definitions", "per_patient", "subgroups")
     }
+    chosen = scores[SHOWN]["threshold"]
     shown = chosen_for_display(ranked(tables["per_patient"]), report_patients)
     slices = albums(
         shown,
@@ -367,7 +433,7 @@ def main(
         images,
         masks,
         predictions,
-        threshold=scores[SHOWN]["threshold"],
+        threshold=chosen if evaluate["threshold"] == "val" else evaluate["threshold"],
         largest=evaluate["largest_component"],
     )
     params = {"seed": seed, "acquire": acquire, "split": split, "encoder": encoder, "train": train}
@@ -379,12 +445,12 @@ def main(
         "n_patients": len(cohort),
         "institutions": cohort["institution"].nunique(),
         "splits": split_rows(manifest),
-        "explored": read_json(exploration),
+        "explored": found,
         "findings": FINDINGS,
         "best": training["best"],
         "artifact": ARTIFACT,
         "model": file_facts(model_file),
-        "encoder_file": file_facts(encoder_file) | read_json(fetched),
+        "encoder_file": encoder_facts(encoder_file, read_json(fetched)),
         **score_facts(scores, tables),
     }
     specs = charts(
@@ -397,9 +463,10 @@ def main(
     html = jinja.get_template("report.html").render(
         facts,
         patients=cards(shown, cohort, slices),
-        n_shown=len(tables["per_patient"]),
+        n_tested=len(tables["per_patient"]),
         figures=[
-            (picture(explored / "figures" / f"{name}.png"), text) for name, text in FIGURES.items()
+            (picture(explored / "figures" / f"{name}.png"), caption, alt.format_map(found))
+            for name, (caption, alt) in FIGURES.items()
         ],
         slices=script_json(slices),
         charts=script_json(specs),

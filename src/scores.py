@@ -97,7 +97,7 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
     """Return the scores of each group of patients within each split, with their n.
 
     `groups` has a row for each group that a patient is in: `attribute`, `value`, `patient_id`. A
-    group of fewer than FEWEST patients has no interval.
+    group of fewer than FEWEST patients with a Dice has no interval.
     """
     rows = []
     joined = patients.merge(groups, on="patient_id")
@@ -108,7 +108,7 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
             "dice_patient_median": chosen["dice"].median(),
             **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
         }
-        if len(chosen) < FEWEST:
+        if chosen["dice"].count() < FEWEST:
             figures |= {name: np.nan for name in figures if name.endswith(("_low", "_high"))}
         rows.append(
             {

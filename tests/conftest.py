@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -271,3 +272,59 @@ def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
         text=True,
         check=False,
     )
+
+
+# The params of a graph that runs in a minute.
+SMALL: dict[str, Any] = {
+    "acquire__dataset": "phantom",
+    "phantom__patients": 6,
+    "phantom__image_size": 40,
+    "split__folds": 3,
+    "encoder__weights": "none",
+    "train__epochs": 1,
+    "train__image_size": 40,
+    "train__batch_size": 8,
+    "evaluate__resamples": 100,
+    "compute__device": "cpu",
+    "compute__precision": "32-true",
+    "compute__workers": 0,
+}
+
+
+def write_params(folder: Path, **overrides: Any) -> None:
+    """Write a params.yaml with overrides, named with `__` for the dot."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(**overrides), sort_keys=False))
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the stages that a dvc command ran, in order."""
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything that Git does not ignore."""
+    for words in (["add", "-A"], ["commit", "-qm", message]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="session")
+def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository in which `dvc repro` has run all of the graph, offline, uncommitted.
+
+    Not to be written to: clone_with_outputs makes one that may be.
+    """
+    folder = make_repository(tmp_path_factory.mktemp("graph_run") / "repository")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    write_params(folder, **SMALL)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert sorted(ran(done)) == sorted(stages)
+    return folder
+
+
+def clone_with_outputs(source: Path, folder: Path) -> Path:
+    """Copy a repository with its cache and outputs, which stay links into that cache."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "--archive", source, folder], check=True)
+    return folder

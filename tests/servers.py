@@ -1,14 +1,27 @@
-"""Servers on loopback that answer as Kaggle and the Hugging Face hub do, for their real clients."""
+"""Servers on loopback: as Kaggle and the Hugging Face hub answer, and real ones for remotes."""
 
 import base64
 import hashlib
 import json
+import os
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
+from urllib.request import Request, urlopen
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = Path(os.environ.get("TEST_TOOLS", ROOT / ".venv/tools"))  # as `make tools` leaves it
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or ""
+MOTO = shutil.which("moto_server", path=str(TOOLS / "bin")) or ""
 
 
 @contextmanager
@@ -86,3 +99,107 @@ def hub(repository: Path) -> type[Quiet]:
             self.answer(content, ETag=f'"{etag}"', X_Repo_Commit=revision)
 
     return Hub
+
+
+class SshServer:
+    """OpenSSH with throw-away keys: `client` may log in, `stranger` may not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        for name in ("host", "client", "stranger"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+            subprocess.run(command, check=True)
+        (folder / "authorized_keys").write_text((folder / "client.pub").read_text())
+        (folder / "config").write_text(
+            f"Port {self.port}\n"
+            "ListenAddress 127.0.0.1\n"
+            f'HostKey "{folder}/host"\n'
+            f'AuthorizedKeysFile "{folder}/authorized_keys"\n'
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            "UsePAM no\nStrictModes no\nPidFile none\nSubsystem sftp internal-sftp\n"
+        )
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # root's sshd insists on it
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [SSHD, "-D", "-e", "-f", self.folder / "config"], stdout=log, stderr=log
+            )
+        wait_for(self.port)
+
+    def kill(self) -> None:
+        """Kill the server with all its connections, as a power cut would."""
+        assert self.process
+        server = psutil.Process(self.process.pid)
+        for each in [*server.children(recursive=True), server]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.process.wait()
+
+
+@contextmanager
+def ssh_server(folder: Path) -> Iterator[SshServer]:
+    """Run an SSH server while the block runs; its keys and log lie in `folder`."""
+    folder.mkdir(parents=True)
+    server = SshServer(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def s3_server(folder: Path, bucket: str) -> Iterator[str]:
+    """Run moto's S3 server with an empty bucket while the block runs; yield its address."""
+    folder.mkdir(parents=True)
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        command = [MOTO, "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for(port)
+        address = f"http://127.0.0.1:{port}"
+        request = Request(f"{address}/{bucket}", method="PUT")  # noqa: S310
+        urlopen(request).close()  # noqa: S310
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def files_of(folder: Path) -> type[SimpleHTTPRequestHandler]:
+    """Return a handler that serves the files of a folder, to be read alone."""
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Files
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_for(port: int, seconds: float = 60) -> None:
+    """Return once somebody listens on a port of 127.0.0.1."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)

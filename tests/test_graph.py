@@ -14,7 +14,18 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from conftest import MODULES, ROOT, dvc, make_repository, params, run_names
+from conftest import (
+    MODULES,
+    ROOT,
+    SMALL,
+    clone_with_outputs,
+    dvc,
+    make_repository,
+    params,
+    ran,
+    run_names,
+    write_params,
+)
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -173,41 +184,10 @@ def test_every_param_has_a_row_in_the_table_and_a_comment() -> None:
             assert shares_comment or "#" in value, line
 
 
-SMALL = {
-    "acquire__dataset": "phantom",
-    "phantom__patients": 6,
-    "phantom__image_size": 40,
-    "split__folds": 3,
-    "encoder__weights": "none",
-    "train__epochs": 1,
-    "train__image_size": 40,
-    "train__batch_size": 8,
-    "evaluate__resamples": 100,
-    "compute__device": "cpu",
-    "compute__precision": "32-true",
-    "compute__workers": 0,
-}
-
-
-def write_params(folder: Path, **overrides: Any) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(**overrides), sort_keys=False))
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the stages that ran."""
-    return re.findall(r"Running stage '(\w+)'", done.stdout)
-
-
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository in which `dvc repro` has run all of the graph, offline."""
-    folder = make_repository(tmp_path_factory.mktemp("graph") / "with a space")
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    write_params(folder, **SMALL)
-    done = dvc(folder, "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(ran(done)) == sorted(STAGES)
-    return folder
+def whole_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository of this module's own in which `dvc repro` has run all of the graph."""
+    return clone_with_outputs(graph_run, tmp_path_factory.mktemp("graph") / "with a space")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import evaluate
 import explore
 import report
-from conftest import ROOT, Data, RunStage, noisy, params, run_names, write_maps
+from conftest import ROOT, SIZE, Data, RunStage, noisy, params, run_names, write_maps
 from glossary import DEFINITIONS, SCORES, tell, told
 from manifest import read_manifest
 from network import Encoder, Model, build_encoder, file_sha256, save_tensors
@@ -211,14 +211,16 @@ def test_page_and_card_tell_the_figures_of_evaluate(inputs: Inputs, written: Wri
 def test_every_score_and_its_n_is_told_as_stored() -> None:
     values: dict[str, Any] = {
         "iou": 0.5, "iou_low": 0.25, "iou_high": 0.75, "hd95_slice_mean": 1234.56,
-        "n_slices": 3000, "n_slices_abnormal": 1000, "n_slices_hd95": 900, "n_patients_dice": 7,
+        "n_slices": 3000, "n_slices_abnormal": 1000, "n_slices_hd95": 900,
+        "n_patients_dice": 7, "n_patients": 8,
         "fp_area_slice_healthy": 3.04, "dice_patient_mean": None,
         "dice_patient_mean_low": None, "dice_patient_mean_high": None,
     }  # fmt: skip
     by_key = {score.key: score for score in SCORES}
-    assert tell(by_key["iou"], values) == (0.5, "0.500", "0.250 to 0.750", "3,000 slices")
-    assert tell(by_key["hd95_slice_mean"], values) == (1234.56, "1,234.6", "", "900 slices")
-    assert tell(by_key["fp_area_slice_healthy"], values) == (3.04, "3.0", "", "2,000 slices")
+    of = "slices of 8 patients"
+    assert tell(by_key["iou"], values) == (0.5, "0.500", "0.250 to 0.750", f"3,000 {of}")
+    assert tell(by_key["hd95_slice_mean"], values) == (1234.56, "1,234.6", "", f"900 {of}")
+    assert tell(by_key["fp_area_slice_healthy"], values) == (3.04, "3.0", "", f"2,000 {of}")
     assert tell(by_key["dice_patient_mean"], values) == (None, "undefined", "", "7 patients")
 
 
@@ -257,12 +259,85 @@ def test_subgroups_and_definitions_are_those_of_the_tables(
     groups = pd.read_csv(inputs.evaluated / "subgroups.csv").query("split == 'test'")
     assert len(groups) > 5
     for row in groups.to_dict("records"):
-        cells = f"| {row['n_patients_dice']} | {row['dice_patient_mean']:.3f} | "
-        assert f"| {row['attribute']}: {row['value']} {cells}" in card
+        name, n = f"{row['attribute']}: {row['value']}", row["n_patients_dice"]
+        mean, median, iou = (
+            f"{row[key]:.3f}" for key in ("dice_patient_mean", "dice_patient_median", "iou")
+        )
+        assert f"| {name} | {n} | {mean} | {median} | {iou} |" in card
+        cells = "".join(f"<td>{each}</td>" for each in (n, mean, median, iou))
+        assert f'<tr><th scope="row">{name}</th>{cells}</tr>' in page
     table = pd.read_csv(inputs.evaluated / "definitions.csv").query("split == 'test'")
     for name, label in DEFINITIONS.items():
         cells = "".join(f"<td>{told(value)}</td>" for value in table[name])
         assert f'<tr><th scope="row">{label}</th>{cells}</tr>' in page
+    cells = "".join(f"<td>{n}</td>" for n in table["n_patients"])
+    assert f'<tr><th scope="row">n, patients</th>{cells}</tr>' in page
+    manifest = read_manifest(inputs.splits)
+    for split, rows in manifest.groupby("split"):
+        numbers = rows["patient_id"].nunique(), len(rows), rows["abnormal"].sum()
+        assert f"| {split} | {' | '.join(map(str, numbers))} |" in card
+        cells = "".join(f"<td>{n}</td>" for n in numbers)
+        assert f'<tr><th scope="row">{split}</th>{cells}</tr>' in page
+
+
+def test_a_group_with_an_interval_has_it_in_order() -> None:
+    row = {"attribute": "a|b", "value": "<c>", "n_patients_dice": 12, "dice_patient_mean": 0.5}
+    row |= {"dice_patient_mean_low": 0.4, "dice_patient_mean_high": 0.625}
+    row |= {"dice_patient_median": 0.55, "iou": np.nan}
+    [told_row] = report.subgroup_rows(pd.DataFrame([row]))
+    assert (told_row["mean"], told_row["interval"]) == ("0.500", "0.400 to 0.625")
+    assert (told_row["median"], told_row["iou"], told_row["n"]) == ("0.550", "undefined", 12)
+    assert report.cell("a|b\n<c>") == "a\\|b &lt;c>"
+
+
+def test_the_charts_hold_the_tables(inputs: Inputs, written: Written) -> None:
+    page = written.page.read_text()
+    [text] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    charts = json.loads(text)
+
+    def drawn(name: str, layer: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Return a layer's data, and the field of each of its channels."""
+        chart = charts[name]
+        marks = chart if layer is None else chart["layer"][layer]
+        data = marks.get("data") or chart["data"]
+        fields = {
+            channel: each.get("field")
+            for channel, each in marks["encoding"].items()
+            if isinstance(each, dict)
+        }
+        return pd.DataFrame(chart["datasets"][data["name"]]), fields
+
+    table, fields = drawn("iou", 0)
+    assert (fields["x"], fields["y"], fields["color"]) == ("epoch", "value", "curve")
+    for split in ("train", "val"):
+        assert table[table["curve"] == split]["value"].tolist() == CURVES[f"{split}/iou"]
+    rule, fields = drawn("iou", 1)
+    assert fields["x"] == "epoch"
+    assert rule["epoch"].tolist() == [2]
+    table, _ = drawn("loss", 0)
+    assert table["value"].tolist() == CURVES["train/loss"]
+    stored = pd.read_csv(inputs.evaluated / "per_patient.csv").query("split == 'test'")
+    table, fields = drawn("patients")
+    assert (fields["x"], fields["y"]) == ("tumor", "dice")
+    assert table.set_index("patient_id")["dice"].to_dict() == (
+        stored.set_index("patient_id")["dice"].to_dict()
+    )
+    assert table["tumor"].tolist() == (stored["tp"] + stored["fn"]).tolist()
+    _, fields = drawn("subgroups", 0)
+    assert (fields["x"], fields["x2"]) == ("dice_patient_mean_low", "dice_patient_mean_high")
+    table, fields = drawn("subgroups", 1)
+    groups = pd.read_csv(inputs.evaluated / "subgroups.csv").query("split == 'test'")
+    assert fields["x"] == "dice_patient_mean"
+    assert table["dice_patient_mean"].tolist() == groups["dice_patient_mean"].tolist()
+    stored = pd.read_csv(inputs.evaluated / "reliability.csv").dropna(subset="test")
+    table, fields = drawn("reliability", 1)
+    assert (fields["x"], fields["y"]) == ("probability", "observed")
+    assert table["probability"].tolist() == stored["test_probability"].tolist()
+    assert table["observed"].tolist() == stored["test"].tolist()
+    stored = pd.read_csv(inputs.evaluated / "risk_coverage.csv")
+    table, fields = drawn("risk")
+    assert (fields["x"], fields["y"]) == ("coverage", "risk")
+    assert table["risk"].tolist() == stored["test"].tolist()
 
 
 def test_the_same_inputs_give_the_same_bytes(
@@ -294,11 +369,17 @@ def test_what_page_and_card_say_follows_the_params(
 
 
 def test_the_best_the_median_and_the_worst_are_named() -> None:
-    def places(dice: list[float]) -> list[str]:
+    def table_of(dice: list[float]) -> pd.DataFrame:
         names = [f"p{n}" for n in range(len(dice))]
-        table = report.ranked(pd.DataFrame({"patient_id": names, "dice": dice}))
-        assert table["rank"].tolist() == list(range(1, len(dice) + 1))
-        return table["place"].tolist()
+        return report.ranked(pd.DataFrame({"patient_id": names, "dice": dice}))
+
+    def places(dice: list[float]) -> list[str]:
+        found: list[str] = table_of(dice)["place"].tolist()
+        return found
+
+    def ranks(dice: list[float]) -> list[int]:
+        found: list[int] = table_of(dice)["rank"].tolist()
+        return found
 
     nan = float("nan")
     assert places([0.5]) == ["best"]
@@ -306,6 +387,7 @@ def test_the_best_the_median_and_the_worst_are_named() -> None:
     assert places([0.3, 0.2, 0.1]) == ["best", "median", "worst"]
     assert places([nan, 0.3, 0.2, 0.1, nan]) == ["best", "median", "worst", "", ""]
     assert places([nan, nan]) == ["", ""]
+    assert ranks([nan, 0.3, 0.2, 0.1, nan]) == [1, 2, 3, 0, 0]
     many = places(list(np.linspace(0, 1, 22)))
     assert [many.index(name) for name in ("best", "median", "worst")] == [0, 9, 19]
     assert [many.count(name) for name in ("best", "median", "worst", "")] == [3, 3, 3, 13]
@@ -319,6 +401,21 @@ def test_of_many_patients_both_ends_and_the_middle_are_shown() -> None:
     assert shown == [1, 2, 3, 19, 20, 21, 22, 38, 39, 40]
     assert len(report.chosen_for_display(table, 40)) == 40
     assert len(set(report.chosen_for_display(table, 39)["rank"])) == 39
+    undefined = pd.DataFrame({"rank": [1, 2, 3, 4, 0, 0, 0]})
+    assert report.chosen_for_display(undefined, 3)["rank"].tolist() == [1, 2, 4]
+    assert report.chosen_for_display(undefined, 5)["rank"].tolist() == [1, 2, 3, 4, 0]
+
+
+def test_a_patient_opens_with_the_slice_that_has_most_wrong() -> None:
+    counts = [[900, 1, 1], [5, 20, 3], [0, 0, 22], [100, 2, 2]]
+    assert max(range(4), key=lambda at: report.most_telling(counts[at])) == 1
+    perfect = [[0, 0, 0], [7, 0, 0], [9, 0, 0]]
+    assert max(range(3), key=lambda at: report.most_telling(perfect[at])) == 2
+    steps = report.area_steps([[4, 0, 0], [0, 1, 2]])
+    assert steps == {
+        "reference": "M0 1V0.000h1V0.500h1V1",
+        "prediction": "M0 1V0.000h1V0.750h1V1",
+    }
 
 
 def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
@@ -342,6 +439,7 @@ def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
         ({"trained": other / "none.json"}, "none.json: cannot be read"),
         ({"curves": other}, "loss.tsv: cannot be read"),
         ({"unet": other / "none.safetensors"}, "No such file or directory"),
+        ({"encoder": inputs.unet}, "not the file that was fetched"),
     ]
     for change, message in rows:
         paths = [*inputs._replace(**change), page, card]
@@ -361,7 +459,8 @@ def test_the_page_names_nothing_outside_of_itself(written: Written) -> None:
     assert "default-src 'none'" in html
 
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 in_a_browser = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no chromium and chromedriver (Debian: chromium-driver)"
 )
@@ -465,10 +564,12 @@ def test_the_switch_shows_the_other_sequences(browser: webdriver.Chrome) -> None
         browser.find_element(By.XPATH, f"//fieldset[@id='sequence']//label[.='{name}']").click()
         scans[name] = scan(card)
     assert len(set(scans.values())) == 3
-    body = browser.find_element(By.TAG_NAME, "body")
     for key, name in (("1", "Pre-contrast"), ("3", "Post-contrast"), ("2", "FLAIR")):
-        body.send_keys(key)
+        slider(card).send_keys(key)
         assert scan(card) == scans[name]
+    browser.execute_script("document.activeElement.blur()")
+    browser.find_element(By.TAG_NAME, "body").send_keys("1")  # keys are the gallery's alone
+    assert scan(card) == scans["FLAIR"]
 
 
 @in_a_browser
@@ -476,7 +577,7 @@ def test_a_missing_sequence_is_said_to_be_missing(browser: webdriver.Chrome) -> 
     Select(browser.find_element(By.ID, "choice")).select_by_value("all")
     [card] = [c for c in visible_cards(browser) if "without pre and post-contrast" in c.text]
     flair = scan(card)
-    browser.find_element(By.TAG_NAME, "body").send_keys("1")
+    slider(card).send_keys("1")
     assert scan(card) == flair
     assert caption(card).endswith("Pre-contrast is missing: this is FLAIR.")
 
@@ -493,14 +594,68 @@ def test_outlines_and_errors_are_drawn_and_can_be_put_away(browser: webdriver.Ch
 
     everything = ("reference", "prediction", "right", "missed", "false")
     assert [drawn(name) for name in everything] == [True] * 5
-    body = browser.find_element(By.TAG_NAME, "body")
-    body.send_keys("e")
+    slider(card).send_keys("e")
     assert [drawn(name) for name in everything] == [True, True, False, False, False]
-    body.send_keys("o")
+    slider(card).send_keys("o")
     assert not any(drawn(name) for name in everything)
     for name in ("Errors", "Outlines"):
         browser.find_element(By.XPATH, f"//fieldset[@id='layers']//label[.='{name}']").click()
     assert all(drawn(name) for name in everything)
+
+
+@in_a_browser
+def test_what_a_card_says_and_draws_is_what_was_scored(
+    browser: webdriver.Chrome, inputs: Inputs
+) -> None:
+    Select(browser.find_element(By.ID, "choice")).select_by_value("all")
+    slices = pd.read_csv(inputs.evaluated / "per_slice.csv")
+    patients = pd.read_csv(inputs.evaluated / "per_patient.csv").set_index("patient_id")
+    for card in visible_cards(browser):
+        name = card.find_element(By.TAG_NAME, "h3").text
+        row = patients.loc[name]
+        assert f"Dice {row['dice']:.3f}, IoU {row['iou']:.3f}, rank " in card.text
+        assert f"{row['tp'] + row['fn']:,} tumor pixels" in card.text
+        own = slices[slices["patient_id"] == name].reset_index()
+        at = int(slider(card).get_attribute("value") or 0)
+        wrong = own["fp"] + own["fn"]
+        assert wrong[at] == wrong.max()
+        tp, fp, fn = own.loc[at, ["tp", "fp", "fn"]]
+        said = f"{tp} pixels right, {fn} missed, {fp} false."
+        assert said in caption(card)
+        assert said in (card.find_element(By.TAG_NAME, "img").get_attribute("alt") or "")
+        corners = browser.execute_script(
+            "const over = arguments[0].querySelector('.over'), m = over.getScreenCTM();"
+            "const box = arguments[0].querySelector('img').getBoundingClientRect();"
+            "const at = (x, y) => new DOMPoint(x, y).matrixTransform(m);"
+            f"const a = at(0, 0), b = at({SIZE}, {SIZE});"
+            "return [a.x - box.left, a.y - box.top, b.x - box.right, b.y - box.bottom]",
+            card,
+        )
+        assert np.abs(corners).max() < 0.01
+        now = card.find_element(By.CSS_SELECTOR, ".areas .now")
+        assert int(now.get_dom_attribute("x") or -1) == at
+
+
+@in_a_browser
+def test_the_legend_is_drawn_as_the_scans_are(browser: webdriver.Chrome) -> None:
+    """What each sample looks like is what a path of its name does, dashes and patterns too."""
+    card = visible_cards(browser)[0]
+    words = {"reference": "outline of the reference", "prediction": "prediction, dashed"}
+    words |= {"right": "right, plain", "missed": "missed, striped", "false": "false, dotted"}
+    shapes = {"missed": "rect", "false": "circle"}
+    for name, text in words.items():
+        sample = browser.find_element(By.CSS_SELECTOR, f".legend path.{name}")
+        assert text in sample.find_element(By.XPATH, "../..").text
+        drawn = card.find_element(By.CSS_SELECTOR, f".over path.{name}")
+        for style in ("stroke", "stroke-dasharray", "opacity"):
+            assert sample.value_of_css_property(style) == drawn.value_of_css_property(style)
+        assert (drawn.value_of_css_property("stroke-dasharray") != "none") is (name == "prediction")
+        if name in shapes:
+            assert f"#{name}-{SIZE}" in drawn.value_of_css_property("fill")
+            pattern = browser.find_element(By.ID, f"{name}-{SIZE}")
+            assert pattern.find_elements(By.CSS_SELECTOR, f"{shapes[name]}.ink")
+            scale = pattern.get_dom_attribute("patternTransform") or ""
+            assert scale.startswith(f"scale({SIZE / 256})")
 
 
 @in_a_browser

