@@ -66,8 +66,8 @@ FIGURES = {
     "position": (
         "Where tumors lie along the volume: share of slices that are abnormal, and of all tumor "
         "pixels, at each position",
-        "Bars and a line, highest in the middle of the volume; {abnormal_fraction:.1%} of all "
-        "slices are abnormal",
+        "Bars and a line, from the first slice to the last; {abnormal_fraction:.1%} of all slices "
+        "are abnormal",
     ),
     "tumor_area": (
         "How large tumors are, by abnormal slice and by patient",
