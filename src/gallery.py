@@ -1,4 +1,4 @@
-"""The gallery: a patient's slices as a page shows them, with outlines and errors to lay over them.
+"""The gallery: whom a page shows, and their slices with outlines and errors to lay over them.
 
 Scans become gray WebP images, a sequence each; what lies over them becomes paths of SVG, in pixels
 of the slice, so that a browser draws them sharply at any size.
@@ -7,6 +7,7 @@ of the slice, so that a browser draws them sharply at any size.
 import base64
 import io
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ import pandas as pd
 from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm.contrib.concurrent import process_map
 
+from cohort import missing_sequence
+from glossary import none_if_nan, told
 from overlap import COUNTS, count_pixels
 from probability import read_pair, segment
 from slices import SEQUENCES, read_image, slice_path
 from stage import Refusal
 
 QUALITY = 75  # of WebP, 0 to 100
+EXTREMES = 3  # patients called the best, the median and the worst ones
 
 
 def outline(mask: NDArray[np.bool_]) -> str:
@@ -112,3 +117,131 @@ def album(
                 }
             )
     return shown
+
+
+def ranked(patients: pd.DataFrame) -> pd.DataFrame:
+    """Return patients from the best Dice to the worst, then those of none, with `rank`, `place`.
+
+    `place` is best, median or worst for EXTREMES patients each, fewer of a few patients; else "".
+    A patient whose Dice is undefined has rank 0 and no place.
+    """
+    table = patients.sort_values(
+        ["dice", "patient_id"], ascending=[False, True], ignore_index=True, na_position="last"
+    )
+    n_known = int(table["dice"].count())
+    each = max(1, min(EXTREMES, n_known // 3))
+    middle = (n_known - each) // 2
+    table["rank"] = table.index + 1
+    table["place"] = ""
+    for begin, place in ((middle, "median"), (n_known - each, "worst"), (0, "best")):
+        table.loc[max(begin, 0) : begin + each - 1, "place"] = place
+    table.loc[n_known:, "rank"] = 0
+    table.loc[n_known:, "place"] = ""
+    return table
+
+
+def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most so many of ranked patients: as many best and worst ones, the rest between.
+
+    Those without a rank come last, as far as there is room.
+    """
+    n_ranked = int((table["rank"] > 0).sum())
+    if n_ranked <= most:
+        return table.head(most)
+    third = most // 3
+    middle = most - 2 * third
+    begin = (n_ranked - middle) // 2
+    rows = [*range(third), *range(begin, begin + middle), *range(n_ranked - third, n_ranked)]
+    return table.iloc[rows]
+
+
+def albums(
+    shown: pd.DataFrame,
+    manifest: pd.DataFrame,
+    slices: pd.DataFrame,
+    images: Path,
+    masks: Path,
+    predictions: Path,
+    *,
+    split: str,
+    threshold: float,
+    largest: bool,
+) -> list[list[dict[str, Any]]]:
+    """Return what the page needs of the slices of each of `shown` patients, in their order."""
+    table = manifest.merge(slices[["slice_id", *COUNTS]], on="slice_id")
+    if not len(table) == len(manifest) == len(slices):
+        raise Refusal(
+            f"{len(slices)} slices were scored, of which {len(table)} are among the "
+            f"{len(manifest)} of the split; `dvc repro evaluate`"
+        )
+    volumes = dict(list(table.groupby("patient_id")))
+    take = partial(
+        album,
+        images=images,
+        masks=masks,
+        predictions=predictions,
+        split=split,
+        threshold=threshold,
+        largest=largest,
+    )
+    found: list[list[dict[str, Any]]] = process_map(
+        take,
+        [volumes[patient_id] for patient_id in shown["patient_id"]],
+        chunksize=1,
+        desc="report",
+        unit="patient",
+        disable=None,
+    )
+    return found
+
+
+def most_telling(counts: list[int]) -> tuple[int, int]:
+    """Return what a patient's first shown slice has most of: wrong pixels, else right ones."""
+    tp, fp, fn = counts
+    return fp + fn, tp
+
+
+def area_steps(counts: list[list[int]]) -> dict[str, str]:
+    """Return tumor area by slice as steps, a path from (0, 1) to (n, 1), 0 high at the largest."""
+    areas = {
+        "reference": [tp + fn for tp, _, fn in counts],
+        "prediction": [tp + fp for tp, fp, _ in counts],
+    }
+    highest = max(1, *areas["reference"], *areas["prediction"])
+    return {
+        name: "M0 1" + "".join(f"V{1 - area / highest:.3f}h1" for area in each) + "V1"
+        for name, each in areas.items()
+    }
+
+
+def cards(
+    shown: pd.DataFrame, cohort: pd.DataFrame, slices: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return what the page shows of each patient, beside its slices: scores and facts."""
+    facts = cohort.set_index("patient_id")
+    found = []
+    for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
+        counts = [each["counts"] for each in album_of]
+        patient = facts.loc[row["patient_id"]]
+        found.append(
+            {
+                "patient_id": row["patient_id"],
+                "missing": missing_sequence(patient),
+                "missing_channels": [
+                    SEQUENCES.index(name)
+                    for name in ("pre_contrast", "post_contrast")
+                    if patient[f"missing_{name}"]
+                ],
+                "rank": row["rank"],
+                "place": row["place"],
+                "sort": "" if pd.isna(row["dice"]) else row["dice"],
+                "dice": told(none_if_nan(row["dice"])),
+                "iou": told(none_if_nan(row["iou"])),
+                "tumor": row["tp"] + row["fn"],
+                "steps": area_steps(counts),
+                "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),
+                "n_slices": len(album_of),
+                "n_slices_all": patient["n_slices"],
+            }
+        )
+    return found

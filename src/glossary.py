@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 
 class Score(NamedTuple):
     """A key of evaluate.json in words."""
@@ -154,6 +156,11 @@ def told(value: float | None, *, pixels: bool = False) -> str:
     if value is None:
         return "undefined"
     return f"{value:,.1f}" if pixels else f"{value:.3f}"
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return a table's number as JSON has it."""
+    return None if pd.isna(value) else float(value)
 
 
 def tell(score: Score, values: dict[str, Any]) -> Told:

@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,6 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 from pydantic import Field
-from tqdm.contrib.concurrent import process_map
 
 from charts import (
     curve_chart,
@@ -32,19 +30,16 @@ from charts import (
     risk_chart,
     subgroup_chart,
 )
-from cohort import missing_sequence, read_patients
-from gallery import album
-from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
+from cohort import read_patients
+from gallery import albums, cards, chosen_for_display, ranked
+from glossary import DEFINITIONS, HEADLINE, SCORES, none_if_nan, tell, told
 from manifest import SPLITS, read_manifest
 from outputs import replacing
-from overlap import COUNTS
-from slices import SEQUENCES
 from stage import Refusal, Seed, run
 
 SHOWN = "test"  # the split whose patients and charts are shown
 TABULATED = ("test", "val", "train")  # in the order of a table's columns
 ARTIFACT = "unet"  # the model's name in dvc.yaml
-EXTREMES = 3  # patients called the best, the median and the worst ones
 
 TABLES = (
     "definitions",
@@ -161,11 +156,6 @@ def split_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def none_if_nan(value: float) -> float | None:
-    """Return a table's number as JSON has it."""
-    return None if pd.isna(value) else float(value)
-
-
 def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
     """Return the predictors and, for each definition, what they score, as printed; then their n."""
     rows = [
@@ -210,133 +200,6 @@ def score_facts(
         "subgroups": subgroup_rows(tables["subgroups"]),
         "definitions": definition_rows(tables["definitions"]),
     }
-
-
-def ranked(patients: pd.DataFrame) -> pd.DataFrame:
-    """Return patients from the best Dice to the worst, then those of none, with `rank`, `place`.
-
-    `place` is best, median or worst for EXTREMES patients each, fewer of a few patients; else "".
-    A patient whose Dice is undefined has rank 0 and no place.
-    """
-    table = patients.sort_values(
-        ["dice", "patient_id"], ascending=[False, True], ignore_index=True, na_position="last"
-    )
-    n_known = int(table["dice"].count())
-    each = max(1, min(EXTREMES, n_known // 3))
-    middle = (n_known - each) // 2
-    table["rank"] = table.index + 1
-    table["place"] = ""
-    for begin, place in ((middle, "median"), (n_known - each, "worst"), (0, "best")):
-        table.loc[max(begin, 0) : begin + each - 1, "place"] = place
-    table.loc[n_known:, "rank"] = 0
-    table.loc[n_known:, "place"] = ""
-    return table
-
-
-def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most so many of ranked patients: as many best and worst ones, the rest between.
-
-    Those without a rank come last, as far as there is room.
-    """
-    n_ranked = int((table["rank"] > 0).sum())
-    if n_ranked <= most:
-        return table.head(most)
-    third = most // 3
-    middle = most - 2 * third
-    begin = (n_ranked - middle) // 2
-    rows = [*range(third), *range(begin, begin + middle), *range(n_ranked - third, n_ranked)]
-    return table.iloc[rows]
-
-
-def albums(
-    shown: pd.DataFrame,
-    manifest: pd.DataFrame,
-    slices: pd.DataFrame,
-    images: Path,
-    masks: Path,
-    predictions: Path,
-    *,
-    threshold: float,
-    largest: bool,
-) -> list[list[dict[str, Any]]]:
-    """Return what the page needs of the slices of each of `shown` patients, in their order."""
-    table = manifest.merge(slices[["slice_id", *COUNTS]], on="slice_id")
-    if not len(table) == len(manifest) == len(slices):
-        raise Refusal(
-            f"{len(slices)} slices were scored, of which {len(table)} are among the "
-            f"{len(manifest)} of the split; `dvc repro evaluate`"
-        )
-    volumes = dict(list(table.groupby("patient_id")))
-    take = partial(
-        album,
-        images=images,
-        masks=masks,
-        predictions=predictions,
-        split=SHOWN,
-        threshold=threshold,
-        largest=largest,
-    )
-    found: list[list[dict[str, Any]]] = process_map(
-        take,
-        [volumes[patient_id] for patient_id in shown["patient_id"]],
-        chunksize=1,
-        desc="report",
-        unit="patient",
-        disable=None,
-    )
-    return found
-
-
-def most_telling(counts: list[int]) -> tuple[int, int]:
-    """Return what a patient's first shown slice has most of: wrong pixels, else right ones."""
-    tp, fp, fn = counts
-    return fp + fn, tp
-
-
-def area_steps(counts: list[list[int]]) -> dict[str, str]:
-    """Return tumor area by slice as steps, a path from (0, 1) to (n, 1), 0 high at the largest."""
-    areas = {
-        "reference": [tp + fn for tp, _, fn in counts],
-        "prediction": [tp + fp for tp, fp, _ in counts],
-    }
-    highest = max(1, *areas["reference"], *areas["prediction"])
-    return {
-        name: "M0 1" + "".join(f"V{1 - area / highest:.3f}h1" for area in each) + "V1"
-        for name, each in areas.items()
-    }
-
-
-def cards(
-    shown: pd.DataFrame, cohort: pd.DataFrame, slices: list[list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Return what the page shows of each patient, beside its slices: scores and facts."""
-    facts = cohort.set_index("patient_id")
-    found = []
-    for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
-        counts = [each["counts"] for each in album_of]
-        patient = facts.loc[row["patient_id"]]
-        found.append(
-            {
-                "patient_id": row["patient_id"],
-                "missing": missing_sequence(patient),
-                "missing_channels": [
-                    SEQUENCES.index(name)
-                    for name in ("pre_contrast", "post_contrast")
-                    if patient[f"missing_{name}"]
-                ],
-                "rank": row["rank"],
-                "place": row["place"],
-                "sort": "" if pd.isna(row["dice"]) else row["dice"],
-                "dice": told(none_if_nan(row["dice"])),
-                "iou": told(none_if_nan(row["iou"])),
-                "tumor": row["tp"] + row["fn"],
-                "steps": area_steps(counts),
-                "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),
-                "n_slices": len(album_of),
-                "n_slices_all": patient["n_slices"],
-            }
-        )
-    return found
 
 
 def charts(
@@ -433,6 +296,7 @@ def main(
         images,
         masks,
         predictions,
+        split=SHOWN,
         threshold=chosen if evaluate["threshold"] == "val" else evaluate["threshold"],
         largest=evaluate["largest_component"],
     )

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import evaluate
+import gallery
 import report
 from conftest import ROOT, RunStage, dvc, make_repository
 from definitions import COPIED, definitions, trivial_counts
@@ -116,13 +117,14 @@ def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_p
         write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
         counts.append({"slice_id": slice_id, **count_pixels(shifted, mask)})
     shown = tested[["patient_id"]].drop_duplicates()
-    albums = report.albums(
+    albums = gallery.albums(
         shown,
         manifest,
         pd.DataFrame(counts),
         real / "data/slices/images",
         masks,
         tmp_path,
+        split="test",
         threshold=0.5,
         largest=False,
     )

@@ -21,6 +21,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import evaluate
 import explore
+import gallery
 import report
 from conftest import ROOT, SIZE, Data, RunStage, noisy, params, run_names, write_maps
 from glossary import DEFINITIONS, SCORES, tell, told
@@ -371,7 +372,7 @@ def test_what_page_and_card_say_follows_the_params(
 def test_the_best_the_median_and_the_worst_are_named() -> None:
     def table_of(dice: list[float]) -> pd.DataFrame:
         names = [f"p{n}" for n in range(len(dice))]
-        return report.ranked(pd.DataFrame({"patient_id": names, "dice": dice}))
+        return gallery.ranked(pd.DataFrame({"patient_id": names, "dice": dice}))
 
     def places(dice: list[float]) -> list[str]:
         found: list[str] = table_of(dice)["place"].tolist()
@@ -391,27 +392,27 @@ def test_the_best_the_median_and_the_worst_are_named() -> None:
     many = places(list(np.linspace(0, 1, 22)))
     assert [many.index(name) for name in ("best", "median", "worst")] == [0, 9, 19]
     assert [many.count(name) for name in ("best", "median", "worst", "")] == [3, 3, 3, 13]
-    table = report.ranked(pd.DataFrame({"patient_id": list("abc"), "dice": [0.2, 0.3, 0.2]}))
+    table = gallery.ranked(pd.DataFrame({"patient_id": list("abc"), "dice": [0.2, 0.3, 0.2]}))
     assert table["patient_id"].tolist() == ["b", "a", "c"]
 
 
 def test_of_many_patients_both_ends_and_the_middle_are_shown() -> None:
     table = pd.DataFrame({"rank": range(1, 41)})
-    shown = report.chosen_for_display(table, 10)["rank"].tolist()
+    shown = gallery.chosen_for_display(table, 10)["rank"].tolist()
     assert shown == [1, 2, 3, 19, 20, 21, 22, 38, 39, 40]
-    assert len(report.chosen_for_display(table, 40)) == 40
-    assert len(set(report.chosen_for_display(table, 39)["rank"])) == 39
+    assert len(gallery.chosen_for_display(table, 40)) == 40
+    assert len(set(gallery.chosen_for_display(table, 39)["rank"])) == 39
     undefined = pd.DataFrame({"rank": [1, 2, 3, 4, 0, 0, 0]})
-    assert report.chosen_for_display(undefined, 3)["rank"].tolist() == [1, 2, 4]
-    assert report.chosen_for_display(undefined, 5)["rank"].tolist() == [1, 2, 3, 4, 0]
+    assert gallery.chosen_for_display(undefined, 3)["rank"].tolist() == [1, 2, 4]
+    assert gallery.chosen_for_display(undefined, 5)["rank"].tolist() == [1, 2, 3, 4, 0]
 
 
 def test_a_patient_opens_with_the_slice_that_has_most_wrong() -> None:
     counts = [[900, 1, 1], [5, 20, 3], [0, 0, 22], [100, 2, 2]]
-    assert max(range(4), key=lambda at: report.most_telling(counts[at])) == 1
+    assert max(range(4), key=lambda at: gallery.most_telling(counts[at])) == 1
     perfect = [[0, 0, 0], [7, 0, 0], [9, 0, 0]]
-    assert max(range(3), key=lambda at: report.most_telling(perfect[at])) == 2
-    steps = report.area_steps([[4, 0, 0], [0, 1, 2]])
+    assert max(range(3), key=lambda at: gallery.most_telling(perfect[at])) == 2
+    steps = gallery.area_steps([[4, 0, 0], [0, 1, 2]])
     assert steps == {
         "reference": "M0 1V0.000h1V0.500h1V1",
         "prediction": "M0 1V0.000h1V0.750h1V1",
