@@ -269,3 +269,11 @@ def test_every_block_of_the_page_is_run_by_a_test() -> None:
     for heading in headings:
         assert f'blocks("{heading}")' in tests, heading
     assert sum(len(blocks(heading)) for heading in headings) == PAGE.count("```sh\n")
+
+
+def test_the_versions_that_pages_name_are_those_that_the_tests_ran_with() -> None:
+    named = re.findall(r"pip install (\S+==[^\s`]+)", PAGE + (ROOT / "README.md").read_text())
+    named += re.findall(r"with `(\S+==[^\s`]+)`", (ROOT / "README.md").read_text())
+    pins = (ROOT / "requirements-dev.txt").read_text().split()
+    assert len(named) == 4
+    assert set(named) <= set(pins)
