@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from network import Network, Tensors, file_sha256, load_tensors, save_tensors
-from outputs import discard, replacing
+from network import Network, Tensors, load_tensors, save_tensors
+from outputs import discard, file_sha256, replacing
 from stage import Refusal
 from trainer import Trainer
 

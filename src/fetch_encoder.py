@@ -17,8 +17,8 @@ import segmentation_models_pytorch as smp
 import torch
 
 import versioned
-from network import Encoder, build_encoder, file_sha256, load_encoder, save_tensors
-from outputs import replacing, write_metrics
+from network import Encoder, build_encoder, load_encoder, save_tensors
+from outputs import file_sha256, replacing, write_metrics
 from stage import Refusal, Seed, run
 
 LOCAL_COPY = "ENCODER_WEIGHTS"

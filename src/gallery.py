@@ -6,8 +6,7 @@ of the slice, so that a browser draws them sharply at any size.
 
 import base64
 import io
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm.contrib.concurrent import process_map
 
 from cohort import missing_sequence
-from glossary import none_if_nan, told
+from glossary import told
 from overlap import COUNTS, count_pixels
 from probability import read_pair, segment
 from slices import SEQUENCES, read_image, slice_path
@@ -159,15 +158,9 @@ def albums(
     shown: pd.DataFrame,
     manifest: pd.DataFrame,
     slices: pd.DataFrame,
-    images: Path,
-    masks: Path,
-    predictions: Path,
-    *,
-    split: str,
-    threshold: float,
-    largest: bool,
+    take: Callable[[pd.DataFrame], list[dict[str, Any]]],
 ) -> list[list[dict[str, Any]]]:
-    """Return what the page needs of the slices of each of `shown` patients, in their order."""
+    """Return the album of each of `shown` patients, in their order; `take` makes it of a volume."""
     table = manifest.merge(slices[["slice_id", *COUNTS]], on="slice_id")
     if not len(table) == len(manifest) == len(slices):
         raise Refusal(
@@ -175,15 +168,6 @@ def albums(
             f"{len(manifest)} of the split; `dvc repro evaluate`"
         )
     volumes = dict(list(table.groupby("patient_id")))
-    take = partial(
-        album,
-        images=images,
-        masks=masks,
-        predictions=predictions,
-        split=split,
-        threshold=threshold,
-        largest=largest,
-    )
     found: list[list[dict[str, Any]]] = process_map(
         take,
         [volumes[patient_id] for patient_id in shown["patient_id"]],
@@ -235,8 +219,8 @@ def cards(
                 "rank": row["rank"],
                 "place": row["place"],
                 "sort": "" if pd.isna(row["dice"]) else row["dice"],
-                "dice": told(none_if_nan(row["dice"])),
-                "iou": told(none_if_nan(row["iou"])),
+                "dice": told(row["dice"]),
+                "iou": told(row["iou"]),
                 "tumor": row["tp"] + row["fn"],
                 "steps": area_steps(counts),
                 "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),

@@ -1,8 +1,7 @@
 """What the scores are called, and how each is defined, in words for a person."""
 
+import math
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 
 class Score(NamedTuple):
@@ -152,15 +151,10 @@ class Told(NamedTuple):
 
 
 def told(value: float | None, *, pixels: bool = False) -> str:
-    """Return a score to three decimals, or pixels to one; "undefined" of None."""
-    if value is None:
+    """Return a score to three decimals, or pixels to one; "undefined" of None and NaN."""
+    if value is None or math.isnan(value):
         return "undefined"
     return f"{value:,.1f}" if pixels else f"{value:.3f}"
-
-
-def none_if_nan(value: float) -> float | None:
-    """Return a table's number as JSON has it."""
-    return None if pd.isna(value) else float(value)
 
 
 def tell(score: Score, values: dict[str, Any]) -> Told:

@@ -5,7 +5,6 @@ holds what was trained: the decoder and head alone when the encoder is frozen, e
 and in its header what rebuilds the network. Both are safetensors: loading them executes nothing.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
+from outputs import file_sha256
 from stage import Refusal
 
 Tensors = dict[str, torch.Tensor]
@@ -174,12 +174,6 @@ class Network(nn.Module):
             for name, tensor in self.unet.state_dict().items()
             if not (self.frozen and name.startswith("encoder."))
         }
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(tensors: Tensors, header: Encoder | Model | dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all: written beside their place, then renamed into it."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -55,3 +56,9 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     with replacing(path) as [partial]:
         text = json.dumps(rounded(metrics), indent=2, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,9 +11,9 @@ it shows slices of the data set, so it is kept by DVC and never in Git. A leaf o
 """
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +31,10 @@ from charts import (
     subgroup_chart,
 )
 from cohort import read_patients
-from gallery import albums, cards, chosen_for_display, ranked
-from glossary import DEFINITIONS, HEADLINE, SCORES, none_if_nan, tell, told
+from gallery import album, albums, cards, chosen_for_display, ranked
+from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
 from manifest import SPLITS, read_manifest
-from outputs import replacing
+from outputs import file_sha256, replacing
 from stage import Refusal, Seed, run
 
 SHOWN = "test"  # the split whose patients and charts are shown
@@ -117,11 +117,10 @@ def read_curve(curves: Path, name: str) -> "pd.Series[float]":
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Return a file's place, size in MB and SHA-256."""
-    content = path.read_bytes()
     return {
         "path": path.as_posix(),
-        "megabytes": f"{len(content) / 1e6:.1f}",
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "megabytes": f"{path.stat().st_size / 1e6:.1f}",
+        "sha256": file_sha256(path),
     }
 
 
@@ -159,8 +158,7 @@ def split_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
 def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
     """Return the predictors and, for each definition, what they score, as printed; then their n."""
     rows = [
-        (label, [told(none_if_nan(value)) for value in definitions[name]])
-        for name, label in DEFINITIONS.items()
+        (label, [told(value) for value in definitions[name]]) for name, label in DEFINITIONS.items()
     ]
     rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
     return {"predictors": definitions["predictor"].tolist(), "rows": rows}
@@ -176,10 +174,10 @@ def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
                 "attribute": row["attribute"],
                 "value": row["value"],
                 "n": row["n_patients_dice"],
-                "mean": told(none_if_nan(row["dice_patient_mean"])),
+                "mean": told(row["dice_patient_mean"]),
                 "interval": "" if pd.isna(low) else f"{told(low)} to {told(high)}",
-                "median": told(none_if_nan(row["dice_patient_median"])),
-                "iou": told(none_if_nan(row["iou"])),
+                "median": told(row["dice_patient_median"]),
+                "iou": told(row["iou"]),
             }
         )
     return rows
@@ -289,17 +287,16 @@ def main(
     }
     chosen = scores[SHOWN]["threshold"]
     shown = chosen_for_display(ranked(tables["per_patient"]), report_patients)
-    slices = albums(
-        shown,
-        manifest,
-        tables["per_slice"],
-        images,
-        masks,
-        predictions,
+    take = partial(
+        album,
+        images=images,
+        masks=masks,
+        predictions=predictions,
         split=SHOWN,
         threshold=chosen if evaluate["threshold"] == "val" else evaluate["threshold"],
         largest=evaluate["largest_component"],
     )
+    slices = albums(shown, manifest, tables["per_slice"], take)
     params = {"seed": seed, "acquire": acquire, "split": split, "encoder": encoder, "train": train}
     params |= {"predict": predict, "evaluate": evaluate}
     facts = {

@@ -37,8 +37,8 @@ from device import (
     total,
 )
 from manifest import read_manifest
-from network import Model, file_sha256, new_network, save_tensors
-from outputs import DECIMALS, replacing, write_metrics
+from network import Model, new_network, save_tensors
+from outputs import DECIMALS, file_sha256, replacing, write_metrics
 from overlap import iou
 from prediction import overlap_counts, predict
 from slices import slice_path

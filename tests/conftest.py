@@ -301,12 +301,6 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", done.stdout)
 
 
-def commit(folder: Path, message: str) -> None:
-    """Commit everything that Git does not ignore."""
-    for words in (["add", "-A"], ["commit", "-qm", message]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
-
-
 @pytest.fixture(scope="session")
 def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a repository in which `dvc repro` has run all of the graph, offline, uncommitted.
@@ -320,6 +314,17 @@ def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert sorted(ran(done)) == sorted(stages)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def committed_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same, committed, by somebody with a name; not to be written to either."""
+    folder = clone_with_outputs(graph_run, tmp_path_factory.mktemp("committed_run") / "brain")
+    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
+        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
+    for words in (["add", "-A"], ["commit", "-qm", "All of the graph, on a phantom"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
     return folder
 
 

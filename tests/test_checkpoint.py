@@ -20,7 +20,8 @@ import train
 from checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
 from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, run_names
 from manifest import read_manifest
-from network import Encoder, build_encoder, file_sha256, save_tensors
+from network import Encoder, build_encoder, save_tensors
+from outputs import file_sha256
 
 NAMES = run_names("train")
 SHORT: dict[str, Any] = QUICK | {"train__epochs": 4, "train__image_size": 32}

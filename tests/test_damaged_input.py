@@ -27,7 +27,8 @@ import restructure
 import split
 import train
 from conftest import SIZE, Data, Outcome, RunStage, run_names
-from network import Encoder, Model, build_encoder, file_sha256, new_network, save_tensors
+from network import Encoder, Model, build_encoder, new_network, save_tensors
+from outputs import file_sha256
 from phantom import write_phantom
 from probability import probability_path
 

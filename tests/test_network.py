@@ -15,7 +15,6 @@ from network import (
     Model,
     Network,
     build_encoder,
-    file_sha256,
     folded,
     load_encoder,
     load_network,
@@ -23,6 +22,7 @@ from network import (
     save_tensors,
     transposed_kernel,
 )
+from outputs import file_sha256
 from stage import Refusal
 
 

@@ -10,7 +10,8 @@ import torch
 import predict
 from conftest import SIZE, Data, Outcome, RunStage, predicted, run_names
 from manifest import read_manifest
-from network import Model, Network, file_sha256, new_network, save_tensors
+from network import Model, Network, new_network, save_tensors
+from outputs import file_sha256
 from probability import PROBABILITIES, read_levels
 
 NAMES = run_names("predict")

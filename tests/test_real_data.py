@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,16 @@ def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_p
         write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
         counts.append({"slice_id": slice_id, **count_pixels(shifted, mask)})
     shown = tested[["patient_id"]].drop_duplicates()
-    albums = gallery.albums(
-        shown,
-        manifest,
-        pd.DataFrame(counts),
-        real / "data/slices/images",
-        masks,
-        tmp_path,
+    take = partial(
+        gallery.album,
+        images=real / "data/slices/images",
+        masks=masks,
+        predictions=tmp_path,
         split="test",
         threshold=0.5,
         largest=False,
     )
+    albums = gallery.albums(shown, manifest, pd.DataFrame(counts), take)
     assert [len(album) for album in albums] == tested.groupby("patient_id").size().tolist()
     assert sum(len(each["views"]) for album in albums for each in album) == 3 * 860
     assert 5e6 < len(report.script_json(albums)) < 13e6

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import clone_with_outputs, commit, dvc, dvc_environment, ran
+from conftest import dvc, dvc_environment, ran
 from servers import MOTO, SSHD, SshServer, files_of, s3_server, serving, ssh_server
-from test_team import PAGE, REPOSITORY, blocks, objects, person, scores, shell
+from test_team import PAGE, REPOSITORY, blocks, clone_with_origin, objects, person, scores, shell
 
 needs_ssh = pytest.mark.skipif(not SSHD, reason="no sshd (Debian: openssh-server)")
 needs_s3 = pytest.mark.skipif(not MOTO, reason="no moto_server (`make tools`)")
@@ -27,46 +27,35 @@ PUBLIC = "https://data.example.org/brain"
 class Remote(NamedTuple):
     """A remote as the page sets it up, with real addresses for those that it makes up."""
 
-    heading: str
+    commands: str  # the page's block
     addresses: Mapping[str, str]
     writes_to: str  # the remote that is pushed to; the default one where it is ""
     folder: Path | None  # where its objects lie, where that is a folder
 
     def set_up(self, folder: Path) -> None:
         """Set the remote up in the clone that shares it with all others, and commit that."""
-        shell(folder, "".join(lines(self, local=False)), self.named(local=False))
+        self.run_lines(folder, local=False)
         shell(folder, "git commit -qam 'A remote for all of us'; git push -q")
 
     def join(self, folder: Path) -> None:
         """Set up in a clone what is each user's own."""
-        shell(folder, "".join(lines(self, local=True)), self.named(local=True))
+        self.run_lines(folder, local=True)
 
-    def named(self, *, local: bool) -> dict[str, str]:
-        text = "".join(lines(self, local=local))
-        return {name: value for name, value in self.addresses.items() if name in text}
+    def run_lines(self, folder: Path, *, local: bool) -> None:
+        """Run the lines that configure DVC: those for all together, or those for each user."""
+        lines = [line for line in self.commands.splitlines() if "dvc remote" in line]
+        text = "\n".join(line for line in lines if ("--local" in line) is local)
+        named = {name: value for name, value in self.addresses.items() if name in text}
+        shell(folder, text, named)
 
     def push(self, folder: Path) -> None:
         """Push as the page says."""
         if self.writes_to:
-            shell(folder, "".join(line for line in block(self) if "dvc push" in line))
+            lines = self.commands.splitlines()
+            shell(folder, "\n".join(line for line in lines if "dvc push" in line))
             shell(folder, "git push -q")
         else:
             shell(folder, blocks("Share data and models")[0])
-
-
-def block(remote: Remote) -> list[str]:
-    [commands] = {
-        "A server reached by SSH": blocks("A server reached by SSH"),
-        "S3": blocks("S3"),
-        "Anyone may read, few may write": blocks("Anyone may read, few may write"),
-    }[remote.heading]
-    return commands.splitlines(keepends=True)
-
-
-def lines(remote: Remote, *, local: bool) -> list[str]:
-    """Return the commands that set a remote up: those for every user, or those for all together."""
-    found = [line for line in block(remote) if "dvc remote" in line]
-    return [line for line in found if ("--local" in line) is local]
 
 
 @pytest.fixture
@@ -80,12 +69,13 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
         elif request.param == "s3":
             address = running.enter_context(s3_server(tmp_path / "moto", "team-bucket"))
             names = {STORAGE: address, '"$KEY_ID"': "anyone", '"$SECRET_KEY"': "secret"}
-            yield Remote("S3", names, "", None)
+            yield Remote(blocks("S3")[0], names, "", None)
         else:
             objects_at.mkdir()
             address = running.enter_context(serving(files_of(objects_at)))
             names = {PUBLIC: address, SERVER: str(objects_at)}
-            yield Remote("Anyone may read, few may write", names, "private", objects_at)
+            commands = blocks("Anyone may read, few may write")[0]
+            yield Remote(commands, names, "private", objects_at)
 
 
 def ssh_remote(server: SshServer, folder: Path) -> Remote:
@@ -94,7 +84,7 @@ def ssh_remote(server: SshServer, folder: Path) -> Remote:
         "user me": f"user {user_name()}",
         KEY: str(server.folder / "client"),
     }
-    return Remote("A server reached by SSH", names, "", folder)
+    return Remote(blocks("A server reached by SSH")[0], names, "", folder)
 
 
 def user_name() -> str:
@@ -111,24 +101,10 @@ def corrupt(folder: Path) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def committed(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the repository of a graph that has run, committed."""
-    folder = clone_with_outputs(graph_run, tmp_path_factory.mktemp("remotes") / "brain")
-    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
-        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
-    commit(folder, "All of the graph, on a phantom")
-    return folder
-
-
 @pytest.fixture
-def first(committed: Path, tmp_path: Path) -> Path:
-    """Return the first clone, whose graph has run, with a bare repository as its origin."""
-    folder = clone_with_outputs(committed, tmp_path / "first/brain")
-    origin = tmp_path / "brain.git"
-    subprocess.run(["git", "clone", "-q", "--bare", folder, origin], check=True)
-    shell(folder, f"git remote add origin '{origin}'; git fetch -q; git branch -qu origin/main")
-    return folder
+def first(committed_run: Path, tmp_path: Path) -> Path:
+    """Return the first clone, whose graph has run."""
+    return clone_with_origin(committed_run, tmp_path / "first/brain", tmp_path / "brain.git")
 
 
 def second_clone(first: Path, remote: Remote) -> Path:
@@ -299,7 +275,7 @@ def test_a_remote_without_the_data_says_so(first: Path, tmp_path: Path) -> None:
 @needs_s3
 def test_s3_without_credentials_says_what_the_page_explains(first: Path, tmp_path: Path) -> None:
     with s3_server(tmp_path / "moto", "team-bucket") as address:
-        remote = Remote("S3", {STORAGE: address}, "", None)
+        remote = Remote(blocks("S3")[0], {STORAGE: address}, "", None)
         remote.set_up(first)
         done = dvc(first, "push", AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path))
         assert done.returncode != 0

@@ -26,7 +26,8 @@ import report
 from conftest import ROOT, SIZE, Data, RunStage, noisy, params, run_names, write_maps
 from glossary import DEFINITIONS, SCORES, tell, told
 from manifest import read_manifest
-from network import Encoder, Model, build_encoder, file_sha256, save_tensors
+from network import Encoder, Model, build_encoder, save_tensors
+from outputs import file_sha256
 
 TABULATED = report.TABULATED
 N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them

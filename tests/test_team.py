@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import ROOT, clone_with_outputs, commit, dvc, dvc_environment, ran
+from conftest import ROOT, clone_with_outputs, dvc, dvc_environment, ran
 
 PAGE = (ROOT / "docs/team.md").read_text()
 REPOSITORY = "https://git.example.org/team/brain.git"
@@ -27,9 +27,7 @@ def blocks(heading: str) -> list[str]:
     return found
 
 
-def shell(
-    folder: Path, commands: str, names: Mapping[str, str] | None = None, *, home: Path | None = None
-) -> str:
+def shell(folder: Path, commands: str, names: Mapping[str, str] | None = None) -> str:
     """Run commands as a person would who stops at the first that fails; return what they print.
 
     `names` has addresses that the page makes up, and what stands for each.
@@ -41,7 +39,7 @@ def shell(
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
             cwd=folder,
-            env=dvc_environment() | person(home or folder.parent),
+            env=dvc_environment() | person(folder.parent),
             stdout=told,
             stderr=subprocess.STDOUT,
             check=False,
@@ -60,24 +58,18 @@ def person(home: Path) -> dict[str, str]:
     return own | names | addresses
 
 
-@pytest.fixture(scope="module")
-def committed(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the repository of a graph that has run, committed, its remote a folder beside it."""
-    folder = clone_with_outputs(graph_run, tmp_path_factory.mktemp("team") / "brain")
-    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
-        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
-    commit(folder, "All of the graph, on a phantom")
+def clone_with_origin(source: Path, folder: Path, origin: Path) -> Path:
+    """Copy a repository with its outputs; its origin is a bare one, made at `origin`."""
+    clone_with_outputs(source, folder)
+    subprocess.run(["git", "clone", "-q", "--bare", folder, origin], check=True)
+    shell(folder, f"git remote add origin '{origin}'; git fetch -q; git branch -qu origin/main")
     return folder
 
 
 @pytest.fixture
-def brain(committed: Path, tmp_path: Path) -> Path:
-    """Return a copy of it that a test may change, with a bare repository as its origin."""
-    folder = clone_with_outputs(committed, tmp_path / "brain")
-    origin = tmp_path / "brain.git"
-    subprocess.run(["git", "clone", "-q", "--bare", folder, origin], check=True)
-    shell(folder, f"git remote add origin '{origin}'; git fetch -q; git branch -qu origin/main")
-    return folder
+def brain(committed_run: Path, tmp_path: Path) -> Path:
+    """Return a repository in which the graph has run, that a test may change."""
+    return clone_with_origin(committed_run, tmp_path / "brain", tmp_path / "brain.git")
 
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:

@@ -25,11 +25,11 @@ from network import (
     Encoder,
     Network,
     build_encoder,
-    file_sha256,
     load_network,
     new_network,
     save_tensors,
 )
+from outputs import file_sha256
 from stage import Refusal
 from trainer import Trainer, make_schedule
 
