@@ -148,7 +148,6 @@ def main() -> None:
     schedule = make_schedule(
         train["schedule"],
         optimizer,
-        highest=train["learning_rate"],
         n_steps=arguments.epochs * len(batches["train"]),
     )
     for epoch in range(1, arguments.epochs + 1):

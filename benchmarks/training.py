@@ -229,7 +229,6 @@ def make_reference(job: Job) -> Contender:
     schedule = make_schedule(
         job.params["schedule"],
         optimizer,
-        highest=job.params["learning_rate"],
         n_steps=job.epochs * job.steps,
     )
     loss_function, watch = make_loss(job.params["loss"]), Stopwatch(where)

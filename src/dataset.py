@@ -1,4 +1,4 @@
-"""Slices as the network takes them: fitted into a square, augmented for training, in batches."""
+"""Slices as the network takes them: normalized, fitted into a square, augmented, in batches."""
 
 import os
 import zlib
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from slices import read_image, read_mask, slice_path
+from intensity import NONE, Normalization
+from slices import SEQUENCES, read_image, read_mask, slice_path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
 import albumentations
@@ -77,13 +78,43 @@ def unfit(logits: torch.Tensor, height: int, width: int, image_size: int) -> tor
     return scaled[0, 0]
 
 
+class MissingSequences(albumentations.ImageOnlyTransform):  # type: ignore[misc]
+    """Replace post-contrast by FLAIR, and half of the time pre-contrast too.
+
+    The data set fills a sequence that a patient lacks so; all who lack pre-contrast lack both.
+    """
+
+    def apply(self, img: NDArray[np.uint8], *, both: bool, **_: object) -> NDArray[np.uint8]:
+        """Return the scan (S, S, 3) without the sequence or the two."""
+        pre_contrast, flair, post_contrast = range(len(SEQUENCES))
+        img = img.copy()
+        img[..., post_contrast] = img[..., flair]
+        if both:
+            img[..., pre_contrast] = img[..., flair]
+        return img
+
+    def get_params(self) -> dict[str, bool]:
+        """Return what is drawn for a slice."""
+        return {"both": self.py_random.random() < 0.5}
+
+
 def augmentation(
-    *, flip: bool, rotate: float, scale: float, translate: float, brightness: float, contrast: float
+    *,
+    flip: bool,
+    rotate: float,
+    scale: float,
+    translate: float,
+    brightness: float,
+    contrast: float,
+    gamma: float,
+    gain: float,
+    missing: float,
 ) -> albumentations.Compose:
     """Return the augmentation of a scan and its mask.
 
     `rotate` in degrees; `scale`, `translate`, `brightness` and `contrast` as fractions, each drawn
-    from the range of ± that value.
+    from the range of ± that value. `gamma` and `gain` are drawn from 1 ± that value, an exponent
+    of all intensities and a factor of each sequence on its own; `missing` is a probability.
     """
     transforms: list[albumentations.BasicTransform] = (
         [albumentations.HorizontalFlip(p=0.5)] if flip else []
@@ -100,6 +131,14 @@ def augmentation(
         )
     if brightness or contrast:
         transforms.append(albumentations.RandomBrightnessContrast(brightness, contrast, p=1.0))
+    if gamma:
+        percent = 100 * (1 - gamma), 100 * (1 + gamma)
+        transforms.append(albumentations.RandomGamma(percent, p=1.0))
+    if gain:
+        factors = 1 - gain, 1 + gain
+        transforms.append(albumentations.MultiplicativeNoise(factors, per_channel=True, p=1.0))
+    if missing:
+        transforms.append(MissingSequences(p=missing))
     return albumentations.Compose(transforms)
 
 
@@ -123,11 +162,13 @@ class SliceDataset(Dataset[Item]):
         slice_ids: Sequence[str],
         *,
         image_size: int,
+        normalization: Normalization = NONE,
         augment: albumentations.Compose | None = None,
         seed: int = 0,
     ) -> None:
         self.images, self.masks, self.slice_ids = images, masks, list(slice_ids)
-        self.image_size, self.augment, self.seed = image_size, augment, seed
+        self.image_size, self.normalization = image_size, normalization
+        self.augment, self.seed = augment, seed
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -141,7 +182,7 @@ class SliceDataset(Dataset[Item]):
             if self.masks
             else np.zeros(image.shape[:2], dtype=np.bool_)
         )
-        image = fit(image, self.image_size, cv2.INTER_LINEAR)
+        image = fit(self.normalization(image, slice_id), self.image_size, cv2.INTER_LINEAR)
         mask = fit(own_mask.view(np.uint8), self.image_size, cv2.INTER_NEAREST)
         if self.augment is not None:
             self.augment.set_random_seed(slice_seed(self.seed, epoch, slice_id))
@@ -150,12 +191,39 @@ class SliceDataset(Dataset[Item]):
         return image, mask, own_mask, slice_id
 
 
+def draw(rng: np.random.Generator, positions: NDArray[np.int64], n_drawn: int) -> NDArray[np.int64]:
+    """Return so many of the positions at random, none a second time before each came once."""
+    rounds = max(1, -(-n_drawn // len(positions)))
+    return np.concatenate([rng.permutation(positions) for _ in range(rounds)])[:n_drawn]
+
+
+def draw_share(
+    rng: np.random.Generator, abnormal: NDArray[np.bool_], share: float
+) -> NDArray[np.int64]:
+    """Return positions of slices, as many as there are, that share of them abnormal.
+
+    `abnormal` says which are, of which there is one at least.
+    """
+    if abnormal.all():
+        return np.arange(len(abnormal))
+    n_abnormal = round(share * len(abnormal))
+    return np.concatenate(
+        [
+            draw(rng, np.flatnonzero(abnormal), n_abnormal),
+            draw(rng, np.flatnonzero(~abnormal), len(abnormal) - n_abnormal),
+        ]
+    )
+
+
 class BatchOrder(Sampler[list[tuple[int, int]]]):
     """The keys of an epoch's batches: in order, or shuffled from (seed, epoch).
 
     The last batch of a shuffled epoch is left out when it is not full, unless it is the only one:
     batch norm over a handful of slices would be noise. Several processes share each batch evenly:
     slice i of it goes to process i modulo `world_size`, and a remainder to none.
+
+    With `abnormal_share`, a shuffled epoch draws as many slices anew, that share of them abnormal;
+    `abnormal` says of each whether it is.
     """
 
     def __init__(
@@ -164,10 +232,13 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         batch_size: int,
         *,
         seed: int | None = None,
+        abnormal: NDArray[np.bool_] | None = None,
+        abnormal_share: float | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.n_slices, self.batch_size, self.seed, self.epoch = n_slices, batch_size, seed, 0
+        self.abnormal, self.abnormal_share = abnormal, abnormal_share
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -178,7 +249,10 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.n_slices)
         if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            rng = np.random.default_rng([self.seed, self.epoch])
+            if self.abnormal is not None and self.abnormal_share is not None:
+                order = draw_share(rng, self.abnormal, self.abnormal_share)
+            order = rng.permutation(order)
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             shared = chosen[: len(chosen) // self.world_size * self.world_size]

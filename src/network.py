@@ -8,7 +8,7 @@ and in its header what rebuilds the network. Both are safetensors: loading them 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import segmentation_models_pytorch as smp
 import torch
@@ -27,6 +27,7 @@ Tensors = dict[str, torch.Tensor]
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 Positive = Annotated[float, Field(gt=0)]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]  # pixels of the longer side of a slice
+Normalize = Literal["none", "percentile", "z_score"]  # how intensity.py normalizes scans
 Header = TypeVar("Header", "Encoder", "Model")
 HEADER = "network"  # one key, for the order of several in a safetensors header varies
 
@@ -48,6 +49,7 @@ class Model:
     encoder_sha256: str
     encoder_frozen: bool
     image_size: ImageSize
+    normalize: Normalize
 
 
 def build_encoder(name: str) -> nn.Module:
@@ -123,7 +125,8 @@ class Network(nn.Module):
 
     A frozen encoder stays in evaluation mode and runs without a graph. `requires_grad = False`
     alone would let its batch-norm statistics drift, and smp's own freezing leaves the DropPath of
-    transformers on.
+    transformers on. Thawed, its weights learn; it stays in evaluation mode, so that the decoder
+    meets no other features at that moment.
     """
 
     mean: torch.Tensor
@@ -138,16 +141,16 @@ class Network(nn.Module):
         # from one half, the first epoch would learn little else.
         prior = torch.tensor(TUMOR_PRIOR)
         nn.init.constant_(self.unet.segmentation_head[0].bias, float(torch.logit(prior)))
-        self.frozen = frozen
+        self.frozen, self.steady = frozen, frozen  # steady: the encoder in evaluation mode
         self.unet.encoder.requires_grad_(not frozen)
         self.used_encoder = self.unet.encoder
         self.register_buffer("mean", 255 * torch.tensor(encoder.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(encoder.std), persistent=False)
 
     def train(self, mode: bool = True) -> "Network":
-        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Set training or evaluation mode; an encoder that is or was frozen stays in evaluation."""
         super().train(mode)
-        if self.frozen:
+        if self.steady:
             self.unet.encoder.eval()
             self.used_encoder.eval()
         return self
@@ -157,6 +160,12 @@ class Network(nn.Module):
         self.unet.encoder.load_state_dict(tensors)
         if self.frozen:
             self.used_encoder = folded(self.unet.encoder)
+
+    def thaw(self) -> None:
+        """Let a frozen encoder learn from now on."""
+        self.frozen = False
+        self.unet.encoder.requires_grad_(True)
+        self.used_encoder = self.unet.encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, S, S) of scans (N, S, S, 3) uint8."""

@@ -1,7 +1,7 @@
 """Let the trained network predict every slice: the probability of tumor, pixel by pixel.
 
-    python src/predict.py data/slices/images data/splits.csv models/encoder.safetensors \
-        models/unet.safetensors data/predictions
+    python src/predict.py data/slices/images data/intensities.csv data/splits.csv \
+        models/encoder.safetensors models/unet.safetensors data/predictions
 
 It is not shown the masks. Logits are resized to the slice's own size, whatever image size the
 network takes, before they become probabilities.
@@ -23,6 +23,7 @@ from device import (
     make_fabric,
     repeat_exactly,
 )
+from intensity import read_normalization
 from manifest import read_manifest
 from network import load_network
 from outputs import replacing
@@ -46,6 +47,7 @@ class Mirrored(nn.Module):
 
 def main(
     images: Path,
+    intensities: Path,
     splits: Path,
     encoder: Path,
     unet: Path,
@@ -62,15 +64,18 @@ def main(
     network.to(memory_format=torch.channels_last)
     repeat_exactly(also_on_gpus=True)
     fabric = make_fabric(compute_device, compute_precision, compute_threads)
+    slice_ids = read_manifest(splits, "split")["slice_id"].tolist()
+    normalization = read_normalization(intensities, slice_ids, model.normalize)
     with replacing(predictions) as [folder], failures_told("predict.batch_size"):
         folder.mkdir()
         for slice_id, logits, _ in predict(
             fabric.setup(Mirrored(network) if flips else network),
             images,
             None,
-            read_manifest(splits, "split")["slice_id"].tolist(),
+            slice_ids,
             device=fabric.device,
             image_size=model.image_size,
+            normalization=normalization,
             batch_size=batch_size,
             workers=compute_workers,
             title="predict",

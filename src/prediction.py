@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import BatchOrder, SliceDataset, Workers, loader, unfit
+from intensity import Normalization
 from overlap import COUNTS, count_pixels
 from stage import Refusal
 
@@ -33,12 +34,15 @@ def predict(
     *,
     device: torch.device,
     image_size: int,
+    normalization: Normalization,
     batch_size: int,
     workers: Workers,
     title: str,
 ) -> Iterator[Prediction]:
     """Yield each slice's logits in the order of `slice_ids`, every slice once."""
-    dataset = SliceDataset(images, masks, slice_ids, image_size=image_size)
+    dataset = SliceDataset(
+        images, masks, slice_ids, image_size=image_size, normalization=normalization
+    )
     batches = loader(dataset, BatchOrder(len(slice_ids), batch_size), workers=workers)
     network.eval()
     for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None):

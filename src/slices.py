@@ -48,6 +48,11 @@ def case_id(patient_id: str) -> str:
     return match["case_id"] if match else patient_id
 
 
+def patient_of(slice_id: str) -> str:
+    """Return the id of the patient whose slice it is."""
+    return slice_id.rpartition("_")[0]
+
+
 def institution(patient_id: str) -> str:
     """Return the code in `TCGA_<institution>_<number>_<date>`; "unknown" in another name."""
     match = DATED_PATIENT.fullmatch(patient_id)

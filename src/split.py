@@ -2,12 +2,14 @@
 
     python src/split.py data/manifest.csv data/splits.csv
 
-By patient, all slices of a patient are on one side. By slice, slices of one patient are on both
-sides, which inflates every score: kept to compare with results that were reached that way.
+By patient, all slices of a patient are on one side. By institution too, and a fold is one of them.
+By slice, slices of one patient are on both sides, which inflates every score: kept to compare with
+results that were reached that way. With an inner fold what is tested otherwise is left out, and
+the rest is folded once more: to choose between recipes without a look at the test.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -59,14 +61,17 @@ def split_units(
     """Return `split` and `fold` for each unit, whose column `abnormal` is a fraction in [0, 1].
 
     Folds depend on the seed alone, so that over all values of `test_fold` every unit is tested
-    exactly once.
+    exactly once; by `institution` they are those of that column, in the order of their names.
     """
 
     def strata(chosen: pd.DataFrame, members: int) -> NDArray[np.int64]:
         abnormal = chosen["abnormal"].to_numpy(dtype=np.float64)
-        return abnormal_strata(abnormal, members) if by == "patient" else abnormal.astype(np.int64)
+        return abnormal.astype(np.int64) if by == "slice" else abnormal_strata(abnormal, members)
 
-    fold = assign_folds(strata(units, folds), folds=folds, seed=seed)
+    if by == "institution":
+        fold = np.unique(units["institution"], return_inverse=True)[1]
+    else:
+        fold = assign_folds(strata(units, folds), folds=folds, seed=seed)
     rest = np.flatnonzero(fold != test_fold)
     n_val = min(max(1, round(val_fraction * len(rest))), len(rest) - 1)
     members = -(-len(rest) // min(n_val, len(rest) - n_val))
@@ -80,7 +85,7 @@ def split_units(
 def check_split(splits: pd.DataFrame, *, by: str) -> None:
     """Refuse a split with a patient on two sides, or without an abnormal slice on one of them."""
     problems = []
-    if by == "patient":
+    if by != "slice":
         sides = splits.groupby("patient_id")["split"].unique()
         problems += [
             f"patient on two sides: {patient_id} in {' and '.join(sorted(names))}"
@@ -95,16 +100,36 @@ def check_split(splits: pd.DataFrame, *, by: str) -> None:
 
 
 def split_manifest(
-    manifest: pd.DataFrame, *, by: str, folds: int, test_fold: int, val_fraction: float, seed: int
+    manifest: pd.DataFrame,
+    *,
+    by: str,
+    folds: int,
+    test_fold: int,
+    val_fraction: float,
+    seed: int,
+    name: str = "split.test_fold",
 ) -> pd.DataFrame:
-    """Return the manifest's rows in their order with the columns `split` and `fold`."""
-    key = "patient_id" if by == "patient" else "slice_id"
-    units = manifest.groupby(key)[["abnormal"]].mean()
+    """Return the manifest's rows in their order with the columns `split` and `fold`.
+
+    `name` is the param that `test_fold` comes from.
+    """
+    key, unit = ("slice_id", "slice") if by == "slice" else ("patient_id", "patient")
+    grouped = manifest.groupby(key)
+    units = grouped[["abnormal"]].mean()
+    if by == "institution":
+        units = units.join(grouped["institution"].first())
+        folds = units["institution"].nunique()
+        if folds < 2:
+            raise Refusal(
+                f"split.by is institution, and all {len(units)} patients are of "
+                f"{units['institution'].iloc[0]}; split them by patient"
+            )
     if test_fold >= folds:
-        raise Refusal(f"split.test_fold is {test_fold}; with {folds} folds use 0 to {folds - 1}")
-    if len(units) <= folds:
+        raise Refusal(f"{name} is {test_fold}; with {folds} folds use 0 to {folds - 1}")
+    if by != "institution" and len(units) <= folds:
         raise Refusal(
-            f"split.folds is {folds}, with {len(units)} {by}s only; use fewer folds or more {by}s"
+            f"split.folds is {folds}, with {len(units)} {unit}s only; "
+            f"use fewer folds or more {unit}s"
         )
     assigned = split_units(
         units, by=by, folds=folds, test_fold=test_fold, val_fraction=val_fraction, seed=seed
@@ -119,19 +144,18 @@ def main(
     splits: Path,
     *,
     seed: Seed,
-    by: Literal["patient", "slice"],
+    by: Literal["patient", "institution", "slice"],
     folds: Annotated[int, Field(ge=2)],
     test_fold: Annotated[int, Field(ge=0)],
+    inner_fold: Annotated[int, Field(ge=0)] | Literal["none"],
     val_fraction: Annotated[float, Field(gt=0, lt=1)],
 ) -> None:
-    table = split_manifest(
-        read_manifest(manifest),
-        by=by,
-        folds=folds,
-        test_fold=test_fold,
-        val_fraction=val_fraction,
-        seed=seed,
-    )
+    rows = read_manifest(manifest, *(["institution"] if by == "institution" else []))
+    options: dict[str, Any] = {"by": by, "folds": folds, "val_fraction": val_fraction, "seed": seed}
+    table = split_manifest(rows, test_fold=test_fold, **options)
+    if inner_fold != "none":
+        rest = rows[table["split"] != "test"]
+        table = split_manifest(rest, test_fold=inner_fold, name="split.inner_fold", **options)
     with replacing(splits) as [partial]:
         table.to_csv(partial, index=False)
     counts = table.groupby("split").agg(

@@ -1,7 +1,7 @@
 """Train the U-Net's decoder on the train slices; keep the epoch of the best validation IoU.
 
-    python src/train.py data/slices/images data/slices/masks data/splits.csv \
-        models/encoder.safetensors models/unet.safetensors metrics/train
+    python src/train.py data/slices/images data/slices/masks data/intensities.csv \
+        data/splits.csv models/encoder.safetensors models/unet.safetensors metrics/train
 
 Curves are written by DVCLive while it runs: `dvc plots show` in another shell draws them.
 On several devices or machines it is started by `torchrun`, with the same arguments. A training
@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import pandas as pd
 import torch
 from dvclive.live import Live
 from lightning_fabric import Fabric
@@ -36,8 +37,9 @@ from device import (
     repeat_exactly,
     total,
 )
+from intensity import Normalization, read_normalization
 from manifest import read_manifest
-from network import Model, new_network, save_tensors
+from network import Model, Normalize, new_network, save_tensors
 from outputs import DECIMALS, file_sha256, replacing, write_metrics
 from overlap import iou
 from prediction import overlap_counts, predict
@@ -58,6 +60,9 @@ class Augment(TypedDict):
     translate: Fraction
     brightness: Fraction
     contrast: Fraction
+    gamma: Fraction
+    gain: Fraction
+    missing: Fraction
 
 
 @contextmanager
@@ -139,6 +144,7 @@ def validate(
     slice_ids: list[str],
     *,
     image_size: int,
+    normalization: Normalization,
     batch_size: int,
     workers: Workers,
 ) -> float:
@@ -150,6 +156,7 @@ def validate(
         slice_ids[fabric.global_rank :: fabric.world_size],
         device=fabric.device,
         image_size=image_size,
+        normalization=normalization,
         batch_size=batch_size,
         workers=workers,
         title="val",
@@ -158,8 +165,8 @@ def validate(
     return float(iou(*total(fabric, torch.tensor(counts.tolist(), dtype=torch.int64))))
 
 
-def select(splits: Path, split: str) -> list[str]:
-    """Return the ids of a split's slices in the order of the table; refuse one without tumor."""
+def select(splits: Path, split: str) -> pd.DataFrame:
+    """Return the rows of a split's slices in the order of the table; refuse one without tumor."""
     table = read_manifest(splits, "split")
     rows = table[table["split"] == split]
     if not rows["abnormal"].any():
@@ -167,12 +174,29 @@ def select(splits: Path, split: str) -> list[str]:
             f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other patients, or "
             "another split.test_fold or split.val_fraction"
         )
-    return rows["slice_id"].tolist()
+    return rows
+
+
+def refuse_bad_thaw(thaw_epochs: int, epochs: int, *, frozen: bool, world_size: int) -> None:
+    """Refuse epochs with a thawed encoder that cannot be."""
+    if thaw_epochs and not frozen:
+        raise Refusal(
+            f"train.thaw_epochs is {thaw_epochs} and encoder.frozen false; an encoder that learns "
+            "from the start needs no thawing: set one of the two"
+        )
+    if thaw_epochs > epochs:
+        raise Refusal(f"train.thaw_epochs is {thaw_epochs} of train.epochs {epochs}; take fewer")
+    if thaw_epochs and world_size > 1:
+        raise Refusal(
+            f"train.thaw_epochs is {thaw_epochs} with {world_size} processes, which fix before the "
+            "first step what they exchange; train in one process, or with encoder.frozen: false"
+        )
 
 
 def main(
     images: Path,
     masks: Path,
+    intensities: Path,
     splits: Path,
     encoder: Path,
     unet: Path,
@@ -188,6 +212,11 @@ def main(
     weight_decay: Annotated[float, Field(ge=0)],
     schedule: Schedule,
     loss: Loss,
+    normalize: Normalize,
+    abnormal_share: Annotated[float, Field(gt=0, lt=1)] | Literal["natural"],
+    repeat: Annotated[int, Field(ge=0)],
+    thaw_epochs: Annotated[int, Field(ge=0)],
+    encoder_rate: Annotated[float, Field(gt=0)],
     deterministic: bool,
     augment: Augment,
     compute_device: Device,
@@ -204,20 +233,30 @@ def main(
             f"train.batch_size is {batch_size}, which {fabric.world_size} processes cannot share "
             "evenly; take a multiple of their number"
         )
-    train_ids, val_ids = select(splits, "train"), select(splits, "val")
+    refuse_bad_thaw(thaw_epochs, epochs, frozen=encoder_frozen, world_size=fabric.world_size)
+    train_rows, val_rows = select(splits, "train"), select(splits, "val")
+    train_ids, val_ids = train_rows["slice_id"].tolist(), val_rows["slice_id"].tolist()
+    normalization = read_normalization(intensities, train_ids + val_ids, normalize)
     dataset = SliceDataset(
         images,
         masks,
         train_ids,
         image_size=image_size,
+        normalization=normalization,
         augment=augmentation(**augment),
-        seed=seed,
+        seed=seed + repeat,
     )
     order = BatchOrder(
-        len(dataset), batch_size, seed=seed, rank=fabric.global_rank, world_size=fabric.world_size
+        len(dataset),
+        batch_size,
+        seed=seed + repeat,
+        abnormal=train_rows["abnormal"].to_numpy(dtype=bool),
+        abnormal_share=None if abnormal_share == "natural" else abnormal_share,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
     )
     batches = loader(dataset, order, workers=compute_workers)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + repeat)
     network = new_network(encoder, name=encoder_name, frozen=encoder_frozen)
     trainer = make_trainer(
         fabric,
@@ -228,6 +267,8 @@ def main(
         schedule=schedule,
         n_steps=epochs * len(order),
         compiled=compute_compile,
+        thaws=thaw_epochs > 0,
+        encoder_rate=encoder_rate,
     )
     writes = fabric.is_global_zero  # fabric.print would speak once for each machine
     if writes:
@@ -238,6 +279,8 @@ def main(
         )
 
     def take_epoch(epoch: int) -> dict[str, float]:
+        if epoch > epochs - thaw_epochs:
+            network.thaw()
         order.epoch, begin = epoch, time.perf_counter()
         scores = train_epoch(trainer, batches, epoch=epoch)
         images_per_s = len(order) * batch_size / (time.perf_counter() - begin)
@@ -249,6 +292,7 @@ def main(
             masks,
             val_ids,
             image_size=image_size,
+            normalization=normalization,
             batch_size=batch_size,
             workers=compute_workers,
         )
@@ -270,7 +314,7 @@ def main(
                 if name != "compute_workers" and not isinstance(value, Path)
             }
             | environment(fabric),
-            [splits, encoder, *slices],
+            [intensities, splits, encoder, *slices],
         )
     with held(key) as state, failures_told("train.batch_size"):
         progress = state.load(trainer, network)
@@ -288,7 +332,9 @@ def main(
                 live.summary["best"] = {"epoch": progress.best_epoch, "val_iou": best_iou}
         if writes:
             write_metrics(metrics / "environment.json", environment(fabric))
-            header = Model(encoder_name, file_sha256(encoder), encoder_frozen, image_size)
+            frozen = encoder_frozen and progress.best_epoch <= epochs - thaw_epochs
+            sha256 = file_sha256(encoder)
+            header = Model(encoder_name, sha256, frozen, image_size, normalize)
             with replacing(unet) as [partial]:
                 save_tensors(progress.best_tensors, header, partial)
             state.finish(unet)

@@ -43,10 +43,11 @@ def make_loss(name: Loss) -> nn.Module:
 
 
 def make_schedule(
-    name: Schedule, optimizer: torch.optim.Optimizer, *, highest: float, n_steps: int
+    name: Schedule, optimizer: torch.optim.Optimizer, *, n_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return a schedule of the learning rate over `n_steps` steps that never exceeds `highest`."""
+    """Return a schedule over `n_steps` steps that never exceeds a group's learning rate."""
     if name == "one_cycle":
+        highest = [group["lr"] for group in optimizer.param_groups]
         # The cycle divides by the length of its parts, the shorter one 30 % of the steps.
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, max(n_steps, 10))
     if name == "cosine":
@@ -81,16 +82,25 @@ def make_trainer(
     schedule: Schedule,
     n_steps: int,
     compiled: bool,
+    thaws: bool = False,
+    encoder_rate: float = 1.0,
 ) -> Trainer:
-    """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained."""
+    """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained.
+
+    The encoder, where it learns or `thaws` later, has the learning rate times `encoder_rate`.
+    """
     network.to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # It exists on GPUs alone.
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if compiled:
         network.compile()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    rates = make_schedule(schedule, adamw, highest=learning_rate, n_steps=n_steps)
+    encoder = list(network.unet.encoder.parameters())
+    others = [*network.unet.decoder.parameters(), *network.unet.segmentation_head.parameters()]
+    groups = [{"params": others, "lr": learning_rate}]
+    if thaws or not network.frozen:  # what has no gradient yet, AdamW leaves alone
+        groups.append({"params": encoder, "lr": encoder_rate * learning_rate})
+    adamw = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+    rates = make_schedule(schedule, adamw, n_steps=n_steps)
     compute, optimizer = fabric.setup(network, adamw)
     return Trainer(fabric, network, compute, make_loss(loss), optimizer, rates)

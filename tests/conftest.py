@@ -17,9 +17,11 @@ import yaml
 from torch import nn
 
 import build_manifest
+import measure_tissue
 import restructure
 import split
 import stage
+from intensity import NONE
 from manifest import read_manifest
 from network import Encoder, build_encoder, save_tensors
 from phantom import write_phantom
@@ -51,6 +53,7 @@ class Data(NamedTuple):
     masks: Path
     manifest: Path
     patients: Path
+    intensities: Path
     splits: Path
 
 
@@ -94,6 +97,7 @@ def predicted(
         slice_ids,
         device=torch.device("cpu"),
         image_size=image_size,
+        normalization=NONE,
         batch_size=batch_size,
         workers=workers,
         title="test",
@@ -169,12 +173,14 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         folder / "slices/masks",
         folder / "manifest.csv",
         folder / "patients.csv",
+        folder / "intensities.csv",
         folder / "splits.csv",
     )
     restructure.main(paths.raw, paths.images, paths.masks)
     build_manifest.main(
         paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients
     )
+    measure_tissue.main(paths.images, paths.intensities)
     split.main(
         paths.manifest,
         paths.splits,
@@ -182,6 +188,7 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         by="patient",
         folds=5,
         test_fold=0,
+        inner_fold="none",
         val_fraction=0.15,
     )
     return paths

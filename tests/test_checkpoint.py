@@ -47,7 +47,8 @@ def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> 
 
     def run(folder: str, encoder: Path = encoder, **overrides: Any) -> Outcome:
         out = tmp_path / folder
-        paths = [data.images, data.masks, splits, encoder, out / "unet", out / "train"]
+        inputs = [data.images, data.masks, data.intensities, splits, encoder]
+        paths = [*inputs, out / "unet", out / "train"]
         return run_stage(train.main, paths, *NAMES, **(SHORT | overrides))
 
     return run
@@ -72,6 +73,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "frozen": {},
+    "thawed": {"train__thaw_epochs": 3, "train__encoder_rate": 0.1},
     "dropout": {"encoder__name": "mit_b0", "encoder__frozen": False, "train__schedule": "cosine"},
 }
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import acquire
 import build_manifest
 import evaluate
+import measure_tissue
 import predict
 import restructure
 import split
@@ -419,7 +420,7 @@ WAYS_OUT = (
     "use fewer folds or more patients",
     "Choose another seed, or fewer split.folds, or more patients.",
 )
-DATA_STAGES = ("acquire", "restructure", "build_manifest", "split")
+DATA_STAGES = ("acquire", "restructure", "build_manifest", "measure_tissue", "split")
 
 
 def travel(run_stage: RunStage, source: Path, folder: Path) -> tuple[str, Outcome]:
@@ -433,6 +434,7 @@ def travel(run_stage: RunStage, source: Path, folder: Path) -> tuple[str, Outcom
             build_manifest.main,
             [images, masks, raw / "data.csv", manifest, table],
         ),
+        "measure_tissue": (measure_tissue.main, [images, folder / "intensities.csv"]),
         "split": (split.main, [manifest, folder / "splits.csv"]),
     }
     overrides = {"acquire__dataset": str(source), "split__folds": 3}
@@ -458,6 +460,7 @@ def test_a_damaged_source_is_refused_by_name_and_nothing_written(
     assert any(way_out in outcome.error for way_out in WAYS_OUT)
     made = {"acquire": {"raw"}, "restructure": {"images", "masks"}}
     made |= {"build_manifest": {"manifest.csv", "patients.csv"}, "split": {"splits.csv"}}
+    made |= {"measure_tissue": {"intensities.csv"}}
     before = DATA_STAGES[: DATA_STAGES.index(stage)]
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     assert found == {output for earlier in before for output in made[earlier]}
@@ -490,11 +493,12 @@ class Files:
         self.data, self.folder = data, folder
         self.encoder, self.unet = folder / "encoder.safetensors", folder / "unet.safetensors"
         self.splits = Path(shutil.copy(data.splits, folder))
+        self.intensities = Path(shutil.copy(data.intensities, folder))
         save_tensors(
             build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), self.encoder
         )
         network = new_network(self.encoder, name="mobilenet_v2", frozen=True)
-        header = Model("mobilenet_v2", file_sha256(self.encoder), True, 32)
+        header = Model("mobilenet_v2", file_sha256(self.encoder), True, 32, "z_score")
         save_tensors(network.trained_tensors(), header, self.unet)
         self.predictions = folder / "predictions"
         self.predictions.mkdir()
@@ -510,15 +514,15 @@ class Files:
         return min(self.predictions.iterdir())
 
     def run(self, run_stage: RunStage, stage: str) -> Outcome:
-        data, out = self.data, self.folder / "out"
+        data, out, tables = self.data, self.folder / "out", (self.intensities, self.splits)
         stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
             "train": (
                 train.main,
-                [data.images, data.masks, self.splits, self.encoder, out / "unet", out / "metrics"],
+                [data.images, data.masks, *tables, self.encoder, out / "unet", out / "metrics"],
             ),
             "predict": (
                 predict.main,
-                [data.images, self.splits, self.encoder, self.unet, out / "maps"],
+                [data.images, *tables, self.encoder, self.unet, out / "maps"],
             ),
             "evaluate": (
                 evaluate.main,
@@ -527,6 +531,7 @@ class Files:
         }
         main, paths = stages[stage]
         quick = {"compute__device": "cpu", "compute__workers": 0, "train__image_size": 32}
+        quick |= {"train__normalize": "z_score"}
         return run_stage(main, paths, *run_names(stage), **quick)
 
 
@@ -579,6 +584,7 @@ def model_header(**changes: Any) -> Callable[[Files], None]:
             "encoder_sha256": file_sha256(files.encoder),
             "encoder_frozen": True,
             "image_size": 32,
+            "normalize": "none",
         }
         save_tensors(load_file(files.unet), header | changes, files.unet)
 
@@ -612,6 +618,21 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
         bytes_of("splits", lambda b: b.replace(b"abnormal", b"ill")),
         "train",
         "splits.csv: no column `abnormal`",
+    ),
+    "intensities not a table": (
+        bytes_of("intensities", lambda _: b""),
+        "train",
+        "intensities.csv: not the intensities of these patients",
+    ),
+    "intensities without a patient": (
+        bytes_of("intensities", lambda b: b[: b.index(b"\n") + 1]),
+        "train",
+        "`dvc repro measure_tissue`",
+    ),
+    "intensities that are no numbers": (
+        bytes_of("intensities", lambda b: b.replace(b"1", b"x")),
+        "predict",
+        "intensities.csv: not the intensities of these patients",
     ),
     "missing map": (no_map, "evaluate", "no probability map that can be read"),
     "map cut off": (bytes_of("one_map", lambda b: b[:40]), "evaluate", "no probability map"),

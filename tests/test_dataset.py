@@ -23,7 +23,7 @@ from manifest import read_manifest
 from slices import read_image, read_mask, slice_path
 
 STRONG = {"flip": True, "rotate": 90.0, "scale": 0.3, "translate": 0.2}
-LIGHT = {"brightness": 0.3, "contrast": 0.3}
+LIGHT = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "gain": 0.3, "missing": 0.3}
 
 
 def slice_ids(data: Data, n_slices: int = 24) -> list[str]:
@@ -109,7 +109,7 @@ def test_workers_follow_the_epoch(data: Data) -> None:
 
 
 def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> None:
-    augment = augmentation(**STRONG, brightness=0, contrast=0)  # type: ignore[arg-type]
+    augment = augmentation(**STRONG, **dict.fromkeys(LIGHT, 0.0))  # type: ignore[arg-type]
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30] = 1
     image = np.repeat(200 * mask[..., None], 3, axis=2)
@@ -129,6 +129,38 @@ def test_light_changes_the_scan_alone() -> None:
     augmented = augment(image=image, mask=mask)
     assert not np.array_equal(augmented["image"], image)
     np.testing.assert_array_equal(augmented["mask"], mask)
+
+
+def changed_by(seed: int, **strength: float) -> np.ndarray:
+    """Return what an augmentation of that strength makes of a scan of three even sequences."""
+    settings = dict.fromkeys([*STRONG, *LIGHT], 0) | strength
+    augment = augmentation(**settings)  # type: ignore[arg-type]
+    augment.set_random_seed(seed)
+    scan = np.tile(np.array([50, 100, 150], dtype=np.uint8), (8, 8, 1))
+    changed: np.ndarray = augment(image=scan, mask=scan[..., 0] * 0)["image"][0, 0]
+    return changed
+
+
+def test_gamma_is_an_exponent_of_all_sequences_and_gain_a_factor_of_each() -> None:
+    scan = np.array([50, 100, 150])
+    exponents, factors = [], []
+    for seed in range(200):
+        drawn = np.log(changed_by(seed, gamma=0.3) / 255) / np.log(scan / 255)
+        assert np.ptp(drawn) < 0.03
+        exponents.append(drawn.mean())
+        factors.append(changed_by(seed, gain=0.2) / scan)
+    assert 0.68 < min(exponents) < 0.75 < 1.25 < max(exponents) < 1.32
+    gains = np.array(factors)
+    assert 0.78 < gains.min() < 0.83 < 1.17 < gains.max() < 1.21
+    assert np.abs(np.corrcoef(gains.T) - np.eye(3)).max() < 0.25
+
+
+def test_a_missing_sequence_is_filled_with_flair_as_in_the_data_set() -> None:
+    kinds = [tuple(changed_by(seed, missing=0.4)) for seed in range(400)]
+    whole, no_post, flair_alone = (50, 100, 150), (50, 100, 100), (100, 100, 100)
+    assert set(kinds) == {whole, no_post, flair_alone}
+    assert kinds.count(whole) / 400 == pytest.approx(0.6, abs=0.06)
+    assert kinds.count(no_post) / 400 == pytest.approx(0.2, abs=0.05)
 
 
 def test_without_augmentation_slices_come_in_order_and_as_they_are(data: Data) -> None:
@@ -154,3 +186,27 @@ def test_a_shuffled_epoch_leaves_the_short_batch_out_unless_it_is_the_only_one()
 def test_importing_it_asks_the_network_for_nothing() -> None:
     source = Path(fit.__code__.co_filename).read_text()
     assert source.index("NO_ALBUMENTATIONS_UPDATE") < source.index("import albumentations")
+
+
+@pytest.mark.parametrize(("share", "n_abnormal"), [(0.5, 20), (0.1, 4), (0.9, 36)])
+def test_a_share_of_each_epoch_is_abnormal(share: float, n_abnormal: int) -> None:
+    """Of 40 slices 10 are abnormal; those drawn more than once are drawn equally often."""
+    abnormal = np.arange(40) % 4 == 0
+    order = BatchOrder(40, 8, seed=1, abnormal=abnormal, abnormal_share=share)
+    epochs = []
+    for epoch in (0, 1):
+        order.epoch = epoch
+        positions = [position for batch in order for _, position in batch]
+        assert len(positions) == 40
+        assert abnormal[positions].sum() == n_abnormal
+        for kind in (abnormal, ~abnormal):
+            times = np.bincount(positions, minlength=40)[kind]
+            assert times.max() - times.min() <= 1
+        epochs.append(positions)
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) != epochs[0]
+
+
+def test_all_are_drawn_once_where_all_are_abnormal() -> None:
+    order = BatchOrder(16, 8, seed=1, abnormal=np.ones(16, dtype=bool), abnormal_share=0.5)
+    assert sorted(position for batch in order for _, position in batch) == list(range(16))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import QUICK, ROOT, Data, params
 from dataset import BatchOrder, SliceDataset, augmentation, loader
+from intensity import NONE
 from manifest import read_manifest
 from network import new_network
 from train import validate
@@ -34,7 +35,8 @@ def two_processes(data: Data, encoder: Path, tmp_path: Path) -> TwoProcesses:
         splits: Path = data.splits, n_machines: int = 1, **overrides: Any
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(**(QUICK | overrides))))
-        paths = [data.images, data.masks, splits, encoder, "unet.safetensors", "train"]
+        inputs = [data.images, data.masks, data.intensities, splits, encoder]
+        paths = [*inputs, "unet.safetensors", "train"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         if n_machines == 2:
             meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
@@ -101,7 +103,7 @@ def in_turn(data: Data, splits: Path, encoder: Path, settings: dict[str, Any]) -
         trained[0], lr=train["learning_rate"], weight_decay=train["weight_decay"], fused=True
     )
     n_steps = train["epochs"] * len(orders[0])
-    rates = make_schedule("one_cycle", optimizer, highest=train["learning_rate"], n_steps=n_steps)
+    rates = make_schedule("one_cycle", optimizer, n_steps=n_steps)
     curves: dict[str, Any] = {"loss": [], "val": [], "tensors": []}
     for epoch in range(1, train["epochs"] + 1):
         losses = []
@@ -136,6 +138,7 @@ def in_turn(data: Data, splits: Path, encoder: Path, settings: dict[str, Any]) -
                 *sources,
                 ids["val"],
                 image_size=train["image_size"],
+                normalization=NONE,
                 batch_size=train["batch_size"],
                 workers=0,
             )

@@ -252,7 +252,7 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path, tmp_path: Path
 ) -> None:
     splits = tmp_path / "by_slice.csv"
-    options = {"seed": 1, "folds": 5, "test_fold": 0, "val_fraction": 0.15}
+    options = {"seed": 1, "folds": 5, "test_fold": 0, "inner_fold": "none", "val_fraction": 0.15}
     split.main(data.manifest, splits, by="slice", **options)  # type: ignore[arg-type]
     write_maps(maps, noisy(masks))
     table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]

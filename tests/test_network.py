@@ -111,6 +111,7 @@ def save_model(network: Network, folder: Path, encoder: Path, **changes: object)
         "encoder_sha256": file_sha256(encoder),
         "encoder_frozen": network.frozen,
         "image_size": 64,
+        "normalize": "percentile",
     }
     path = folder / "unet.safetensors"
     save_tensors(network.trained_tensors(), Model(**(header | changes)), path)  # type: ignore[arg-type]
@@ -125,7 +126,7 @@ def test_a_saved_network_comes_back_as_it_was(tmp_path: Path, frozen: bool) -> N
     path = save_model(network, tmp_path, encoder)
     again, model = load_network(path, encoder)
     assert not again.training
-    assert model == Model("mobilenet_v2", file_sha256(encoder), frozen, 64)
+    assert model == Model("mobilenet_v2", file_sha256(encoder), frozen, 64, "percentile")
     assert torch.equal(network.eval()(scans()), again(scans()))
     holds_encoder = any(name.startswith("encoder.") for name in load_file(path))
     assert holds_encoder is not frozen
@@ -286,3 +287,20 @@ def test_the_transposed_kernel_by_hand() -> None:
         [5, 8, 5, 2],
         [0, 0, 0, 0],
     ]
+
+
+def test_a_thawed_encoder_learns_and_keeps_its_statistics(tmp_path: Path) -> None:
+    network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True)
+    before = network.eval()(scans())
+    kept = {name: tensor.clone() for name, tensor in network.unet.encoder.state_dict().items()}
+    assert not any(name.startswith("encoder.") for name in network.trained_tensors())
+    network.thaw()
+    torch.testing.assert_close(network.eval()(scans()), before, atol=1e-3, rtol=1e-3)
+    learn(network, 1)
+    changed = {
+        name.rpartition(".")[2]
+        for name, tensor in network.unet.encoder.state_dict().items()
+        if not torch.equal(tensor, kept[name])
+    }
+    assert changed == {"weight", "bias"}
+    assert any(name.startswith("encoder.") for name in network.trained_tensors())

@@ -26,14 +26,15 @@ def network(encoder: Path, tmp_path: Path) -> Network:
     head = network.unet.segmentation_head[0]
     torch.nn.init.normal_(head.weight, std=8)
     torch.nn.init.zeros_(head.bias)
-    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE)
+    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE, "none")
     save_tensors(network.trained_tensors(), header, tmp_path / "unet.safetensors")
     return network
 
 
 def run_predict(run_stage: RunStage, data: Data, folder: Path, out: str, **options: Any) -> Outcome:
     unet = folder / "unet.safetensors"
-    paths = [data.images, data.splits, folder / "encoder.safetensors", unet, folder / out]
+    inputs = [data.images, data.intensities, data.splits, folder / "encoder.safetensors"]
+    paths = [*inputs, unet, folder / out]
     overrides = {f"predict__{name}": value for name, value in options.items()}
     return run_stage(predict.main, paths, *NAMES, **QUICK, **overrides)
 
@@ -90,7 +91,7 @@ def test_a_diverged_network_leaves_nothing_half_written(
 ) -> None:
     tensors = network.trained_tensors()
     tensors["segmentation_head.0.bias"].fill_(torch.nan)
-    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE)
+    header = Model("mobilenet_v2", file_sha256(encoder), True, IMAGE_SIZE, "none")
     save_tensors(tensors, header, tmp_path / "unet.safetensors")
     outcome = run_predict(run_stage, data, tmp_path, "none")
     assert outcome.code == 1

@@ -116,7 +116,7 @@ def inputs(
     encoder = build_encoder("mobilenet_v2").state_dict()
     save_tensors(encoder, Encoder("mobilenet_v2"), found.encoder)
     sha256 = file_sha256(found.encoder)
-    model = Model("mobilenet_v2", sha256, True, 48)
+    model = Model("mobilenet_v2", sha256, True, 48, "none")
     save_tensors({"tensor": torch.zeros(3)}, model, found.unet)
     fetched = {"name": "mobilenet_v2", "weights": "none", "sha256": sha256, "n_parameters": 2223872}
     found.fetched.write_text(json.dumps(fetched))

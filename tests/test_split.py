@@ -153,7 +153,7 @@ def test_a_patient_on_two_sides_is_an_error() -> None:
         ({"split__folds": 10}, "split.folds is 10, with 10 patients only"),
         (
             {"split__by": "volume"},
-            "param `split.by` is 'volume': input should be 'patient' or 'slice'",
+            "param `split.by` is 'volume': input should be 'patient', 'institution' or 'slice'",
         ),
         (
             {"split__val_fraction": 0},
@@ -187,3 +187,46 @@ def test_a_side_without_tumor_is_refused(run_stage: RunStage, data: Data, tmp_pa
     assert "no abnormal slice in train\nno abnormal slice in val\nno abnormal slice in test\n" in (
         outcome.error
     )
+
+
+def with_institutions(n_patients: int) -> pd.DataFrame:
+    manifest = make_manifest(n_patients)
+    number = manifest["patient_id"].str[1:].astype(int)
+    return manifest.assign(institution=np.array(["HT", "DU", "CS"])[number % 3])
+
+
+def test_by_institution_a_fold_is_one_of_them() -> None:
+    manifest = with_institutions(20)
+    for test_fold, name in enumerate(["CS", "DU", "HT"]):
+        options = {**DEFAULTS, "by": "institution", "test_fold": test_fold}
+        splits = split_manifest(manifest, **options)
+        assert (splits["institution"][splits["split"] == "test"] == name).all()
+        assert set(splits["institution"][splits["split"] == "train"]) == {"CS", "DU", "HT"} - {name}
+        assert splits.groupby("patient_id")["split"].nunique().max() == 1
+        assert splits.groupby("institution")["fold"].nunique().max() == 1
+    with pytest.raises(Refusal, match=r"test_fold is 3; with 3 folds use 0 to 2"):
+        split_manifest(manifest, **{**DEFAULTS, "by": "institution", "test_fold": 3})
+    with pytest.raises(Refusal, match=r"all 20 patients are of X; split them by patient"):
+        split_manifest(manifest.assign(institution="X"), **{**DEFAULTS, "by": "institution"})
+
+
+def test_an_inner_fold_leaves_out_what_is_tested_and_tests_the_rest_once(
+    run_stage: RunStage, tmp_path: Path
+) -> None:
+    manifest = make_manifest(25)
+    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    outer = split_manifest(manifest, **{**DEFAULTS, "test_fold": 2})
+    left_out = set(outer["patient_id"][outer["split"] == "test"])
+    tested: Counter[str] = Counter()
+    for inner_fold in range(5):
+        paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
+        overrides = {"split__test_fold": 2, "split__inner_fold": inner_fold}
+        assert run_stage(split.main, paths, "seed", "split", **overrides).code == 0
+        splits = read_manifest(tmp_path / "splits.csv")
+        assert set(splits["patient_id"]) == set(manifest["patient_id"]) - left_out
+        assert splits.groupby("patient_id")["split"].nunique().max() == 1
+        tested.update(splits["patient_id"][splits["split"] == "test"].unique())
+    assert set(tested.values()) == {1}
+    assert set(tested) == set(manifest["patient_id"]) - left_out
+    outcome = run_stage(split.main, paths, "seed", "split", split__inner_fold=5)
+    assert "error: split.inner_fold is 5; with 5 folds use 0 to 4" in outcome.error

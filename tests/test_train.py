@@ -56,7 +56,8 @@ def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> 
         folder: str, splits: Path = data.splits, images: Path = data.images, **overrides: Any
     ) -> Outcome:
         out = tmp_path / folder
-        paths = [images, data.masks, splits, encoder, out / "unet.safetensors", out / "train"]
+        inputs = [images, data.masks, data.intensities, splits, encoder]
+        paths = [*inputs, out / "unet.safetensors", out / "train"]
         return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
 
     return run
@@ -170,7 +171,8 @@ def test_dropout_is_the_same_with_any_number_of_workers(
     curves = []
     for workers in (0, 2):
         out = tmp_path / f"workers {workers}"
-        paths = [data.images, data.masks, data.splits, encoder, out / "unet", out / "train"]
+        inputs = [data.images, data.masks, data.intensities, data.splits, encoder]
+        paths = [*inputs, out / "unet", out / "train"]
         settings = {**QUICK, **changes, "compute__workers": workers}
         assert run_stage(train.main, paths, *NAMES, **settings).code == 0
         curves.append((out / "train/plots/metrics/train/loss.tsv").read_text())
@@ -257,7 +259,7 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
             network,
             nn.BCEWithLogitsLoss(),
             optimizer,
-            make_schedule("constant", optimizer, highest=0.0, n_steps=2),
+            make_schedule("constant", optimizer, n_steps=2),
         ),
         [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])],  # type: ignore[arg-type]
         epoch=1,
@@ -299,3 +301,50 @@ def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path
     outcome = train_in("bad", splits=tmp_path / "splits.csv")
     assert outcome.code == 1
     assert "splits.csv: no abnormal slice in val (0 slices); take other patients" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"encoder__frozen": False}, "train.thaw_epochs is 2 and encoder.frozen false; "),
+        ({"train__epochs": 1}, "train.thaw_epochs is 2 of train.epochs 1; take fewer"),
+    ],
+)
+def test_a_thaw_that_cannot_be_is_refused(
+    train_in: Train, overrides: dict[str, Any], told: str
+) -> None:
+    outcome = train_in("out", **({"train__thaw_epochs": 2} | overrides))
+    assert outcome.code == 1
+    assert told in outcome.error
+
+
+@pytest.mark.parametrize(("thaw_epochs", "frozen"), [(0, True), (2, False)])
+def test_a_model_holds_the_encoder_where_it_has_learned(
+    train_in: Train, encoder: Path, tmp_path: Path, thaw_epochs: int, frozen: bool
+) -> None:
+    settings = {"train__thaw_epochs": thaw_epochs, "train__normalize": "z_score"}
+    assert train_in("out", **settings).code == 0
+    network, model = load_network(tmp_path / "out/unet.safetensors", encoder)
+    assert (model.encoder_frozen, model.normalize) == (frozen, "z_score")
+    kept, learned = load_file(encoder), network.unet.encoder.state_dict()
+    assert all(torch.equal(kept[name], learned[name]) for name in kept) == frozen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train__repeat": 1},
+        {"train__normalize": "percentile"},
+        {"train__abnormal_share": 0.9},
+        {"train__augment__gamma": 0.5},
+        {"train__augment__gain": 0.5},
+        {"train__augment__missing": 0.5},
+    ],
+)
+def test_each_choice_of_the_recipe_trains_another_network(
+    train_in: Train, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    assert train_in("as it is", train__epochs=1).code == 0
+    assert train_in("changed", train__epochs=1, **change).code == 0
+    models = [load_file(tmp_path / name / "unet.safetensors") for name in ("as it is", "changed")]
+    assert not all(torch.equal(models[0][name], models[1][name]) for name in models[0])

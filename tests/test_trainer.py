@@ -33,7 +33,7 @@ def test_schedules_begin_and_end_where_they_should(
     name: Schedule, first: float, last: float, n_steps: int
 ) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
-    schedule = make_schedule(name, optimizer, highest=0.01, n_steps=n_steps)
+    schedule = make_schedule(name, optimizer, n_steps=n_steps)
     rates = []
     for _ in range(n_steps):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,101 @@
+"""Intensity: MRI has no units, so patients and sequences are brought to one scale of brightness.
+
+Tissue is what is brighter than the mean of all pixels of the sequence in the patient's volume, air
+included: the mask that TorchIO's ZNormalization offers (Pérez-García et al., Comput. Methods
+Programs Biomed. 208:106236, 2021). It moves with the brightness, so that a volume twice as bright
+comes out the same, but for rounding and what was clipped at 255.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from slices import SEQUENCES, patient_of
+from stage import Refusal
+
+LEVELS = 256
+STATISTICS = ("tissue_mean", "tissue_std", "tissue_p99")
+
+# percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the
+# scale, for tumors may be brighter. z_score: tissue gets mean 115 and standard deviation 57, those
+# of the photographs that ImageNet's encoders have learned from. none: intensities stay.
+P99, MEAN, STD = 191, 115, 57
+
+
+def tissue_statistics(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Return mean, standard deviation and 99th percentile of the tissue of one sequence.
+
+    `counts`, (256,), has how many pixels of the volume have which level. NaN where all are alike.
+    """
+    levels = np.arange(LEVELS)
+    tissue = np.where(levels > np.average(levels, weights=counts), counts, 0)
+    if not tissue.any():
+        return dict.fromkeys(STATISTICS, np.nan)
+    mean = np.average(levels, weights=tissue)
+    std = np.sqrt(np.average((levels - mean) ** 2, weights=tissue))
+    p99 = np.searchsorted(tissue.cumsum(), 0.99 * tissue.sum())
+    return dict(zip(STATISTICS, (float(mean), float(std), float(p99)), strict=True))
+
+
+def normalizing_levels(statistics: Mapping[Any, float], normalize: str) -> NDArray[np.uint8]:
+    """Return the level that each of the 256 levels of a sequence becomes, clipped to 0 and 255.
+
+    A sequence without contrast, whose statistics say nothing, stays as it is.
+    """
+    levels = np.arange(LEVELS, dtype=np.float64)
+    if normalize == "percentile" and statistics["tissue_p99"] > 0:
+        levels *= P99 / statistics["tissue_p99"]
+    if normalize == "z_score" and statistics["tissue_std"] > 0:
+        levels = MEAN + (levels - statistics["tissue_mean"]) * STD / statistics["tissue_std"]
+    return np.clip(np.rint(levels), 0, LEVELS - 1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How scans are normalized: for each patient what every level becomes, (1, 256, 3) uint8."""
+
+    tables: dict[str, NDArray[np.uint8]]  # empty: scans stay as they are
+
+    def __call__(self, image: NDArray[np.uint8], slice_id: str) -> NDArray[np.uint8]:
+        """Return the scan, (H, W, 3), normalized as its patient's."""
+        if not self.tables:
+            return image
+        return np.asarray(cv2.LUT(image, self.tables[patient_of(slice_id)]), dtype=np.uint8)
+
+
+NONE = Normalization({})
+
+
+def read_normalization(
+    intensities: Path, slice_ids: Iterable[str], normalize: str
+) -> Normalization:
+    """Return how to normalize the slices, from the table of the stage `measure_tissue`."""
+    if normalize == "none":
+        return NONE
+    try:
+        table = pd.read_csv(intensities, dtype={"patient_id": str}, keep_default_na=False)
+        table[list(STATISTICS)] = table[list(STATISTICS)].apply(pd.to_numeric)
+        rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
+        tables = {
+            patient_id: np.stack(
+                [
+                    normalizing_levels(rows[patient_id, sequence], normalize)
+                    for sequence in SEQUENCES
+                ],
+                axis=-1,
+            )[None]
+            for patient_id in sorted({patient_of(slice_id) for slice_id in slice_ids})
+        }
+    except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"{intensities}: not the intensities of these patients ({reason}); "
+            "`dvc repro measure_tissue`"
+        ) from None
+    return Normalization(tables)

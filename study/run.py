@@ -1,0 +1,109 @@
+"""Run trainings of the study that `study/runs.yaml` lists, and keep their tables.
+
+    python study/run.py fold-1 fold-2     # these
+    python study/run.py                   # all that study/runs/ does not have yet
+
+Each is a DVC experiment `study-<name>` of the graph as far as `evaluate`, run aside: the checkout
+stays as it was but for `study/runs/<name>/`, which gets its params, scores, tables and cost.
+A training that was interrupted goes on where it was when the same command is given again.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, KEPT = ROOT / "study/runs.yaml", ROOT / "study/runs"
+TABLES = {  # what is kept of an experiment, and its name there
+    "params.yaml": "params.yaml",
+    "metrics/evaluate.json": "evaluate.json",
+    "metrics/evaluate/definitions.csv": "definitions.csv",
+    "metrics/evaluate/per_patient.csv": "per_patient.csv",
+    "metrics/train/metrics.json": "train.json",
+    "metrics/train/environment.json": "environment.json",
+    "metrics/train/plots/metrics/train/loss.tsv": "train_loss.tsv",
+    "metrics/train/plots/metrics/train/iou.tsv": "train_iou.tsv",
+    "metrics/train/plots/metrics/val/iou.tsv": "val_iou.tsv",
+}
+
+
+def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield `name=value` of each value, as `dvc exp run --set-param` takes it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"
+
+
+def cost(lines: list[tuple[float, str]]) -> dict[str, float | int]:
+    """Return minutes of the train stage, its epochs and the median of their images/s.
+
+    `lines` are those that DVC has printed, each with the second at which it came. Empty where
+    nothing was trained, for DVC had the model already, or it was resumed.
+    """
+    begin = next((i for i, (_, line) in enumerate(lines) if "Running stage 'train'" in line), None)
+    if begin is None or any("resumed at epoch" in line for _, line in lines):
+        return {}
+    rates = [float(m[1]) for _, line in lines if (m := re.search(r"([\d.]+) images/s$", line))]
+    end = next(i for i, (_, line) in enumerate(lines) if i > begin and "Updating lock" in line)
+    return {
+        "minutes": round((lines[end][0] - lines[begin][0]) / 60, 1),
+        "epochs": len(rates),
+        "images_per_s": round(statistics.median(rates), 1),
+    }
+
+
+def run(name: str, overrides: dict[str, Any]) -> None:
+    """Run one experiment and keep its tables; all of them or none."""
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--force"]
+    command += ["--name", f"study-{name}", "evaluate"]
+    command += [f"--set-param={leaf}" for leaf in leaves(overrides)]
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or []:
+            print(line, end="", flush=True)
+            lines.append((time.monotonic(), line.rstrip()))
+    if running.returncode:
+        sys.exit(f"{name}: dvc exp run ended with {running.returncode}; see above")
+    with tempfile.TemporaryDirectory(dir=KEPT.parent, prefix=".") as folder:
+        kept = Path(folder) / name
+        kept.mkdir()
+        for path, target in TABLES.items():
+            get = [sys.executable, "-m", "dvc", "get", "--quiet", ".", path]
+            get += ["--rev", f"study-{name}", "--out", str(kept / target)]
+            subprocess.run(get, cwd=ROOT, check=True)
+        (kept / "cost.json").write_text(json.dumps(cost(lines), indent=2) + "\n")
+        shutil.rmtree(KEPT / name, ignore_errors=True)
+        KEPT.mkdir(exist_ok=True)
+        kept.rename(KEPT / name)
+
+
+def main() -> None:
+    """Run the named ones, or those that are lacking."""
+    runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    names = parser.parse_args().names or [name for name in runs if not (KEPT / name).exists()]
+    unknown = [name for name in names if name not in runs]
+    if unknown:
+        parser.error(f"{RUNS} has no {', '.join(unknown)}, but {', '.join(runs)}")
+    for name in names:
+        run(name, runs[name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Patients come to one scale of intensity, whatever their scanner made of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import measure_tissue
+from conftest import Data
+from dataset import SliceDataset
+from intensity import NONE, normalizing_levels, read_normalization, tissue_statistics
+from slices import SEQUENCES, patient_of, read_image, slice_path, sorted_slices
+from stage import Refusal
+
+
+def histogram(values: dict[int, int]) -> np.ndarray:
+    counts = np.zeros(256, dtype=np.int64)
+    for level, n_pixels in values.items():
+        counts[level] = n_pixels
+    return counts
+
+
+def test_tissue_is_what_is_brighter_than_the_mean_of_the_volume() -> None:
+    """Mean of all 100 pixels: (10 * 80 + 30 * 100 + 10 * 120) / 100 = 50."""
+    counts = histogram({0: 50, 80: 10, 100: 30, 120: 10})
+    found = tissue_statistics(counts)
+    assert found == pytest.approx(
+        {"tissue_mean": 100, "tissue_std": np.sqrt(20 * 400 / 50), "tissue_p99": 120}
+    )
+    values = np.repeat(np.arange(256), counts)
+    tissue = values[values > values.mean()]
+    assert found["tissue_mean"] == tissue.mean()
+    assert found["tissue_std"] == pytest.approx(tissue.std())
+
+
+@pytest.mark.parametrize("level", [0, 7, 255])
+def test_a_volume_without_contrast_has_no_tissue_and_stays_as_it_is(level: int) -> None:
+    found = tissue_statistics(histogram({level: 9}))
+    assert all(np.isnan(value) for value in found.values())
+    for normalize in ("percentile", "z_score"):
+        assert normalizing_levels(found, normalize).tolist() == list(range(256))
+
+
+def test_percentile_keeps_black_and_z_score_gives_mean_and_deviation() -> None:
+    statistics = {"tissue_mean": 50.0, "tissue_std": 20.0, "tissue_p99": 100.0}
+    percentile = normalizing_levels(statistics, "percentile")
+    assert percentile[[0, 50, 100, 133, 134, 255]].tolist() == [0, 96, 191, 254, 255, 255]
+    z_score = normalizing_levels(statistics, "z_score")
+    assert z_score[[0, 10, 50, 70, 90, 99, 255]].tolist() == [0, 1, 115, 172, 229, 255, 255]
+
+
+@pytest.mark.parametrize("normalize", ["percentile", "z_score"])
+def test_a_volume_twice_as_bright_comes_out_the_same(normalize: str) -> None:
+    rng = np.random.default_rng(0)
+    dark = np.concatenate([np.zeros(4000, int), rng.normal(60, 15, 6000).clip(0, 127).astype(int)])
+    levels = [
+        normalizing_levels(tissue_statistics(np.bincount(volume, minlength=256)), normalize)[volume]
+        for volume in (dark, 2 * dark)
+    ]
+    assert np.abs(levels[0].astype(int) - levels[1]).max() <= 2
+    assert levels[0].std() > 50
+
+
+def test_measured_volumes_are_those_of_the_files(data: Data) -> None:
+    table = pd.read_csv(data.intensities)
+    patients = sorted({name.patient_id for name in sorted_slices(data.images)})
+    assert table["patient_id"].tolist() == [each for each in patients for _ in SEQUENCES]
+    assert table["sequence"].tolist() == list(SEQUENCES) * len(patients)
+    names = [name for name in sorted_slices(data.images) if name.patient_id == patients[3]]
+    volume = np.stack([read_image(slice_path(data.images, name.slice_id)) for name in names])
+    rows = table[table["patient_id"] == patients[3]].to_dict("records")
+    for values, row in zip(np.moveaxis(volume, -1, 0), rows, strict=True):
+        tissue = values[values > values.mean()]
+        assert row["tissue_mean"] == pytest.approx(tissue.mean(), abs=1e-4)
+        assert row["tissue_std"] == pytest.approx(tissue.std(), abs=1e-4)
+        assert abs(row["tissue_p99"] - np.percentile(tissue, 99)) <= 1
+
+
+def test_a_data_set_normalizes_each_slice_as_its_patient(data: Data) -> None:
+    ids = [name.slice_id for name in sorted_slices(data.images)][::9]
+    normalization = read_normalization(data.intensities, ids, "z_score")
+    table = pd.read_csv(data.intensities).set_index(["patient_id", "sequence"]).to_dict("index")
+    kept = SliceDataset(data.images, data.masks, ids, image_size=48)
+    changed = SliceDataset(data.images, data.masks, ids, image_size=48, normalization=normalization)
+    for position, slice_id in enumerate(ids):
+        image, own = kept[0, position][0][:48, :48], changed[0, position][0][:48, :48]
+        for channel, sequence in enumerate(SEQUENCES):
+            row = table[patient_of(slice_id), sequence]
+            wanted = 115 + (image[..., channel] - row["tissue_mean"]) * 57 / row["tissue_std"]
+            assert np.abs(own[..., channel] - wanted.clip(0, 255)).max() <= 0.51
+    assert NONE(image, ids[-1]) is image
+
+
+def test_the_same_images_give_the_same_table(data: Data, tmp_path: Path) -> None:
+    measure_tissue.main(data.images, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == data.intensities.read_bytes()
+
+
+def test_a_patient_who_was_not_measured_is_named(data: Data) -> None:
+    with pytest.raises(Refusal, match=r"STRANGER.*`dvc repro measure_tissue`"):
+        read_normalization(data.intensities, ["STRANGER_1"], "percentile")
