@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stage import Refusal
+
 DECIMALS = 5
 
 
@@ -56,6 +58,15 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     with replacing(path) as [partial]:
         text = json.dumps(rounded(metrics), indent=2, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_metrics(path: Path, way_out: str) -> dict[str, Any]:
+    """Return what write_metrics has written; refuse a file that is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path}: cannot be read ({error}). {way_out}") from None
+    return content
 
 
 def file_sha256(path: Path) -> str:

@@ -34,9 +34,10 @@ from cohort import read_patients
 from gallery import album, albums, cards, chosen_for_display, ranked
 from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
 from manifest import SPLITS, read_manifest
-from outputs import file_sha256, replacing
+from outputs import file_sha256, read_metrics, replacing
 from stage import Refusal, Seed, run
 
+WAY_OUT = "`dvc repro` writes it anew."
 SHOWN = "test"  # the split whose patients and charts are shown
 TABULATED = ("test", "val", "train")  # in the order of a table's columns
 ARTIFACT = "unet"  # the model's name in dvc.yaml
@@ -87,22 +88,13 @@ FINDINGS = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file of metrics; refuse one that is missing or damaged."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read ({error}); `dvc repro` writes it anew") from None
-    return content
-
-
 def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
     """Return a table of metrics; names stay text, empty fields are NaN."""
     text = dict.fromkeys(("patient_id", "slice_id", "institution", "attribute", "group"), str)
     try:
         return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read ({error}); `dvc repro` writes it anew") from None
+        raise Refusal(f"{path}: cannot be read ({error}). {WAY_OUT}") from None
 
 
 def read_curve(curves: Path, name: str) -> "pd.Series[float]":
@@ -279,7 +271,9 @@ def main(
     report_patients: Annotated[int, Field(ge=3)],
 ) -> None:
     manifest, cohort = read_manifest(splits, "split"), read_patients(patients)
-    scores, training, found = read_json(metrics), read_json(trained), read_json(exploration)
+    scores, training, found = (
+        read_metrics(path, WAY_OUT) for path in (metrics, trained, exploration)
+    )
     tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
     tables |= {
         name: tables[name].query("split == @SHOWN")
@@ -311,7 +305,7 @@ def main(
         "best": training["best"],
         "artifact": ARTIFACT,
         "model": file_facts(model_file),
-        "encoder_file": encoder_facts(encoder_file, read_json(fetched)),
+        "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, WAY_OUT)),
         **score_facts(scores, tables),
     }
     specs = charts(

@@ -13,12 +13,15 @@ FEWEST = 10  # patients; of a smaller group an interval by resampling is far too
 def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each split and patient with counts over its slices there, IoU and Dice.
 
+    `fp_healthy` are the false positives in its slices without tumor.
     `slices` has one row a slice: `split`, `patient_id`, `abnormal`, COUNTS, `hd95` and
     `surface_dice`, which are averaged over the slices where they are defined, `probability_inside`
     the predicted mask and `probability_sum` over all pixels.
     """
     grouped = slices.groupby(["split", "patient_id"], sort=True)
     patients = grouped[list(COUNTS)].sum()
+    healthy_fp = slices["fp"].where(slices["abnormal"] == 0, 0)
+    patients["fp_healthy"] = healthy_fp.groupby([slices["split"], slices["patient_id"]]).sum()
     patients.insert(0, "n_slices", grouped.size())
     patients.insert(1, "n_abnormal", grouped["abnormal"].sum())
     tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))

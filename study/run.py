@@ -1,11 +1,11 @@
 """Run trainings of the study that `study/runs.yaml` lists, and keep their tables.
 
-    python study/run.py fold-1 fold-2     # these
-    python study/run.py                   # all that study/runs/ does not have yet
+    python study/run.py folds/frozen/1 folds/frozen/2     # these
+    python study/run.py                                   # all that study/runs/ does not have yet
 
-Each is a DVC experiment `study-<name>` of the graph as far as `evaluate`, run aside: the checkout
-stays as it was but for `study/runs/<name>/`, which gets its params, scores, tables and cost.
-A training that was interrupted goes on where it was when the same command is given again.
+Each is a DVC experiment of the graph as far as `evaluate`, run aside: the checkout stays as it was
+but for `study/runs/<name>/`, which gets its params, scores, tables and cost. A training that was
+interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | int]:
 def run(name: str, overrides: dict[str, Any]) -> None:
     """Run one experiment and keep its tables; all of them or none."""
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--force"]
-    command += ["--name", f"study-{name}", "evaluate"]
+    experiment = "study-" + name.replace("/", "-")
+    command += ["--name", experiment, "evaluate"]
     command += [f"--set-param={leaf}" for leaf in leaves(overrides)]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
@@ -78,15 +79,15 @@ def run(name: str, overrides: dict[str, Any]) -> None:
     if running.returncode:
         sys.exit(f"{name}: dvc exp run ended with {running.returncode}; see above")
     with tempfile.TemporaryDirectory(dir=KEPT.parent, prefix=".") as folder:
-        kept = Path(folder) / name
+        kept = Path(folder) / "kept"
         kept.mkdir()
         for path, target in TABLES.items():
             get = [sys.executable, "-m", "dvc", "get", "--quiet", ".", path]
-            get += ["--rev", f"study-{name}", "--out", str(kept / target)]
+            get += ["--rev", experiment, "--out", str(kept / target)]
             subprocess.run(get, cwd=ROOT, check=True)
         (kept / "cost.json").write_text(json.dumps(cost(lines), indent=2) + "\n")
         shutil.rmtree(KEPT / name, ignore_errors=True)
-        KEPT.mkdir(exist_ok=True)
+        (KEPT / name).parent.mkdir(parents=True, exist_ok=True)
         kept.rename(KEPT / name)
 
 

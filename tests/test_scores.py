@@ -45,6 +45,7 @@ def test_patients_by_hand() -> None:
         "hd95": [4, 0, NAN, NAN],
         "surface_dice": [0.25, 1, NAN, 0],
         "confidence": [20 / 29, 1, 1, 0],
+        "fp_healthy": [10, 0, 0, 0],
         "n_slices_hd95": [1, 1, 0, 0],
         "n_slices_surface_dice": [2, 1, 0, 1],
     }

@@ -1,0 +1,236 @@
+"""Join the tables of the study's trainings: each patient as predicted by who never saw it.
+
+    python src/join_folds.py study/runs metrics/study.json metrics/study
+
+`study/run.py` fills `study/runs/`, which is in Git: `folds/<recipe>/<fold>` are cross-validations
+by patient, `institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` one inner
+fold under several recipes. All figures follow from these tables, without the data set. A leaf of
+the graph.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from bootstrap import Bootstrap
+from outputs import DECIMALS, read_metrics, replacing, write_metrics
+from overlap import ratio
+from scores import FEWEST
+from slices import institution
+from stage import Refusal, Seed, refuse, run
+
+DEFAULT = "frozen"  # the recipe that params.yaml holds
+FIRST = "first"  # the candidate that others are compared with
+# What others report on these 110 patients, volume Dice in [0, 1]: mean and median of 22 folds by
+# patient (Buda et al., Comput. Biol. Med. 109:218, 2019), and of two expert readers, mean and
+# standard deviation.
+PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
+READERS_MEAN, READERS_STD = 0.84, 0.02
+WAY_OUT = "`python study/run.py` writes it."
+MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
+
+
+def read_tested(folder: Path) -> pd.DataFrame:
+    """Return the rows of per_patient.csv of the patients that a training was tested on."""
+    path = folder / "per_patient.csv"
+    try:
+        table = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False, na_values=[""])
+        tested = table[table["split"] == "test"].drop(columns="split")
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{path}: no table of patients ({error}). {WAY_OUT}") from None
+    return tested
+
+
+def join(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return the tested patients of all folds, by id; refuse one that is tested twice."""
+    tables = [read_tested(folder).assign(fold=folder.name) for folder in sorted(folders)]
+    table = pd.concat(tables).sort_values(["patient_id", "fold"], ignore_index=True)
+    twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
+    if len(twice):
+        problems = [f"{patient} is tested in folds {', '.join(f)}" for patient, f in twice]
+        refuse(
+            problems, "Folds of one cross-validation share seed and split.folds: run them again."
+        )
+    table.insert(1, "institution", table["patient_id"].map(institution))
+    return table
+
+
+def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
+    """Return the scores of joined patients, with intervals by bootstrap over them.
+
+    Names and definitions are those of `metrics/evaluate.json`; of fewer than FEWEST patients there
+    is no interval.
+    """
+    tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))
+    scores = {
+        **bootstrap.mean(patients["dice"]).named("dice_patient_mean"),
+        **bootstrap.median(patients["dice"]).named("dice_patient_median"),
+        **bootstrap.mean(patients["iou"]).named("iou_patient_mean"),
+        **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+        **bootstrap.ratio(tp, tp + fp).named("precision"),
+        **bootstrap.ratio(tp, tp + fn).named("recall"),
+        "false_positives_on_healthy_slices": float(ratio(patients["fp_healthy"].sum(), fp.sum())),
+        "n_patients": len(patients),
+        "n_folds": patients["fold"].nunique(),
+    }
+    few = patients["dice"].count() < FEWEST
+    return {
+        name: value
+        for name, value in scores.items()
+        if not (few and name.endswith(("_low", "_high")))
+    }
+
+
+def costs(folders: Iterable[Path]) -> dict[str, float | int]:
+    """Return minutes of training of all folders together, and the mean of their images/s."""
+    found = [cost for folder in folders if (cost := read_metrics(folder / "cost.json", WAY_OUT))]
+    if not found:
+        return {}
+    return {
+        "minutes": sum(cost["minutes"] for cost in found),
+        "images_per_s": sum(cost["images_per_s"] for cost in found) / len(found),
+    }
+
+
+def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the joined patients of DEFAULT, with the Dice of each other recipe beside its own."""
+    table = recipes[DEFAULT]
+    for recipe, other in recipes.items():
+        if recipe != DEFAULT:
+            dice = other[["patient_id", "dice"]].rename(columns={"dice": f"dice_{recipe}"})
+            table = table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+    return table
+
+
+def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
+    """Return a row for each candidate: Dice by patient, and its difference from FIRST.
+
+    A patient's Dice is its mean over the repeats. The interval of the difference is that of the
+    mean of the patients' own differences; `repeats_low` and `repeats_high` are the least and the
+    greatest mean of a repeat.
+    """
+    dice = {
+        name: pd.concat(
+            [read_tested(folder).set_index("patient_id")["dice"] for folder in folders], axis=1
+        )
+        for name, folders in candidates.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for name, table in dice.items():
+        patients = sorted(dice[FIRST].index)
+        if sorted(table.index) != patients:
+            raise Refusal(f"study/runs/choices/{name}: other patients than those of {FIRST}")
+        mean = table.mean(axis="columns").loc[patients]
+        first = dice[FIRST].mean(axis="columns").loc[patients]
+        rows.append(
+            {
+                "candidate": name,
+                **bootstrap.mean(mean).named("dice_patient_mean"),
+                "repeats_low": table.mean().min(),
+                "repeats_high": table.mean().max(),
+                **(bootstrap.mean(mean - first).named("difference") if name != FIRST else {}),
+                "n_repeats": table.shape[1],
+                "n_patients": len(patients),
+                **costs(candidates[name]),
+            }
+        )
+    table = pd.DataFrame(rows, columns=None if rows else ["candidate", "dice_patient_mean"])
+    return table.sort_values("dice_patient_mean", ascending=False, ignore_index=True)
+
+
+def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
+    """Return the Dice of every patient by recipe, worst to best, beside what is published."""
+    figure = Figure(figsize=(4.2 * len(recipes) + 1, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
+    for axes, (recipe, table) in zip(panels, recipes.items(), strict=True):
+        ranked = table.dropna(subset="dice").sort_values("dice", ignore_index=True)
+        for marker, (code, rows) in zip(MARKERS, ranked.groupby("institution"), strict=False):
+            label = f"{code}, n = {len(rows)}"
+            axes.plot(rows.index + 1, rows["dice"], marker, markersize=4, label=label)
+        mean, median = ranked["dice"].mean(), ranked["dice"].median()
+        axes.axhline(mean, color="black", linewidth=1, label=f"mean, {mean:.3f}")
+        axes.axhline(
+            PUBLISHED_MEAN, color="gray", linestyle=":", label=f"published mean, {PUBLISHED_MEAN}"
+        )
+        low, high = READERS_MEAN - READERS_STD, READERS_MEAN + READERS_STD
+        label = f"two readers, {READERS_MEAN} ± {READERS_STD}"
+        axes.axhspan(low, high, color="lightgray", zorder=0, label=label)
+        axes.legend(loc="lower right", fontsize=8)
+        axes.set(
+            title=f"{recipe}: mean {mean:.3f}, median {median:.3f}, n = {len(ranked)}",
+            xlabel="patients, worst to best",
+            ylim=(0, 1),
+        )
+        axes.title.set_fontsize(10)
+    panels[0].set_ylabel("Dice of the volume, out of fold")
+    return figure
+
+
+def subfolders(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders within each folder, by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    return {
+        each.name: sorted(path for path in each.iterdir() if path.is_dir())
+        for each in sorted(folder.iterdir())
+        if each.is_dir()
+    }
+
+
+def main(
+    runs: Path,
+    metrics: Path,
+    tables: Path,
+    *,
+    seed: Seed,
+    evaluate_resamples: Annotated[int, Field(ge=100)],
+) -> None:
+    bootstrap = Bootstrap(evaluate_resamples, seed)
+    kinds = {kind: subfolders(runs / kind) for kind in ("folds", "institutions")}
+    if DEFAULT not in kinds["folds"]:
+        raise Refusal(f"{runs}/folds/{DEFAULT}: no such folder. {WAY_OUT}")
+    joined = {
+        kind: {recipe: join(folders) for recipe, folders in recipes.items()}
+        for kind, recipes in kinds.items()
+    }
+    scores = {
+        kind: {
+            recipe: joined_scores(joined[kind][recipe], bootstrap) | costs(folders)
+            for recipe, folders in recipes.items()
+        }
+        for kind, recipes in kinds.items()
+    }
+    left_out = joined["institutions"].get(DEFAULT, pd.DataFrame(columns=["institution"]))
+    written = {
+        "out_of_fold": side_by_side(joined["folds"]),
+        "institutions": left_out,
+        "by_institution": pd.DataFrame(
+            [
+                {"institution": code, **joined_scores(patients, bootstrap)}
+                for code, patients in left_out.groupby("institution")
+            ]
+        ),
+        "choices": compare(subfolders(runs / "choices"), bootstrap),
+    }
+    with replacing(tables) as [folder]:
+        (folder / "figures").mkdir(parents=True)
+        for name, table in written.items():
+            table.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
+        dice_figure(joined["folds"]).savefig(
+            folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
+        )
+    write_metrics(metrics, scores)
+    for kind, recipes in scores.items():
+        for recipe, values in recipes.items():
+            print(
+                f"{kind}, {recipe}: Dice by patient {values['dice_patient_mean']:.4f} mean, "
+                f"{values['dice_patient_median']:.4f} median, n = {values['n_patients']}"
+            )
+
+
+if __name__ == "__main__":
+    run(main, "seed", "evaluate.resamples")

@@ -1,0 +1,158 @@
+"""The study's figures follow from the tables of its trainings, and each patient counts once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import join_folds
+from bootstrap import Bootstrap
+from conftest import Outcome, RunStage, run_names
+
+TP = 60  # pixels of each patient
+
+
+def write_run(folder: Path, dice: dict[str, float], **cost: float) -> None:
+    """Write a run that was tested on patients with the given Dice; one more was trained on."""
+    folder.mkdir(parents=True)
+    rows: list[dict[str, Any]] = [
+        {"split": "test", "patient_id": f"TCGA_{name}_20000101", "dice": value}
+        for name, value in dice.items()
+    ]
+    rows.append({"split": "train", "patient_id": "TCGA_XX_0000_20000101", "dice": 1.0})
+    table = pd.DataFrame(rows)
+    errors = (2 * TP / table["dice"] - 2 * TP).round().astype(int)  # fp + fn
+    table = table.assign(
+        n_slices=9,
+        n_abnormal=4,
+        tp=TP,
+        fp=errors // 2,
+        fp_healthy=errors // 4,
+        fn=errors - errors // 2,
+        tn=1000,
+        iou=table["dice"] / (2 - table["dice"]),
+    )
+    table.to_csv(folder / "per_patient.csv", index=False)
+    (folder / "cost.json").write_text(json.dumps(cost))
+
+
+def drawn(institution: str, n_patients: int, mean: float, seed: int) -> dict[str, float]:
+    dice = np.random.default_rng(seed).normal(mean, 0.05, n_patients).clip(0.1, 0.95)
+    return {f"{institution}_{number:04d}": value for number, value in enumerate(dice)}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two folds of 12 patients under two recipes, and two candidates, one of them twice."""
+    folder, folds = tmp_path / "runs", [drawn("AB", 12, 0.8, 1), drawn("CD", 12, 0.7, 2)]
+    for number, dice in enumerate(folds):
+        cost = {"minutes": 10.0, "epochs": 50, "images_per_s": 100.0 + number}
+        write_run(folder / f"folds/frozen/{number}", dice, **cost)
+        better = {name: value + 0.02 for name, value in dice.items()}
+        write_run(folder / f"folds/thawed/{number}", better)
+    write_run(folder / "choices/first/0", folds[0])
+    write_run(folder / "choices/first/1", {name: v + 0.01 for name, v in folds[0].items()})
+    write_run(folder / "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
+    return folder
+
+
+def join(run_stage: RunStage, runs: Path) -> Outcome:
+    out = runs.parent
+    paths = [runs, out / "study.json", out / "study"]
+    return run_stage(join_folds.main, paths, *run_names("join_folds"))
+
+
+def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: Path) -> None:
+    assert join(run_stage, runs) == Outcome(0, "")
+    folder = runs.parent / "study"
+    table = pd.read_csv(folder / "out_of_fold.csv")
+    assert table["patient_id"].is_unique
+    assert table["institution"].value_counts().to_dict() == {"AB": 12, "CD": 12}
+    assert (table["fold"] == (table["institution"] == "CD")).all()
+    np.testing.assert_allclose(table["dice_thawed"], table["dice"] + 0.02)
+    scores = json.loads((runs.parent / "study.json").read_text())["folds"]
+    found = scores["frozen"]
+    assert found["n_patients"] == 24
+    assert found["n_folds"] == 2
+    assert found["minutes"] == 20
+    assert found["images_per_s"] == 100.5
+    assert "minutes" not in scores["thawed"]
+    assert found["dice_patient_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
+    assert found["dice_patient_median"] == pytest.approx(table["dice"].median(), abs=1e-5)
+    wanted = table["tp"].sum() / table[["tp", "fp", "fn"]].sum().sum()
+    assert found["iou"] == pytest.approx(wanted, abs=1e-5)
+    wanted = table["fp_healthy"].sum() / table["fp"].sum()
+    assert found["false_positives_on_healthy_slices"] == pytest.approx(wanted, abs=1e-5)
+    estimate = Bootstrap(1000, 1).mean(table["dice"])
+    assert found["dice_patient_mean_low"] == pytest.approx(estimate.low, abs=1e-5)
+    assert found["dice_patient_mean_high"] == pytest.approx(estimate.high, abs=1e-5)
+    assert (folder / "figures/dice_by_patient.png").stat().st_size > 10_000
+
+
+def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: Path) -> None:
+    """Patients differ by 0.05, and yet a difference that all of them have is certain."""
+    assert join(run_stage, runs).code == 0
+    rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
+    assert [row["candidate"] for row in rows] == ["other", "first"]
+    other, first = rows
+    assert first["n_repeats"] == 2
+    assert first["repeats_high"] - first["repeats_low"] == pytest.approx(0.01, abs=2e-5)
+    assert first["dice_patient_mean"] == pytest.approx(first["repeats_low"] + 0.005, abs=2e-5)
+    assert np.isnan(first["difference"])
+    for name in ("difference", "difference_low", "difference_high"):
+        assert other[name] == pytest.approx(0.02, abs=1e-4)
+    assert other["dice_patient_mean_high"] - other["dice_patient_mean_low"] > 0.02
+
+
+def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, runs: Path) -> None:
+    write_run(runs / "institutions/frozen/0", drawn("AB", 12, 0.8, 1))
+    write_run(runs / "institutions/frozen/1", drawn("EZ", 1, 0.8, 1))
+    assert join(run_stage, runs).code == 0
+    many, few = pd.read_csv(runs.parent / "study/by_institution.csv").to_dict("records")
+    assert (many["institution"], many["n_patients"]) == ("AB", 12)
+    assert many["dice_patient_mean_low"] < many["dice_patient_mean"]
+    assert (few["institution"], few["n_patients"]) == ("EZ", 1)
+    assert np.isnan(few["dice_patient_mean_low"])
+    assert few["dice_patient_mean"] > 0
+
+
+def twice(runs: Path) -> None:
+    write_run(runs / "folds/frozen/2", {"AB_0003": 0.5, "AB_0004": 0.5})
+
+
+def others(runs: Path) -> None:
+    write_run(runs / "choices/strangers/0", {"EF_0001": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (twice, "TCGA_AB_0003_20000101 is tested in folds 0, 2"),
+        (twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
+        (others, "choices/strangers: other patients than those of first"),
+        (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
+        (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
+        (lambda runs: (runs / "folds/frozen").rename(runs / "x"), "frozen: no such folder"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(
+    run_stage: RunStage, runs: Path, spoil: Any, told: str
+) -> None:
+    spoil(runs)
+    outcome = join(run_stage, runs)
+    assert outcome.code == 1
+    assert told in outcome.error
+    assert {path.name for path in runs.parent.iterdir()} == {"runs", "params.yaml"}
+
+
+def test_the_same_tables_give_the_same_bytes(run_stage: RunStage, runs: Path) -> None:
+    written = []
+    for _ in range(2):
+        assert join(run_stage, runs).code == 0
+        files = sorted((runs.parent / "study").rglob("*.*"))
+        written.append([path.read_bytes() for path in [*files, runs.parent / "study.json"]])
+    assert len(written[0]) == 6
+    assert written[0] == written[1]

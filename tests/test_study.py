@@ -1,0 +1,97 @@
+"""A training of the study leaves its tables, whole, and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import run
+from conftest import SMALL, clone_with_outputs, dvc_environment
+
+
+def test_overrides_are_what_dvc_takes() -> None:
+    tree = {"split": {"by": "patient", "inner_fold": 0}, "train": {"augment": {"flip": True}}}
+    assert list(run.leaves(tree)) == [
+        'split.by="patient"',
+        "split.inner_fold=0",
+        "train.augment.flip=true",
+    ]
+
+
+TOLD = """Stage 'split' didn't change, skipping
+Running stage 'train':
+epoch 1/3: loss 0.3, IoU 0.3475 train, 0.5833 val, 90.0 images/s
+epoch 2/3: loss 0.2, IoU 0.5522 train, 0.5991 val, 100.0 images/s
+epoch 3/3: loss 0.1, IoU 0.5816 train, 0.6705 val, 80.0 images/s
+Updating lock file 'dvc.lock'
+Running stage 'predict':
+Updating lock file 'dvc.lock'""".splitlines()
+
+
+def test_the_cost_is_that_of_the_train_stage() -> None:
+    lines = [(30.0 * number, line) for number, line in enumerate(TOLD)]
+    assert run.cost(lines) == {"minutes": 2.0, "epochs": 3, "images_per_s": 90.0}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [TOLD[:1] + TOLD[6:], [*TOLD[:2], "resumed at epoch 1", *TOLD[3:]]],
+    ids=["taken from the cache", "resumed"],
+)
+def test_what_was_not_trained_at_once_has_no_cost(lines: list[str]) -> None:
+    assert run.cost([(0.0, line) for line in lines]) == {}
+
+
+def test_every_run_is_named_once_and_fits_params() -> None:
+    """A key twice in YAML is the last one; params that do not exist would only fail in DVC."""
+    text = run.RUNS.read_text()
+    names = [line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()]
+    runs = yaml.safe_load(text)
+    assert sorted(names) == sorted(runs)
+    known = dict(
+        leaf.split("=") for leaf in run.leaves(yaml.safe_load(Path("params.yaml").read_text()))
+    )
+    for overrides in runs.values():
+        assert {leaf.partition("=")[0] for leaf in run.leaves(overrides)} <= known.keys()
+
+
+def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
+    folder = clone_with_outputs(committed_run, tmp_path / "brain")
+    wanted = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
+    (folder / "study/runs.yaml").write_text(yaml.safe_dump(wanted))
+    for words in (["add", "-A"], ["commit", "-qm", "A run"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+
+    def take(*names: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "study/run.py", *names]
+        return subprocess.run(
+            command, cwd=folder, env=dvc_environment(), capture_output=True, text=True, check=False
+        )
+
+    done = take()
+    assert done.returncode == 0, done.stdout + done.stderr
+    changed = ["git", "status", "--short", "--untracked-files=all"]
+    status = subprocess.run(changed, cwd=folder, capture_output=True, text=True, check=True).stdout
+    kept = folder / "study/runs/tiny/fold/1"
+    assert status.splitlines() == [
+        f"?? {path.relative_to(folder)}" for path in sorted(kept.iterdir())
+    ]
+    assert {path.name for path in kept.iterdir()} == {*run.TABLES.values(), "cost.json"}
+    params = yaml.safe_load((kept / "params.yaml").read_text())
+    assert params["split"]["test_fold"] == 1
+    assert params["train"]["repeat"] == 3
+    assert params["train"]["image_size"] == SMALL["train__image_size"]
+    tables = [pd.read_csv(each / "per_patient.csv") for each in (kept, folder / "metrics/evaluate")]
+    tested = [set(table["patient_id"][table["split"] == "test"]) for table in tables]
+    assert tested[0]
+    assert not tested[0] & tested[1]
+    assert json.loads((kept / "cost.json").read_text())["epochs"] == 1
+
+    assert take().stdout == ""  # nothing lacks
+    done = take("tiny/fold/2")
+    assert done.returncode == 2
+    assert "has no tiny/fold/2, but tiny/fold/1" in done.stderr
