@@ -30,16 +30,21 @@ FIRST = "first"  # the candidate that others are compared with
 # standard deviation.
 PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
 READERS_MEAN, READERS_STD = 0.84, 0.02
+COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
+SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
 WAY_OUT = "`python study/run.py` writes it."
 MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
 
 
 def read_tested(folder: Path) -> pd.DataFrame:
-    """Return the rows of per_patient.csv of the patients that a training was tested on."""
+    """Return the rows of per_patient.csv of the patients that a training was tested on.
+
+    Refuses what is no such table.
+    """
     path = folder / "per_patient.csv"
     try:
         table = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False, na_values=[""])
-        tested = table[table["split"] == "test"].drop(columns="split")
+        tested = table[table["split"] == "test"][["patient_id", *COUNTED, *SCORED]]
     except (OSError, ValueError, KeyError) as error:
         raise Refusal(f"{path}: no table of patients ({error}). {WAY_OUT}") from None
     return tested

@@ -34,6 +34,7 @@ def write_run(folder: Path, dice: dict[str, float], **cost: float) -> None:
         fn=errors - errors // 2,
         tn=1000,
         iou=table["dice"] / (2 - table["dice"]),
+        **dict.fromkeys(("precision", "recall", "hd95", "surface_dice", "confidence"), 0.5),
     )
     table.to_csv(folder / "per_patient.csv", index=False)
     (folder / "cost.json").write_text(json.dumps(cost))
@@ -123,6 +124,11 @@ def twice(runs: Path) -> None:
     write_run(runs / "folds/frozen/2", {"AB_0003": 0.5, "AB_0004": 0.5})
 
 
+def without_a_column(runs: Path) -> None:
+    path = runs / "folds/frozen/0/per_patient.csv"
+    path.write_text(path.read_text().replace("fp_healthy", "fp_anywhere"))
+
+
 def others(runs: Path) -> None:
     write_run(runs / "choices/strangers/0", {"EF_0001": 0.5})
 
@@ -132,6 +138,7 @@ def others(runs: Path) -> None:
     [
         (twice, "TCGA_AB_0003_20000101 is tested in folds 0, 2"),
         (twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
+        (without_a_column, "0/per_patient.csv: no table of patients"),
         (others, "choices/strangers: other patients than those of first"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
