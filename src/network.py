@@ -24,6 +24,7 @@ from outputs import file_sha256
 from stage import Refusal
 
 Tensors = dict[str, torch.Tensor]
+FEW_PIXELS = 64  # of a feature map, up to which its kernel is not worth transforming
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 Positive = Annotated[float, Field(gt=0)]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]  # pixels of the longer side of a slice
@@ -80,8 +81,8 @@ def transposed_kernel(kernel: torch.Tensor) -> torch.Tensor:
 class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
     """smp's block of a U-Net's decoder, with 1.6 times fewer multiplications for the same result.
 
-    The upsampled features are never made, nor joined with the encoder's in memory, and the gradient
-    with regard to a frozen encoder's features is never computed.
+    Large features are never upsampled, none are joined with the encoder's in memory, and the
+    gradient with regard to a frozen encoder's features is never computed.
     """
 
     def forward(
@@ -96,10 +97,15 @@ class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
             result: torch.Tensor = super().forward(features, height, width, skip_connection)
             return result
         convolution, *norm_and_relu = self.conv1
-        from_below, from_beside = convolution.weight.tensor_split([features.shape[1]], dim=1)
-        x = functional.conv_transpose2d(
-            features, transposed_kernel(from_below), convolution.bias, stride=2, padding=1
-        )
+        n_below, n_all = features.shape[1], convolution.in_channels
+        from_below, from_beside = convolution.weight.split([n_below, n_all - n_below], dim=1)
+        if features.shape[2] * features.shape[3] <= FEW_PIXELS:
+            doubled = functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            x = functional.conv2d(doubled, from_below, convolution.bias, padding=1)
+        else:
+            x = functional.conv_transpose2d(
+                features, transposed_kernel(from_below), convolution.bias, stride=2, padding=1
+            )
         if skip_connection is not None and from_beside.shape[1]:
             x = x + functional.conv2d(skip_connection, from_beside, padding=1)
         for layer in (*norm_and_relu, self.conv2):
