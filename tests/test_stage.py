@@ -20,6 +20,7 @@ def main(
     by: str,
     folds: Annotated[int, Field(ge=2)],
     test_fold: int,
+    inner_fold: str,
     val_fraction: Annotated[float, Field(gt=0, lt=1)],
 ) -> None:
     seen.update(source=source, seed=seed, encoder_name=encoder_name, val_fraction=val_fraction)
@@ -53,7 +54,8 @@ def test_a_section_that_main_has_a_keyword_for_is_handed_over_whole(run_stage: R
 
     names = ["split", "encoder.name"]
     assert run_stage(takes_whole, [Path("in")], *names, split__test_fold=3).code == 0
-    assert seen["split"] == {"by": "patient", "folds": 5, "test_fold": 3, "val_fraction": 0.15}
+    expected = {"by": "patient", "folds": 5, "test_fold": 3, "inner_fold": "none"}
+    assert seen["split"] == expected | {"val_fraction": 0.15}
     assert seen["encoder_name"] == "mobilenet_v2"
 
 
