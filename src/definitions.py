@@ -14,7 +14,7 @@ from scipy import ndimage
 from overlap import COUNTS, count_pixels, dice, iou
 
 BATCH = 16  # slices of a batch, in the order of a seeded shuffle, for batch_iou
-COPIED = "mask of the nearest train slice"
+NETWORK, COPIED = "network", "mask of the nearest train slice"  # names of predictors
 
 
 def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:

@@ -27,7 +27,7 @@ from calibration import (
     risk_coverage,
 )
 from cohort import groups, read_patients
-from definitions import definitions, trivial_counts
+from definitions import NETWORK, definitions, trivial_counts
 from detection import detection
 from manifest import SPLITS, read_manifest
 from outputs import DECIMALS, replacing, write_metrics
@@ -39,7 +39,6 @@ from surface import hd95, surface_dice
 
 THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
 CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by
-NETWORK = "network"  # among the predictors of definitions.csv
 
 
 class Assessed(NamedTuple):

@@ -2,9 +2,10 @@
 
     python src/join_folds.py study/runs metrics/study.json metrics/study
 
-`study/run.py` fills `study/runs/`, which is in Git: `folds/<recipe>/<fold>` are cross-validations
-by patient, `institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` one inner
-fold under several recipes. All figures follow from these tables, without the data set. A leaf of
+`study/run.py` fills `study/runs/`, which is in Git: `starting` is the recipe that the project
+starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by patient,
+`institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` one inner fold under
+several recipes. All figures follow from these tables, without the data set. A leaf of
 the graph.
 """
 
@@ -17,12 +18,14 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from bootstrap import Bootstrap
+from definitions import COPIED, NETWORK
 from outputs import DECIMALS, read_metrics, replacing, write_metrics
 from overlap import ratio
 from scores import FEWEST
 from slices import institution
 from stage import Refusal, Seed, refuse, run
 
+STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that params.yaml holds
 FIRST = "first"  # the candidate that others are compared with
 # What others report on these 110 patients, volume Dice in [0, 1]: mean and median of 22 folds by
@@ -99,6 +102,23 @@ def costs(folders: Iterable[Path]) -> dict[str, float | int]:
         "minutes": sum(cost["minutes"] for cost in found),
         "images_per_s": sum(cost["images_per_s"] for cost in found) / len(found),
     }
+
+
+def starting_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return every definition of IoU and Dice by split, of the network and of copied masks.
+
+    Refuses a folder without such a table.
+    """
+    path = folder / "definitions.csv"
+    try:
+        table = pd.read_csv(path).set_index(["split", "predictor"]).drop(columns="name")
+        rows = table.to_dict("index")
+        return {
+            "train": {"network": rows["train", NETWORK]},
+            "test": {"network": rows["test", NETWORK], "copied_mask": rows["test", COPIED]},
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{path}: no table of definitions ({error}). {WAY_OUT}") from None
 
 
 def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -209,6 +229,10 @@ def main(
         }
         for kind, recipes in kinds.items()
     }
+    metrics_written: dict[str, Any] = dict(scores)
+    if (runs / STARTING).is_dir():
+        starting = runs / STARTING
+        metrics_written[STARTING] = starting_scores(starting) | costs([starting])
     left_out = joined["institutions"].get(DEFAULT, pd.DataFrame(columns=["institution"]))
     written = {
         "out_of_fold": side_by_side(joined["folds"]),
@@ -228,7 +252,7 @@ def main(
         dice_figure(joined["folds"]).savefig(
             folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
         )
-    write_metrics(metrics, scores)
+    write_metrics(metrics, metrics_written)
     for kind, recipes in scores.items():
         for recipe, values in recipes.items():
             print(

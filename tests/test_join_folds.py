@@ -11,6 +11,7 @@ import pytest
 import join_folds
 from bootstrap import Bootstrap
 from conftest import Outcome, RunStage, run_names
+from definitions import COPIED, NETWORK
 
 TP = 60  # pixels of each patient
 
@@ -120,6 +121,38 @@ def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, r
     assert few["dice_patient_mean"] > 0
 
 
+def write_starting(runs: Path) -> None:
+    """Write what a training by slice leaves, its network better than copied masks."""
+    scored = [("train", NETWORK, 0.9), ("test", NETWORK, 0.8), ("test", COPIED, 0.7)]
+    rows = [
+        {"name": f"{name} ({split})", "split": split, "predictor": name, "micro_iou": value}
+        for split, name, value in scored
+    ]
+    (runs / "starting").mkdir()
+    table = pd.DataFrame(rows).assign(n_slices=393)
+    table.to_csv(runs / "starting/definitions.csv", index=False)
+    (runs / "starting/cost.json").write_text("{}")
+
+
+def test_the_starting_recipe_stands_beside_copied_masks(run_stage: RunStage, runs: Path) -> None:
+    write_starting(runs)
+    assert join(run_stage, runs).code == 0
+    assert json.loads((runs.parent / "study.json").read_text())["starting"] == {
+        "train": {"network": {"micro_iou": 0.9, "n_slices": 393}},
+        "test": {
+            "network": {"micro_iou": 0.8, "n_slices": 393},
+            "copied_mask": {"micro_iou": 0.7, "n_slices": 393},
+        },
+    }
+
+
+def by_patient(runs: Path) -> None:
+    write_starting(runs)
+    path = runs / "starting/definitions.csv"
+    kept = [line for line in path.read_text().splitlines(keepends=True) if COPIED not in line]
+    path.write_text("".join(kept))
+
+
 def twice(runs: Path) -> None:
     write_run(runs / "folds/frozen/2", {"AB_0003": 0.5, "AB_0004": 0.5})
 
@@ -139,6 +172,7 @@ def others(runs: Path) -> None:
         (twice, "TCGA_AB_0003_20000101 is tested in folds 0, 2"),
         (twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
         (without_a_column, "0/per_patient.csv: no table of patients"),
+        (by_patient, "starting/definitions.csv: no table of definitions"),
         (others, "choices/strangers: other patients than those of first"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
