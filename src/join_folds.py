@@ -94,9 +94,12 @@ def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, flo
 
 
 def costs(folders: Iterable[Path]) -> dict[str, float | int]:
-    """Return minutes of training of all folders together, and the mean of their images/s."""
-    found = [cost for folder in folders if (cost := read_metrics(folder / "cost.json", WAY_OUT))]
-    if not found:
+    """Return minutes of training of all folders together and the mean of their images/s.
+
+    Empty unless all of them were trained for it, at once.
+    """
+    found = [read_metrics(folder / "cost.json", WAY_OUT) for folder in folders]
+    if not all(found):
         return {}
     return {
         "minutes": sum(cost["minutes"] for cost in found),

@@ -31,7 +31,6 @@ TABLES = {  # what is kept of an experiment, and its name there
     "metrics/evaluate/definitions.csv": "definitions.csv",
     "metrics/evaluate/per_patient.csv": "per_patient.csv",
     "metrics/train/metrics.json": "train.json",
-    "metrics/train/environment.json": "environment.json",
     "metrics/train/plots/metrics/train/loss.tsv": "train_loss.tsv",
     "metrics/train/plots/metrics/train/iou.tsv": "train_iou.tsv",
     "metrics/train/plots/metrics/val/iou.tsv": "val_iou.tsv",
@@ -47,8 +46,8 @@ def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}={json.dumps(value)}"
 
 
-def cost(lines: list[tuple[float, str]]) -> dict[str, float | int]:
-    """Return minutes of the train stage, its epochs and the median of their images/s.
+def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
+    """Return minutes of the train stage, its epochs, the median of their images/s and the device.
 
     `lines` are those that DVC has printed, each with the second at which it came. Empty where
     nothing was trained, for DVC had the model already, or it was resumed.
@@ -57,19 +56,25 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | int]:
     if begin is None or any("resumed at epoch" in line for _, line in lines):
         return {}
     rates = [float(m[1]) for _, line in lines if (m := re.search(r"([\d.]+) images/s$", line))]
+    [device] = [m[1] for _, line in lines if (m := re.search(r" (\d+ × \w+ in [\w-]+)$", line))]
     end = next(i for i, (_, line) in enumerate(lines) if i > begin and "Updating lock" in line)
     return {
         "minutes": round((lines[end][0] - lines[begin][0]) / 60, 1),
         "epochs": len(rates),
         "images_per_s": round(statistics.median(rates), 1),
+        "device": device,
     }
 
 
 def run(name: str, overrides: dict[str, Any]) -> None:
     """Run one experiment and keep its tables; all of them or none."""
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--force"]
+    dvc = [sys.executable, "-m", "dvc"]
     experiment = "study-" + name.replace("/", "-")
-    command += ["--name", experiment, "evaluate"]
+    listed = [*dvc, "exp", "list", "--all-commits", "--name-only"]
+    known = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    if experiment in known.split():
+        subprocess.run([*dvc, "exp", "remove", "--quiet", experiment], cwd=ROOT, check=True)
+    command = [*dvc, "exp", "run", "--temp", "--name", experiment, "evaluate"]
     command += [f"--set-param={leaf}" for leaf in leaves(overrides)]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
@@ -82,7 +87,7 @@ def run(name: str, overrides: dict[str, Any]) -> None:
         kept = Path(folder) / "kept"
         kept.mkdir()
         for path, target in TABLES.items():
-            get = [sys.executable, "-m", "dvc", "get", "--quiet", ".", path]
+            get = [*dvc, "get", "--quiet", ".", path]
             get += ["--rev", experiment, "--out", str(kept / target)]
             subprocess.run(get, cwd=ROOT, check=True)
         (kept / "cost.json").write_text(json.dumps(cost(lines), indent=2) + "\n")

@@ -1,6 +1,7 @@
 """A training of the study leaves its tables, whole, and nothing else."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_overrides_are_what_dvc_takes() -> None:
 
 TOLD = """Stage 'split' didn't change, skipping
 Running stage 'train':
+2202 slices, 137 steps of 16 an epoch, 4,405,073 parameters trained, on 1 × cpu in bf16-mixed
 epoch 1/3: loss 0.3, IoU 0.3475 train, 0.5833 val, 90.0 images/s
 epoch 2/3: loss 0.2, IoU 0.5522 train, 0.5991 val, 100.0 images/s
 epoch 3/3: loss 0.1, IoU 0.5816 train, 0.6705 val, 80.0 images/s
@@ -34,12 +36,17 @@ Updating lock file 'dvc.lock'""".splitlines()
 
 def test_the_cost_is_that_of_the_train_stage() -> None:
     lines = [(30.0 * number, line) for number, line in enumerate(TOLD)]
-    assert run.cost(lines) == {"minutes": 2.0, "epochs": 3, "images_per_s": 90.0}
+    assert run.cost(lines) == {
+        "minutes": 2.5,
+        "epochs": 3,
+        "images_per_s": 90.0,
+        "device": "1 × cpu in bf16-mixed",
+    }
 
 
 @pytest.mark.parametrize(
     "lines",
-    [TOLD[:1] + TOLD[6:], [*TOLD[:2], "resumed at epoch 1", *TOLD[3:]]],
+    [TOLD[:1] + TOLD[7:], [*TOLD[:3], "resumed at epoch 1", *TOLD[4:]]],
     ids=["taken from the cache", "resumed"],
 )
 def test_what_was_not_trained_at_once_has_no_cost(lines: list[str]) -> None:
@@ -92,6 +99,12 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
     assert json.loads((kept / "cost.json").read_text())["epochs"] == 1
 
     assert take().stdout == ""  # nothing lacks
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    shutil.rmtree(kept)
+    assert take().returncode == 0  # DVC has it: nothing is trained, so nothing is known of its cost
+    assert json.loads((kept / "cost.json").read_text()) == {}
+    after = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"cost.json"}
     done = take("tiny/fold/2")
     assert done.returncode == 2
     assert "has no tiny/fold/2, but tiny/fold/1" in done.stderr
