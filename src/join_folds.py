@@ -1,12 +1,12 @@
 """Join the tables of the study's trainings: each patient as predicted by who never saw it.
 
-    python src/join_folds.py study/runs metrics/study.json metrics/study
+    python src/join_folds.py study/runs study/worst.csv metrics/study.json metrics/study
 
 `study/run.py` fills `study/runs/`, which is in Git: `starting` is the recipe that the project
 starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by patient,
 `institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` one inner fold under
-several recipes. All figures follow from these tables, without the data set. A leaf of
-the graph.
+several recipes. `study/worst.csv` tells what was seen in the worst patients. All figures follow
+from these tables, without the data set. A leaf of the graph.
 """
 
 from collections.abc import Iterable
@@ -35,6 +35,11 @@ PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
 READERS_MEAN, READERS_STD = 0.84, 0.02
 COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
 SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
+N_WORST = 10  # patients whose predictions were looked at
+# What is wrong in a patient above all: a sequence that is missing, a lesion of few pixels, a
+# reference that another reader would draw otherwise, tumor seen where there is none, tumor missed.
+KINDS = ("missing_sequence", "small_lesion", "reference", "false_positive", "missed")
+UNSEEN = "not_looked_at"
 WAY_OUT = "`python study/run.py` writes it."
 MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
 
@@ -170,6 +175,39 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
     return table.sort_values("dice_patient_mean", ascending=False, ignore_index=True)
 
 
+def read_seen(path: Path) -> pd.DataFrame:
+    """Return `patient_id`, `kind` and `seen` of the patients that somebody has looked at."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)[["patient_id", "kind", "seen"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(
+            f"{path}: no table of patients looked at ({error}); restore it from Git"
+        ) from None
+    problems = [
+        f"{path}: {patient} is of the kind {kind!r}"
+        for patient, kind in zip(table["patient_id"], table["kind"], strict=True)
+        if kind not in KINDS
+    ]
+    twice = table["patient_id"][table["patient_id"].duplicated()]
+    problems += [f"{path}: {patient} stands there twice" for patient in twice]
+    if problems:
+        refuse(problems, f"Kinds are {', '.join(KINDS)}; a patient has one.")
+    return table
+
+
+def worst(patients: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+    """Return the patients of the lowest Dice, and what was seen in each.
+
+    `share` is the patient's part of what all patients together lack to a Dice of 1.
+    """
+    lacking = 1 - patients["dice"]
+    table = patients.assign(share=lacking / lacking.sum()).nsmallest(N_WORST, "dice", keep="all")
+    table = table.merge(seen, on="patient_id", how="left", validate="one_to_one")
+    table["kind"] = table["kind"].fillna(UNSEEN)
+    counted = ["n_abnormal", "tp", "fp", "fn", "fp_healthy"]
+    return table[["patient_id", "fold", "dice", "share", "kind", "seen", *counted]]
+
+
 def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
     """Return the Dice of every patient by recipe, worst to best, beside what is published."""
     figure = Figure(figsize=(4.2 * len(recipes) + 1, 3.8), layout="constrained")
@@ -211,6 +249,7 @@ def subfolders(folder: Path) -> dict[str, list[Path]]:
 
 def main(
     runs: Path,
+    worst_seen: Path,
     metrics: Path,
     tables: Path,
     *,
@@ -236,9 +275,12 @@ def main(
     if (runs / STARTING).is_dir():
         starting = runs / STARTING
         metrics_written[STARTING] = starting_scores(starting) | costs([starting])
+    failed = worst(joined["folds"][DEFAULT], read_seen(worst_seen))
+    metrics_written["worst"] = failed.groupby("kind")["share"].sum().to_dict()
     left_out = joined["institutions"].get(DEFAULT, pd.DataFrame(columns=["institution"]))
     written = {
         "out_of_fold": side_by_side(joined["folds"]),
+        "worst": failed,
         "institutions": left_out,
         "by_institution": pd.DataFrame(
             [

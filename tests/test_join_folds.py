@@ -46,6 +46,10 @@ def drawn(institution: str, n_patients: int, mean: float, seed: int) -> dict[str
     return {f"{institution}_{number:04d}": value for number, value in enumerate(dice)}
 
 
+def write_seen(folder: Path, *lines: str) -> None:
+    (folder / "worst.csv").write_text("\n".join(["patient_id,kind,seen", *lines]) + "\n")
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Two folds of 12 patients under two recipes, and two candidates, one of them twice."""
@@ -55,6 +59,7 @@ def runs(tmp_path: Path) -> Path:
         write_run(folder / f"folds/frozen/{number}", dice, **cost)
         better = {name: value + 0.02 for name, value in dice.items()}
         write_run(folder / f"folds/thawed/{number}", better)
+    write_seen(tmp_path, "TCGA_CD_0003_20000101,small_lesion,a tumor of 60 pixels")
     write_run(folder / "choices/first/0", folds[0])
     write_run(folder / "choices/first/1", {name: v + 0.01 for name, v in folds[0].items()})
     write_run(folder / "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
@@ -63,7 +68,7 @@ def runs(tmp_path: Path) -> Path:
 
 def join(run_stage: RunStage, runs: Path) -> Outcome:
     out = runs.parent
-    paths = [runs, out / "study.json", out / "study"]
+    paths = [runs, out / "worst.csv", out / "study.json", out / "study"]
     return run_stage(join_folds.main, paths, *run_names("join_folds"))
 
 
@@ -121,6 +126,22 @@ def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, r
     assert few["dice_patient_mean"] > 0
 
 
+def test_the_worst_patients_make_up_a_share_of_the_error(run_stage: RunStage, runs: Path) -> None:
+    assert join(run_stage, runs).code == 0
+    table = pd.read_csv(runs.parent / "study/worst.csv")
+    everyone = pd.read_csv(runs.parent / "study/out_of_fold.csv")
+    assert table["dice"].tolist() == sorted(everyone["dice"])[:10]
+    np.testing.assert_allclose(
+        table["share"], (1 - table["dice"]) / (1 - everyone["dice"]).sum(), atol=1e-4
+    )
+    [seen] = table.dropna(subset="seen").to_dict("records")
+    assert (seen["patient_id"], seen["kind"]) == ("TCGA_CD_0003_20000101", "small_lesion")
+    shares = json.loads((runs.parent / "study.json").read_text())["worst"]
+    assert shares["small_lesion"] == pytest.approx(seen["share"], abs=1e-5)
+    assert sum(shares.values()) == pytest.approx(table["share"].sum(), abs=1e-4)
+    assert set(shares) == {"small_lesion", "not_looked_at"}
+
+
 def write_starting(runs: Path) -> None:
     """Write what a training by slice leaves, its network better than copied masks."""
     scored = [("train", NETWORK, 0.9), ("test", NETWORK, 0.8), ("test", COPIED, 0.7)]
@@ -162,6 +183,11 @@ def without_a_column(runs: Path) -> None:
     path.write_text(path.read_text().replace("fp_healthy", "fp_anywhere"))
 
 
+def of_no_kind(runs: Path) -> None:
+    twice = "TCGA_AB_0003_20000101,missed,"
+    write_seen(runs.parent, twice, twice, "TCGA_AB_0004_20000101,bad luck,")
+
+
 def others(runs: Path) -> None:
     write_run(runs / "choices/strangers/0", {"EF_0001": 0.5})
 
@@ -173,6 +199,12 @@ def others(runs: Path) -> None:
         (twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
         (without_a_column, "0/per_patient.csv: no table of patients"),
         (by_patient, "starting/definitions.csv: no table of definitions"),
+        (of_no_kind, "TCGA_AB_0004_20000101 is of the kind 'bad luck'"),
+        (of_no_kind, "TCGA_AB_0003_20000101 stands there twice"),
+        (
+            lambda runs: (runs.parent / "worst.csv").write_text("a,b"),
+            "no table of patients looked at",
+        ),
         (others, "choices/strangers: other patients than those of first"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
@@ -186,7 +218,8 @@ def test_tables_that_do_not_fit_are_refused(
     outcome = join(run_stage, runs)
     assert outcome.code == 1
     assert told in outcome.error
-    assert {path.name for path in runs.parent.iterdir()} == {"runs", "params.yaml"}
+    left = {path.name for path in runs.parent.iterdir()}
+    assert left == {"runs", "worst.csv", "params.yaml"}
 
 
 def test_the_same_tables_give_the_same_bytes(run_stage: RunStage, runs: Path) -> None:
@@ -195,5 +228,5 @@ def test_the_same_tables_give_the_same_bytes(run_stage: RunStage, runs: Path) ->
         assert join(run_stage, runs).code == 0
         files = sorted((runs.parent / "study").rglob("*.*"))
         written.append([path.read_bytes() for path in [*files, runs.parent / "study.json"]])
-    assert len(written[0]) == 6
+    assert len(written[0]) == 7
     assert written[0] == written[1]
