@@ -27,7 +27,7 @@ from stage import Refusal, Seed, refuse, run
 
 STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that params.yaml holds
-FIRST = "first"  # the candidate that others are compared with
+BASE = "base"  # the candidate that each other one differs from in one thing
 # What others report on these 110 patients, volume Dice in [0, 1]: mean and median of 22 folds by
 # patient (Buda et al., Comput. Biol. Med. 109:218, 2019), and of two expert readers, mean and
 # standard deviation.
@@ -140,7 +140,7 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return a row for each candidate: Dice by patient, and its difference from FIRST.
+    """Return a row for each candidate: Dice by patient, and its difference from BASE.
 
     A patient's Dice is its mean over the repeats. The interval of the difference is that of the
     mean of the patients' own differences; `repeats_low` and `repeats_high` are the least and the
@@ -154,18 +154,18 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
     }
     rows: list[dict[str, Any]] = []
     for name, table in dice.items():
-        patients = sorted(dice[FIRST].index)
+        patients = sorted(dice[BASE].index)
         if sorted(table.index) != patients:
-            raise Refusal(f"study/runs/choices/{name}: other patients than those of {FIRST}")
+            raise Refusal(f"study/runs/choices/{name}: other patients than those of {BASE}")
         mean = table.mean(axis="columns").loc[patients]
-        first = dice[FIRST].mean(axis="columns").loc[patients]
+        base = dice[BASE].mean(axis="columns").loc[patients]
         rows.append(
             {
                 "candidate": name,
                 **bootstrap.mean(mean).named("dice_patient_mean"),
                 "repeats_low": table.mean().min(),
                 "repeats_high": table.mean().max(),
-                **(bootstrap.mean(mean - first).named("difference") if name != FIRST else {}),
+                **(bootstrap.mean(mean - base).named("difference") if name != BASE else {}),
                 "n_repeats": table.shape[1],
                 "n_patients": len(patients),
                 **costs(candidates[name]),

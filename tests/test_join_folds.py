@@ -60,8 +60,8 @@ def runs(tmp_path: Path) -> Path:
         better = {name: value + 0.02 for name, value in dice.items()}
         write_run(folder / f"folds/thawed/{number}", better)
     write_seen(tmp_path, "TCGA_CD_0003_20000101,small_lesion,a tumor of 60 pixels")
-    write_run(folder / "choices/first/0", folds[0])
-    write_run(folder / "choices/first/1", {name: v + 0.01 for name, v in folds[0].items()})
+    write_run(folder / "choices/base/0", folds[0])
+    write_run(folder / "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
     write_run(folder / "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
     return folder
 
@@ -103,12 +103,12 @@ def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: P
     """Patients differ by 0.05, and yet a difference that all of them have is certain."""
     assert join(run_stage, runs).code == 0
     rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
-    assert [row["candidate"] for row in rows] == ["other", "first"]
-    other, first = rows
-    assert first["n_repeats"] == 2
-    assert first["repeats_high"] - first["repeats_low"] == pytest.approx(0.01, abs=2e-5)
-    assert first["dice_patient_mean"] == pytest.approx(first["repeats_low"] + 0.005, abs=2e-5)
-    assert np.isnan(first["difference"])
+    assert [row["candidate"] for row in rows] == ["other", "base"]
+    other, base = rows
+    assert base["n_repeats"] == 2
+    assert base["repeats_high"] - base["repeats_low"] == pytest.approx(0.01, abs=2e-5)
+    assert base["dice_patient_mean"] == pytest.approx(base["repeats_low"] + 0.005, abs=2e-5)
+    assert np.isnan(base["difference"])
     for name in ("difference", "difference_low", "difference_high"):
         assert other[name] == pytest.approx(0.02, abs=1e-4)
     assert other["dice_patient_mean_high"] - other["dice_patient_mean_low"] > 0.02
@@ -205,7 +205,7 @@ def others(runs: Path) -> None:
             lambda runs: (runs.parent / "worst.csv").write_text("a,b"),
             "no table of patients looked at",
         ),
-        (others, "choices/strangers: other patients than those of first"),
+        (others, "choices/strangers: other patients than those of base"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
         (lambda runs: (runs / "folds/frozen").rename(runs / "x"), "frozen: no such folder"),
