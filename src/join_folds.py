@@ -142,10 +142,13 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
     """Return a row for each candidate: Dice by patient, and its difference from BASE.
 
-    A patient's Dice is its mean over the repeats. The interval of the difference is that of the
+    Refuses candidates without BASE, or of other patients. A patient's Dice is its mean over the
+    repeats. The interval of the difference is that of the
     mean of the patients' own differences; `repeats_low` and `repeats_high` are the least and the
     greatest mean of a repeat.
     """
+    if candidates and BASE not in candidates:
+        raise Refusal(f"study/runs/choices/{BASE}: no such folder. {WAY_OUT}")
     dice = {
         name: pd.concat(
             [read_tested(folder).set_index("patient_id")["dice"] for folder in folders], axis=1

@@ -208,6 +208,7 @@ def others(runs: Path) -> None:
         (others, "choices/strangers: other patients than those of base"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
+        (lambda runs: (runs / "choices/base").rename(runs / "x"), "choices/base: no such folder"),
         (lambda runs: (runs / "folds/frozen").rename(runs / "x"), "frozen: no such folder"),
     ],
 )
