@@ -143,9 +143,8 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
     """Return a row for each candidate: Dice by patient, and its difference from BASE.
 
     Refuses candidates without BASE, or of other patients. A patient's Dice is its mean over the
-    repeats. The interval of the difference is that of the
-    mean of the patients' own differences; `repeats_low` and `repeats_high` are the least and the
-    greatest mean of a repeat.
+    repeats. The interval of the difference is that of the mean of the patients' own differences;
+    `repeats_low` and `repeats_high` are the least and the greatest mean of a repeat.
     """
     if candidates and BASE not in candidates:
         raise Refusal(f"study/runs/choices/{BASE}: no such folder. {WAY_OUT}")

@@ -34,7 +34,7 @@ UNTRACKED = {"compute.workers"}
 
 # The stages that a change of each param re-runs by itself; what they write then decides on others.
 RERUNS = {
-    "seed": {"acquire", "split", "fetch_encoder", "train", "evaluate", "report"},
+    "seed": {"acquire", "split", "fetch_encoder", "train", "evaluate", "report", "join_folds"},
     "acquire.dataset": {"acquire", "report"},
     "phantom.patients": {"acquire"},
     "phantom.image_size": {"acquire"},
@@ -72,7 +72,7 @@ RERUNS = {
     "predict.flips": {"predict", "report"},
     "evaluate.threshold": {"evaluate", "report"},
     "evaluate.largest_component": {"evaluate", "report"},
-    "evaluate.resamples": {"evaluate", "report"},
+    "evaluate.resamples": {"evaluate", "report", "join_folds"},
     "report.patients": {"report"},
     "compute.device": {"train", "predict"},
     "compute.precision": {"train", "predict"},
@@ -271,7 +271,8 @@ def test_metrics_show_and_plots_show_work(whole_run: Path, tmp_path: Path) -> No
     shown = dvc(whole_run, "metrics", "show", "--json")
     found = json.loads(shown.stdout)[""]["data"]
     assert set(found) == {
-        f"metrics/{name}.json" for name in ("evaluate", "explore", "fetch_encoder", "train/metrics")
+        f"metrics/{name}.json"
+        for name in ("evaluate", "explore", "fetch_encoder", "study", "train/metrics")
     }
     scores = json.loads((whole_run / "metrics/evaluate.json").read_text())["test"]
     shown_scores = {name: value for name, value in scores.items() if value is not None}
