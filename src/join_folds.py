@@ -142,34 +142,40 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
     """Return a row for each candidate: Dice by patient, and its difference from BASE.
 
-    Refuses candidates without BASE, or of other patients. A patient's Dice is its mean over the
-    repeats. The interval of the difference is that of the mean of the patients' own differences;
-    `repeats_low` and `repeats_high` are the least and the greatest mean of a repeat.
+    A patient's Dice is its mean over the repeats. The difference is that of the repeats which both
+    have, its interval that of the mean of the patients' own differences; `repeats_low` and
+    `repeats_high` are the least and the greatest mean of a repeat. Refuses candidates without BASE,
+    or without a repeat in common with it, or of other patients.
     """
     if candidates and BASE not in candidates:
         raise Refusal(f"study/runs/choices/{BASE}: no such folder. {WAY_OUT}")
-    dice = {
+    dice = {  # a row for each patient, a column for each repeat
         name: pd.concat(
-            [read_tested(folder).set_index("patient_id")["dice"] for folder in folders], axis=1
+            {each.name: read_tested(each).set_index("patient_id")["dice"] for each in folders},
+            axis="columns",
         )
         for name, folders in candidates.items()
     }
     rows: list[dict[str, Any]] = []
     for name, table in dice.items():
-        patients = sorted(dice[BASE].index)
-        if sorted(table.index) != patients:
-            raise Refusal(f"study/runs/choices/{name}: other patients than those of {BASE}")
-        mean = table.mean(axis="columns").loc[patients]
-        base = dice[BASE].mean(axis="columns").loc[patients]
+        base = dice[BASE]
+        shared = base.columns.intersection(table.columns)
+        if set(table.index) != set(base.index) or shared.empty:
+            raise Refusal(
+                f"study/runs/choices/{name}: no repeat, or other patients, of those of {BASE}"
+            )
+        difference = (table[shared] - base[shared]).mean(axis="columns").loc[base.index]
         rows.append(
             {
                 "candidate": name,
-                **bootstrap.mean(mean).named("dice_patient_mean"),
+                **bootstrap.mean(table.mean(axis="columns").loc[base.index]).named(
+                    "dice_patient_mean"
+                ),
                 "repeats_low": table.mean().min(),
                 "repeats_high": table.mean().max(),
-                **(bootstrap.mean(mean - base).named("difference") if name != BASE else {}),
+                **(bootstrap.mean(difference).named("difference") if name != BASE else {}),
                 "n_repeats": table.shape[1],
-                "n_patients": len(patients),
+                "n_patients": len(table),
                 **costs(candidates[name]),
             }
         )

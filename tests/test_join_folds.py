@@ -110,7 +110,7 @@ def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: P
     assert base["dice_patient_mean"] == pytest.approx(base["repeats_low"] + 0.005, abs=2e-5)
     assert np.isnan(base["difference"])
     for name in ("difference", "difference_low", "difference_high"):
-        assert other[name] == pytest.approx(0.02, abs=1e-4)
+        assert other[name] == pytest.approx(0.025, abs=1e-4)  # of repeat 0, which both have
     assert other["dice_patient_mean_high"] - other["dice_patient_mean_low"] > 0.02
 
 
@@ -205,9 +205,13 @@ def others(runs: Path) -> None:
             lambda runs: (runs.parent / "worst.csv").write_text("a,b"),
             "no table of patients looked at",
         ),
-        (others, "choices/strangers: other patients than those of base"),
+        (others, "choices/strangers: no repeat, or other patients, of those of base"),
         (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
         (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
+        (
+            lambda runs: (runs / "choices/other/0").rename(runs / "choices/other/5"),
+            "choices/other: no repeat, or other patients, of those of base",
+        ),
         (lambda runs: (runs / "choices/base").rename(runs / "x"), "choices/base: no such folder"),
         (lambda runs: (runs / "folds/frozen").rename(runs / "x"), "frozen: no such folder"),
     ],
