@@ -4,9 +4,9 @@
 
 `study/run.py` fills `study/runs/`, which is in Git: `starting` is the recipe that the project
 starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by patient,
-`institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` one inner fold under
-several recipes. `study/worst.csv` tells what was seen in the worst patients. All figures follow
-from these tables, without the data set. A leaf of the graph.
+`institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` and `longer/…` one
+inner fold under several recipes. `study/worst.csv` tells what was seen in the worst patients.
+All figures follow from these tables, without the data set. A leaf of the graph.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ from slices import institution
 from stage import Refusal, Seed, refuse, run
 
 STARTING = "starting"
+CANDIDATES = ("choices", "longer")  # short trainings of all candidates, long ones of some
 DEFAULT = "frozen"  # the recipe that params.yaml holds
 BASE = "base"  # the candidate that each other one differs from in one thing
 # What others report on these 110 patients, volume Dice in [0, 1]: mean and median of 22 folds by
@@ -139,8 +140,8 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return a row for each candidate: Dice by patient, and its difference from BASE.
+def compare(kind: str, candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
+    """Return a row for each candidate of a kind: Dice by patient, and its difference from BASE.
 
     A patient's Dice is its mean over the repeats. The difference is that of the repeats which both
     have, its interval that of the mean of the patients' own differences; `repeats_low` and
@@ -148,7 +149,7 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
     or without a repeat in common with it, or of other patients.
     """
     if candidates and BASE not in candidates:
-        raise Refusal(f"study/runs/choices/{BASE}: no such folder. {WAY_OUT}")
+        raise Refusal(f"study/runs/{kind}/{BASE}: no such folder. {WAY_OUT}")
     dice = {  # a row for each patient, a column for each repeat
         name: pd.concat(
             {each.name: read_tested(each).set_index("patient_id")["dice"] for each in folders},
@@ -162,11 +163,12 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
         shared = base.columns.intersection(table.columns)
         if set(table.index) != set(base.index) or shared.empty:
             raise Refusal(
-                f"study/runs/choices/{name}: no repeat, or other patients, of those of {BASE}"
+                f"study/runs/{kind}/{name}: no repeat, or other patients, of those of {BASE}"
             )
         difference = (table[shared] - base[shared]).mean(axis="columns").loc[base.index]
         rows.append(
             {
+                "kind": kind,
                 "candidate": name,
                 **bootstrap.mean(table.mean(axis="columns").loc[base.index]).named(
                     "dice_patient_mean"
@@ -179,7 +181,7 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
                 **costs(candidates[name]),
             }
         )
-    table = pd.DataFrame(rows, columns=None if rows else ["candidate", "dice_patient_mean"])
+    table = pd.DataFrame(rows, columns=None if rows else ["kind", "candidate", "dice_patient_mean"])
     return table.sort_values("dice_patient_mean", ascending=False, ignore_index=True)
 
 
@@ -296,7 +298,9 @@ def main(
                 for code, patients in left_out.groupby("institution")
             ]
         ),
-        "choices": compare(subfolders(runs / "choices"), bootstrap),
+        "choices": pd.concat(
+            [compare(kind, subfolders(runs / kind), bootstrap) for kind in CANDIDATES]
+        ),
     }
     with replacing(tables) as [folder]:
         (folder / "figures").mkdir(parents=True)

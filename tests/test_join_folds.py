@@ -62,6 +62,7 @@ def runs(tmp_path: Path) -> Path:
     write_seen(tmp_path, "TCGA_CD_0003_20000101,small_lesion,a tumor of 60 pixels")
     write_run(folder / "choices/base/0", folds[0])
     write_run(folder / "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
+    write_run(folder / "longer/base/0", folds[0])
     write_run(folder / "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
     return folder
 
@@ -103,8 +104,12 @@ def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: P
     """Patients differ by 0.05, and yet a difference that all of them have is certain."""
     assert join(run_stage, runs).code == 0
     rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
-    assert [row["candidate"] for row in rows] == ["other", "base"]
-    other, base = rows
+    assert [f"{row['kind']}/{row['candidate']}" for row in rows] == [
+        "choices/other",
+        "choices/base",
+        "longer/base",
+    ]
+    other, base, _ = rows
     assert base["n_repeats"] == 2
     assert base["repeats_high"] - base["repeats_low"] == pytest.approx(0.01, abs=2e-5)
     assert base["dice_patient_mean"] == pytest.approx(base["repeats_low"] + 0.005, abs=2e-5)
