@@ -118,7 +118,7 @@ def dvc_note() -> str:
         return ""
     return (
         "\nDVC had removed the stage's earlier outputs before it started; those of the last commit "
-        "return with `git restore metrics dvc.lock && dvc checkout`."
+        "return with `git restore metrics MODEL_CARD.md dvc.lock && dvc checkout`."
     )
 
 
