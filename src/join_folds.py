@@ -1,4 +1,4 @@
-"""Join the tables of the study's trainings: each patient as predicted by who never saw it.
+"""Join the tables of the study's trainings: each patient as predicted by a network new to it.
 
     python src/join_folds.py study/runs study/worst.csv metrics/study.json metrics/study
 
@@ -7,9 +7,12 @@ starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by pa
 `institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` and `longer/…` one
 inner fold under several recipes. `study/worst.csv` tells what was seen in the worst patients.
 All figures follow from these tables, without the data set. A leaf of the graph.
+
+The recipe was chosen on the training side of fold 0, so that the patients of fold 0 alone had no
+part in anything: its figures stand by themselves too.
 """
 
-from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,57 +21,41 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from bootstrap import Bootstrap
+from candidates import compare
 from definitions import COPIED, NETWORK
-from outputs import DECIMALS, read_metrics, replacing, write_metrics
+from outputs import DECIMALS, replacing, write_metrics
 from overlap import ratio
-from scores import FEWEST
+from scores import without_few
 from slices import institution
 from stage import Refusal, Seed, refuse, run
+from trainings import WAY_OUT, costs, read_tested, refuse_mixed, subfolders
 
 STARTING = "starting"
-CANDIDATES = ("choices", "longer")  # short trainings of all candidates, long ones of some
 DEFAULT = "frozen"  # the recipe that params.yaml holds
-BASE = "base"  # the candidate that each other one differs from in one thing
-# What others report on these 110 patients, volume Dice in [0, 1]: mean and median of 22 folds by
-# patient (Buda et al., Comput. Biol. Med. 109:218, 2019), and of two expert readers, mean and
-# standard deviation.
+CANDIDATES = ("choices", "longer")  # short trainings of all candidates, long ones of some
+UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
+# Volume Dice in [0, 1] on the same 110 patients, mean and median of 22 folds (Buda et al., Comput.
+# Biol. Med. 109:218, 2019), and of two expert readers of this kind of tumor, as the same authors
+# quote it: mean and standard deviation.
 PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
 READERS_MEAN, READERS_STD = 0.84, 0.02
-COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
-SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
 N_WORST = 10  # patients whose predictions were looked at
 # What is wrong in a patient above all: a sequence that is missing, a lesion of few pixels, a
 # reference that another reader would draw otherwise, tumor seen where there is none, tumor missed.
 KINDS = ("missing_sequence", "small_lesion", "reference", "false_positive", "missed")
 UNSEEN = "not_looked_at"
-WAY_OUT = "`python study/run.py` writes it."
 MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
 
 
-def read_tested(folder: Path) -> pd.DataFrame:
-    """Return the rows of per_patient.csv of the patients that a training was tested on.
-
-    Refuses what is no such table.
-    """
-    path = folder / "per_patient.csv"
-    try:
-        table = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False, na_values=[""])
-        tested = table[table["split"] == "test"][["patient_id", *COUNTED, *SCORED]]
-    except (OSError, ValueError, KeyError) as error:
-        raise Refusal(f"{path}: no table of patients ({error}). {WAY_OUT}") from None
-    return tested
-
-
-def join(folders: Iterable[Path]) -> pd.DataFrame:
+def join(folders: list[Path]) -> pd.DataFrame:
     """Return the tested patients of all folds, by id; refuse one that is tested twice."""
-    tables = [read_tested(folder).assign(fold=folder.name) for folder in sorted(folders)]
+    refuse_mixed(folders, "split.test_fold")
+    tables = [read_tested(folder).assign(fold=folder.name) for folder in folders]
     table = pd.concat(tables).sort_values(["patient_id", "fold"], ignore_index=True)
     twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
     if len(twice):
         problems = [f"{patient} is tested in folds {', '.join(f)}" for patient, f in twice]
-        refuse(
-            problems, "Folds of one cross-validation share seed and split.folds: run them again."
-        )
+        refuse(problems, f"Each fold is to test its own patients: run them again. {WAY_OUT}")
     table.insert(1, "institution", table["patient_id"].map(institution))
     return table
 
@@ -88,28 +75,13 @@ def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, flo
         **bootstrap.ratio(tp, tp + fp).named("precision"),
         **bootstrap.ratio(tp, tp + fn).named("recall"),
         "false_positives_on_healthy_slices": float(ratio(patients["fp_healthy"].sum(), fp.sum())),
+    }
+    n_dice = int(patients["dice"].count())
+    return {
+        **without_few(scores, n_dice),
         "n_patients": len(patients),
+        "n_patients_dice": n_dice,
         "n_folds": patients["fold"].nunique(),
-    }
-    few = patients["dice"].count() < FEWEST
-    return {
-        name: value
-        for name, value in scores.items()
-        if not (few and name.endswith(("_low", "_high")))
-    }
-
-
-def costs(folders: Iterable[Path]) -> dict[str, float | int]:
-    """Return minutes of training of all folders together and the mean of their images/s.
-
-    Empty unless all of them were trained for it, at once.
-    """
-    found = [read_metrics(folder / "cost.json", WAY_OUT) for folder in folders]
-    if not all(found):
-        return {}
-    return {
-        "minutes": sum(cost["minutes"] for cost in found),
-        "images_per_s": sum(cost["images_per_s"] for cost in found) / len(found),
     }
 
 
@@ -140,55 +112,14 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def compare(kind: str, candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return a row for each candidate of a kind: Dice by patient, and its difference from BASE.
-
-    A patient's Dice is its mean over the repeats. The difference is that of the repeats which both
-    have, its interval that of the mean of the patients' own differences; `repeats_low` and
-    `repeats_high` are the least and the greatest mean of a repeat. Refuses candidates without BASE,
-    or without a repeat in common with it, or of other patients.
-    """
-    if candidates and BASE not in candidates:
-        raise Refusal(f"study/runs/{kind}/{BASE}: no such folder. {WAY_OUT}")
-    dice = {  # a row for each patient, a column for each repeat
-        name: pd.concat(
-            {each.name: read_tested(each).set_index("patient_id")["dice"] for each in folders},
-            axis="columns",
-        )
-        for name, folders in candidates.items()
-    }
-    rows: list[dict[str, Any]] = []
-    for name, table in dice.items():
-        base = dice[BASE]
-        shared = base.columns.intersection(table.columns)
-        if set(table.index) != set(base.index) or shared.empty:
-            raise Refusal(
-                f"study/runs/{kind}/{name}: no repeat, or other patients, of those of {BASE}"
-            )
-        difference = (table[shared] - base[shared]).mean(axis="columns").loc[base.index]
-        rows.append(
-            {
-                "kind": kind,
-                "candidate": name,
-                **bootstrap.mean(table.mean(axis="columns").loc[base.index]).named(
-                    "dice_patient_mean"
-                ),
-                "repeats_low": table.mean().min(),
-                "repeats_high": table.mean().max(),
-                **(bootstrap.mean(difference).named("difference") if name != BASE else {}),
-                "n_repeats": table.shape[1],
-                "n_patients": len(table),
-                **costs(candidates[name]),
-            }
-        )
-    table = pd.DataFrame(rows, columns=None if rows else ["kind", "candidate", "dice_patient_mean"])
-    return table.sort_values("dice_patient_mean", ascending=False, ignore_index=True)
-
-
 def read_seen(path: Path) -> pd.DataFrame:
-    """Return `patient_id`, `kind` and `seen` of the patients that somebody has looked at."""
+    """Return what somebody saw who looked at patients: `patient_id`, `dice`, `kind`, `seen`.
+
+    `dice` is that of the prediction looked at. Refuses what is no such table.
+    """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)[["patient_id", "kind", "seen"]]
+        table = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False)
+        table = table[["patient_id", "dice", "kind", "seen"]].astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         raise Refusal(
             f"{path}: no table of patients looked at ({error}); restore it from Git"
@@ -208,11 +139,20 @@ def read_seen(path: Path) -> pd.DataFrame:
 def worst(patients: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
     """Return the patients of the lowest Dice, and what was seen in each.
 
-    `share` is the patient's part of what all patients together lack to a Dice of 1.
+    `share` is the patient's part of what all patients together lack to a Dice of 1. What was seen
+    in a prediction of another Dice, or in a patient who is not there, says nothing: refused.
     """
+    found = patients.set_index("patient_id")["dice"].round(DECIMALS)
+    problems = [
+        f"{patient} was looked at with a Dice of {dice}; it is {found.get(patient, 'not there')}"
+        for patient, dice in zip(seen["patient_id"], seen["dice"], strict=True)
+        if found.get(patient) != dice
+    ]
+    if problems:
+        refuse(problems, "Look at their predictions and correct the table, or drop the rows.")
     lacking = 1 - patients["dice"]
     table = patients.assign(share=lacking / lacking.sum()).nsmallest(N_WORST, "dice", keep="all")
-    table = table.merge(seen, on="patient_id", how="left", validate="one_to_one")
+    table = table.merge(seen.drop(columns="dice"), "left", "patient_id", validate="one_to_one")
     table["kind"] = table["kind"].fillna(UNSEEN)
     counted = ["n_abnormal", "tp", "fp", "fn", "fp_healthy"]
     return table[["patient_id", "fold", "dice", "share", "kind", "seen", *counted]]
@@ -224,14 +164,15 @@ def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
     panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
     for axes, (recipe, table) in zip(panels, recipes.items(), strict=True):
         ranked = table.dropna(subset="dice").sort_values("dice", ignore_index=True)
-        for marker, (code, rows) in zip(MARKERS, ranked.groupby("institution"), strict=False):
+        for marker, (code, rows) in zip(
+            cycle(MARKERS), ranked.groupby("institution"), strict=False
+        ):
             label = f"{code}, n = {len(rows)}"
             axes.plot(rows.index + 1, rows["dice"], marker, markersize=4, label=label)
         mean, median = ranked["dice"].mean(), ranked["dice"].median()
         axes.axhline(mean, color="black", linewidth=1, label=f"mean, {mean:.3f}")
-        axes.axhline(
-            PUBLISHED_MEAN, color="gray", linestyle=":", label=f"published mean, {PUBLISHED_MEAN}"
-        )
+        label = f"published, 22 folds: mean {PUBLISHED_MEAN}, median {PUBLISHED_MEDIAN}"
+        axes.axhline(PUBLISHED_MEAN, color="gray", linestyle=":", label=label)
         low, high = READERS_MEAN - READERS_STD, READERS_MEAN + READERS_STD
         label = f"two readers, {READERS_MEAN} ± {READERS_STD}"
         axes.axhspan(low, high, color="lightgray", zorder=0, label=label)
@@ -246,17 +187,6 @@ def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def subfolders(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders within each folder, by name; none where there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    return {
-        each.name: sorted(path for path in each.iterdir() if path.is_dir())
-        for each in sorted(folder.iterdir())
-        if each.is_dir()
-    }
-
-
 def main(
     runs: Path,
     worst_seen: Path,
@@ -269,38 +199,50 @@ def main(
     bootstrap = Bootstrap(evaluate_resamples, seed)
     kinds = {kind: subfolders(runs / kind) for kind in ("folds", "institutions")}
     if DEFAULT not in kinds["folds"]:
-        raise Refusal(f"{runs}/folds/{DEFAULT}: no such folder. {WAY_OUT}")
+        raise Refusal(f"{runs}/folds/{DEFAULT}: no training there. {WAY_OUT}")
     joined = {
         kind: {recipe: join(folders) for recipe, folders in recipes.items()}
         for kind, recipes in kinds.items()
     }
-    scores = {
+    scores: dict[str, Any] = {
         kind: {
             recipe: joined_scores(joined[kind][recipe], bootstrap) | costs(folders)
             for recipe, folders in recipes.items()
         }
         for kind, recipes in kinds.items()
     }
-    metrics_written: dict[str, Any] = dict(scores)
+    untouched = {
+        recipe: patients[patients["fold"] == UNTOUCHED]
+        for recipe, patients in joined["folds"].items()
+    }
+    scores["untouched"] = {
+        recipe: joined_scores(patients, bootstrap)
+        for recipe, patients in untouched.items()
+        if len(patients)
+    }
     if (runs / STARTING).is_dir():
         starting = runs / STARTING
-        metrics_written[STARTING] = starting_scores(starting) | costs([starting])
+        scores[STARTING] = starting_scores(starting) | costs([starting])
     failed = worst(joined["folds"][DEFAULT], read_seen(worst_seen))
-    metrics_written["worst"] = failed.groupby("kind")["share"].sum().to_dict()
-    left_out = joined["institutions"].get(DEFAULT, pd.DataFrame(columns=["institution"]))
+    scores["worst"] = failed.groupby("kind")["share"].sum().to_dict()
+    out_of_fold = side_by_side(joined["folds"])
+    left_out = joined["institutions"].get(DEFAULT, out_of_fold.head(0))
+    groups = [
+        {"institution": code, **joined_scores(patients, bootstrap)}
+        for code, patients in left_out.groupby("institution")
+    ]
+    compared = [compare(subfolders(runs / kind), bootstrap) for kind in CANDIDATES]
+    found = [table for table in compared if len(table)]
     written = {
-        "out_of_fold": side_by_side(joined["folds"]),
+        "out_of_fold": out_of_fold,
         "worst": failed,
         "institutions": left_out,
         "by_institution": pd.DataFrame(
-            [
-                {"institution": code, **joined_scores(patients, bootstrap)}
-                for code, patients in left_out.groupby("institution")
-            ]
+            groups, columns=None if groups else ["institution", "dice_patient_mean"]
         ),
-        "choices": pd.concat(
-            [compare(kind, subfolders(runs / kind), bootstrap) for kind in CANDIDATES]
-        ),
+        "choices": pd.concat(found)
+        if found
+        else pd.DataFrame(columns=["training", "dice_patient_mean"]),
     }
     with replacing(tables) as [folder]:
         (folder / "figures").mkdir(parents=True)
@@ -309,12 +251,13 @@ def main(
         dice_figure(joined["folds"]).savefig(
             folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
         )
-    write_metrics(metrics, metrics_written)
-    for kind, recipes in scores.items():
-        for recipe, values in recipes.items():
+    write_metrics(metrics, scores)
+    for kind, recipes in kinds.items():
+        for recipe in recipes:
+            values = scores[kind][recipe]
             print(
                 f"{kind}, {recipe}: Dice by patient {values['dice_patient_mean']:.4f} mean, "
-                f"{values['dice_patient_median']:.4f} median, n = {values['n_patients']}"
+                f"{values['dice_patient_median']:.4f} median, n = {values['n_patients_dice']}"
             )
 
 

@@ -15,7 +15,7 @@ from tqdm.contrib.concurrent import process_map
 from intensity import LEVELS, tissue_statistics
 from outputs import DECIMALS, replacing
 from slices import SEQUENCES, SliceName, read_image, slice_path, sorted_slices
-from stage import run
+from stage import Refusal, run
 
 
 def measure_volume(images: Path, names: list[SliceName]) -> list[dict[str, str | float]]:
@@ -34,6 +34,8 @@ def main(images: Path, intensities: Path) -> None:
     volumes = [
         list(names) for _, names in groupby(sorted_slices(images), key=lambda name: name.patient_id)
     ]
+    if not volumes:
+        raise Refusal(f"{images}: no slices there. Run `dvc repro restructure`.")
     rows = process_map(
         measure_volume,
         [images] * len(volumes),

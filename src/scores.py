@@ -96,6 +96,14 @@ def summarize(
     }
 
 
+def without_few(scores: dict[str, float], n_patients: int) -> dict[str, float]:
+    """Return the scores, their intervals NaN where they are of fewer than FEWEST patients."""
+    return {
+        name: np.nan if n_patients < FEWEST and name.endswith(("_low", "_high")) else value
+        for name, value in scores.items()
+    }
+
+
 def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
     """Return the scores of each group of patients within each split, with their n.
 
@@ -111,8 +119,7 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
             "dice_patient_median": chosen["dice"].median(),
             **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
         }
-        if chosen["dice"].count() < FEWEST:
-            figures |= {name: np.nan for name in figures if name.endswith(("_low", "_high"))}
+        n_dice = int(chosen["dice"].count())
         rows.append(
             {
                 "group": f"{attribute}: {value} ({split})",
@@ -120,9 +127,9 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
                 "attribute": attribute,
                 "value": value,
                 "n_patients": len(chosen),
-                "n_patients_dice": int(chosen["dice"].count()),
+                "n_patients_dice": n_dice,
                 "n_slices": int(chosen["n_slices"].sum()),
-                **figures,
+                **without_few(figures, n_dice),
             }
         )
     return pd.DataFrame(rows)

@@ -97,6 +97,14 @@ def test_the_same_images_give_the_same_table(data: Data, tmp_path: Path) -> None
     assert (tmp_path / "again.csv").read_bytes() == data.intensities.read_bytes()
 
 
+def test_a_folder_without_slices_leaves_the_table_as_it_was(data: Data, tmp_path: Path) -> None:
+    table = tmp_path / "intensities.csv"
+    table.write_text("as it was")
+    with pytest.raises(Refusal, match="no slices there"):
+        measure_tissue.main(tmp_path, table)
+    assert table.read_text() == "as it was"
+
+
 def test_a_patient_who_was_not_measured_is_named(data: Data) -> None:
     with pytest.raises(Refusal, match=r"STRANGER.*`dvc repro measure_tissue`"):
         read_normalization(data.intensities, ["STRANGER_1"], "percentile")

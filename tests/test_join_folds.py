@@ -1,12 +1,14 @@
 """The study's figures follow from the tables of its trainings, and each patient counts once."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import join_folds
 from bootstrap import Bootstrap
@@ -16,7 +18,7 @@ from definitions import COPIED, NETWORK
 TP = 60  # pixels of each patient
 
 
-def write_run(folder: Path, dice: dict[str, float], **cost: float) -> None:
+def write_run(folder: Path, dice: dict[str, float], **cost: float | str) -> None:
     """Write a run that was tested on patients with the given Dice; one more was trained on."""
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = [
@@ -25,7 +27,7 @@ def write_run(folder: Path, dice: dict[str, float], **cost: float) -> None:
     ]
     rows.append({"split": "train", "patient_id": "TCGA_XX_0000_20000101", "dice": 1.0})
     table = pd.DataFrame(rows)
-    errors = (2 * TP / table["dice"] - 2 * TP).round().astype(int)  # fp + fn
+    errors = (2 * TP / table["dice"] - 2 * TP).round().fillna(0).astype(int)  # fp + fn
     table = table.assign(
         n_slices=9,
         n_abnormal=4,
@@ -39,6 +41,10 @@ def write_run(folder: Path, dice: dict[str, float], **cost: float) -> None:
     )
     table.to_csv(folder / "per_patient.csv", index=False)
     (folder / "cost.json").write_text(json.dumps(cost))
+    kind = folder.parent.parent.name
+    fold, repeat = (folder.name, "0") if kind in ("folds", "institutions") else ("0", folder.name)
+    params = {"split": {"test_fold": fold}, "train": {"epochs": 50, "repeat": repeat}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 def drawn(institution: str, n_patients: int, mean: float, seed: int) -> dict[str, float]:
@@ -47,7 +53,7 @@ def drawn(institution: str, n_patients: int, mean: float, seed: int) -> dict[str
 
 
 def write_seen(folder: Path, *lines: str) -> None:
-    (folder / "worst.csv").write_text("\n".join(["patient_id,kind,seen", *lines]) + "\n")
+    (folder / "worst.csv").write_text("\n".join(["patient_id,dice,kind,seen", *lines]) + "\n")
 
 
 @pytest.fixture
@@ -56,10 +62,11 @@ def runs(tmp_path: Path) -> Path:
     folder, folds = tmp_path / "runs", [drawn("AB", 12, 0.8, 1), drawn("CD", 12, 0.7, 2)]
     for number, dice in enumerate(folds):
         cost = {"minutes": 10.0, "epochs": 50, "images_per_s": 100.0 + number}
-        write_run(folder / f"folds/frozen/{number}", dice, **cost)
+        write_run(folder / f"folds/frozen/{number}", dice, **cost, device="1 × cpu in bf16-mixed")
         better = {name: value + 0.02 for name, value in dice.items()}
         write_run(folder / f"folds/thawed/{number}", better)
-    write_seen(tmp_path, "TCGA_CD_0003_20000101,small_lesion,a tumor of 60 pixels")
+    seen = f"TCGA_CD_0003_20000101,{folds[1]['CD_0003']:.5f},small_lesion,a tumor of 60 pixels"
+    write_seen(tmp_path, seen)
     write_run(folder / "choices/base/0", folds[0])
     write_run(folder / "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
     write_run(folder / "longer/base/0", folds[0])
@@ -81,12 +88,18 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: P
     assert table["institution"].value_counts().to_dict() == {"AB": 12, "CD": 12}
     assert (table["fold"] == (table["institution"] == "CD")).all()
     np.testing.assert_allclose(table["dice_thawed"], table["dice"] + 0.02)
-    scores = json.loads((runs.parent / "study.json").read_text())["folds"]
+    written = json.loads((runs.parent / "study.json").read_text())
+    scores = written["folds"]
     found = scores["frozen"]
     assert found["n_patients"] == 24
     assert found["n_folds"] == 2
     assert found["minutes"] == 20
     assert found["images_per_s"] == 100.5
+    assert found["device"] == "1 × cpu in bf16-mixed"
+    first = table[table["fold"] == 0]
+    assert written["untouched"]["frozen"]["n_patients"] == len(first) == 12
+    alone = written["untouched"]["frozen"]["dice_patient_mean"]
+    assert alone == pytest.approx(first["dice"].mean(), abs=1e-5)
     assert "minutes" not in scores["thawed"]
     assert found["dice_patient_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
     assert found["dice_patient_median"] == pytest.approx(table["dice"].median(), abs=1e-5)
@@ -101,22 +114,58 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: P
 
 
 def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: Path) -> None:
-    """Patients differ by 0.05, and yet a difference that all of them have is certain."""
+    """Patients differ by 0.05, yet a difference that is the same in all of them has no width."""
     assert join(run_stage, runs).code == 0
     rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
-    assert [f"{row['kind']}/{row['candidate']}" for row in rows] == [
-        "choices/other",
-        "choices/base",
-        "longer/base",
-    ]
+    assert [row["training"] for row in rows] == ["choices/other", "choices/base", "longer/base"]
     other, base, _ = rows
     assert base["n_repeats"] == 2
-    assert base["repeats_high"] - base["repeats_low"] == pytest.approx(0.01, abs=2e-5)
-    assert base["dice_patient_mean"] == pytest.approx(base["repeats_low"] + 0.005, abs=2e-5)
+    assert base["dice_repeats_high"] - base["dice_repeats_low"] == pytest.approx(0.01, abs=2e-5)
+    assert base["dice_patient_mean"] == pytest.approx(base["dice_repeats_low"] + 0.005, abs=2e-5)
     assert np.isnan(base["difference"])
-    for name in ("difference", "difference_low", "difference_high"):
-        assert other[name] == pytest.approx(0.025, abs=1e-4)  # of repeat 0, which both have
+    assert other["n_repeats_difference"] == 1
+    for name in ("", "_low", "_high", "_repeats_low", "_repeats_high"):
+        assert other[f"difference{name}"] == pytest.approx(0.025, abs=1e-4)  # of repeat 0
     assert other["dice_patient_mean_high"] - other["dice_patient_mean_low"] > 0.02
+
+
+def test_a_difference_is_over_the_repeats_that_both_have(run_stage: RunStage, runs: Path) -> None:
+    """Of repeats 0 and 1, better by 0.025 and by 0.005; base has no repeat 2."""
+    dice = drawn("AB", 12, 0.8, 1)
+    for repeat, gain in ((1, 0.015), (2, 0.1)):
+        write_run(runs / f"choices/other/{repeat}", {name: v + gain for name, v in dice.items()})
+    assert join(run_stage, runs).code == 0
+    other = (
+        pd.read_csv(runs.parent / "study/choices.csv").set_index("training").loc["choices/other"]
+    )
+    assert (other["n_repeats"], other["n_repeats_difference"]) == (3, 2)
+    assert other["difference"] == pytest.approx(0.015, abs=1e-4)
+    assert other["difference_repeats_low"] == pytest.approx(0.005, abs=1e-4)
+    assert other["difference_repeats_high"] == pytest.approx(0.025, abs=1e-4)
+
+
+def test_folds_alone_are_enough(run_stage: RunStage, runs: Path) -> None:
+    """No candidates, no institutions, one fold: tables with their headers, and whole numbers."""
+    for kind in ("choices", "longer"):
+        shutil.rmtree(runs / kind)
+    assert join(run_stage, runs).code == 0
+    folder = runs.parent / "study"
+    for name in ("choices", "by_institution", "institutions"):
+        table = pd.read_csv(folder / f"{name}.csv")
+        assert table.empty
+        assert len(table.columns) >= 2
+    write_run(runs / "choices/base/0", drawn("AB", 12, 0.8, 1))
+    assert join(run_stage, runs).code == 0
+    assert (folder / "choices.csv").read_text().splitlines()[1].endswith(",1,0,12")
+
+
+def test_a_patient_without_tumor_counts_and_has_no_dice(run_stage: RunStage, runs: Path) -> None:
+    write_run(runs / "folds/frozen/2", {"EF_0001": np.nan})
+    assert join(run_stage, runs).code == 0
+    found = json.loads((runs.parent / "study.json").read_text())["folds"]["frozen"]
+    assert (found["n_patients"], found["n_patients_dice"]) == (25, 24)
+    wanted = pd.read_csv(runs.parent / "study/out_of_fold.csv")["dice"].mean()
+    assert found["dice_patient_mean"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, runs: Path) -> None:
@@ -189,8 +238,27 @@ def without_a_column(runs: Path) -> None:
 
 
 def of_no_kind(runs: Path) -> None:
-    twice = "TCGA_AB_0003_20000101,missed,"
-    write_seen(runs.parent, twice, twice, "TCGA_AB_0004_20000101,bad luck,")
+    twice = "TCGA_AB_0003_20000101,0.8,missed,"
+    write_seen(runs.parent, twice, twice, "TCGA_AB_0004_20000101,0.8,bad luck,")
+
+
+def long_ago(runs: Path) -> None:
+    write_seen(runs.parent, "TCGA_AB_0003_20000101,0.1,missed,", "TCGA_ZZ_1_20000101,0.2,missed,")
+
+
+def another_recipe(runs: Path) -> None:
+    path = runs / "folds/frozen/1/params.yaml"
+    path.write_text(path.read_text().replace("epochs: 50", "epochs: 49"))
+
+
+def another_candidate(runs: Path) -> None:
+    path = runs / "choices/base/1/params.yaml"
+    path.write_text(path.read_text().replace("test_fold: '0'", "test_fold: '3'"))
+
+
+def text_for_a_number(runs: Path) -> None:
+    path = runs / "folds/frozen/0/per_patient.csv"
+    path.write_text(path.read_text().replace(f",{TP},", ",many,"))
 
 
 def others(runs: Path) -> None:
@@ -210,15 +278,24 @@ def others(runs: Path) -> None:
             lambda runs: (runs.parent / "worst.csv").write_text("a,b"),
             "no table of patients looked at",
         ),
-        (others, "choices/strangers: no repeat, or other patients, of those of base"),
-        (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
-        (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
+        (long_ago, "TCGA_AB_0003_20000101 was looked at with a Dice of 0.1; it is 0."),
+        (long_ago, "TCGA_ZZ_1_20000101 was looked at with a Dice of 0.2; it is not there"),
+        (another_recipe, "frozen/1: train.epochs is 49, in 0 50"),
+        (another_candidate, "base/1: split.test_fold is 3, in 0 0"),
+        (text_for_a_number, "0/per_patient.csv: no table of patients"),
+        (others, "choices/strangers/0: tested on other patients than those of base"),
         (
             lambda runs: (runs / "choices/other/0").rename(runs / "choices/other/5"),
-            "choices/other: no repeat, or other patients, of those of base",
+            "choices/other: none of the repeats of base, 0, 1",
         ),
-        (lambda runs: (runs / "choices/base").rename(runs / "x"), "choices/base: no such folder"),
-        (lambda runs: (runs / "folds/frozen").rename(runs / "x"), "frozen: no such folder"),
+        (
+            lambda runs: (runs / "choices/base").rename(runs / "x"),
+            "base is not among the candidates other",
+        ),
+        (
+            lambda runs: (runs / "folds/frozen").rename(runs / "x"),
+            "folds/frozen: no training there",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(

@@ -66,6 +66,25 @@ def test_every_run_is_named_once_and_fits_params() -> None:
         assert {leaf.partition("=")[0] for leaf in run.leaves(overrides)} <= known.keys()
 
 
+def test_what_is_kept_is_what_is_listed() -> None:
+    """Each kept training has the params that its name stands for, and tables that it is of."""
+    runs = yaml.safe_load(run.RUNS.read_text())
+    kept = [path.parent for path in sorted(run.KEPT.rglob("params.yaml"))]
+    assert {str(folder.relative_to(run.KEPT)) for folder in kept} <= runs.keys()
+    for folder in kept:
+        name = str(folder.relative_to(run.KEPT))
+        found = dict(
+            leaf.split("=")
+            for leaf in run.leaves(yaml.safe_load((folder / "params.yaml").read_text()))
+        )
+        wanted = dict(leaf.split("=") for leaf in run.leaves(runs[name]))
+        assert {key: found[key] for key in wanted} == wanted, name
+        epochs = len((folder / "train_loss.tsv").read_text().splitlines()) - 1
+        assert epochs == yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"], (
+            name
+        )
+
+
 def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
     folder = clone_with_outputs(committed_run, tmp_path / "brain")
     wanted = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
@@ -100,8 +119,11 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
 
     assert take().stdout == ""  # nothing lacks
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    done = take("tiny/fold/1")  # DVC has it: nothing is trained, and its cost stays
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     shutil.rmtree(kept)
-    assert take().returncode == 0  # DVC has it: nothing is trained, so nothing is known of its cost
+    assert take().returncode == 0  # nothing is known of its cost any more
     assert json.loads((kept / "cost.json").read_text()) == {}
     after = {path.name: path.read_bytes() for path in kept.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"cost.json"}
