@@ -108,6 +108,7 @@ def predicted(
 QUICK: dict[str, Any] = {
     "train__epochs": 2,
     "train__image_size": 48,
+    "train__normalize": "none",
     "train__batch_size": 8,
     "compute__workers": 0,
     "compute__precision": "32-true",

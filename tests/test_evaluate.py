@@ -39,7 +39,8 @@ def run_evaluate(
 ) -> Evaluated:
     out = maps.parent / "evaluate"
     paths = [data.masks, splits or data.splits, data.patients, maps]
-    overrides = {"evaluate__resamples": 100} | {f"evaluate__{k}": v for k, v in options.items()}
+    options = {"resamples": 100, "largest_component": False} | options
+    overrides = {f"evaluate__{name}": value for name, value in options.items()}
     metrics = out.with_suffix(".json")
     outcome = run_stage(evaluate.main, [*paths, metrics, out], "seed", "evaluate", **overrides)
     assert outcome.code == 0, outcome.error

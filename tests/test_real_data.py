@@ -88,7 +88,8 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
         write_levels(mask.astype(np.uint8) * 255, maps, slice_id)
     metrics, out = tmp_path / "evaluate.json", tmp_path / "evaluate"
     paths = [masks, real / "data/splits.csv", real / "data/patients.csv", maps, metrics, out]
-    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", evaluate__resamples=100)
+    options = {"evaluate__resamples": 100, "evaluate__largest_component": False}
+    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", **options)
     assert outcome.code == 0, outcome.error
     for scores in json.loads(metrics.read_text()).values():
         for name in ("iou", "dice_patient_mean_low", "surface_dice_slice_mean", "detection_auroc"):
