@@ -1,6 +1,5 @@
 """Candidates for the recipe, compared patient by patient on one inner fold."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,30 @@ from trainings import WAY_OUT, costs, read_tested, refuse_mixed
 BASE = "base"  # the candidate that each other one differs from in one thing
 
 
-def read_candidate(folders: list[Path], patients: Iterable[str] | None) -> pd.DataFrame:
-    """Return the Dice of each tested patient, a row each, and a column for each repeat.
+def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
+    """Return the Dice of each tested patient by candidate, a row each, a column for each repeat.
 
-    Refuses repeats of other patients than those given, or than those of the first repeat.
+    Refuses trainings of other patients than those of BASE, and repeats that are of two recipes.
     """
-    refuse_mixed(folders, "train.repeat")
-    columns = {each.name: read_tested(each).set_index("patient_id")["dice"] for each in folders}
-    expected = set(patients) if patients is not None else set(next(iter(columns.values())).index)
+    for folders in candidates.values():
+        refuse_mixed(folders, "train.repeat")
+    dice = {
+        folder: read_tested(folder).set_index("patient_id")["dice"]
+        for folders in candidates.values()
+        for folder in folders
+    }
+    patients = set(dice[candidates[BASE][0]].index)
     problems = [
         f"{folder}: tested on other patients than those of {BASE}"
-        for folder in folders
-        if set(columns[folder.name].index) != expected
+        for folder, column in dice.items()
+        if set(column.index) != patients
     ]
     if problems:
         refuse(problems, f"Candidates share the split: run them again. {WAY_OUT}")
-    return pd.concat(columns, axis="columns").sort_index()
+    return {
+        name: pd.DataFrame({folder.name: dice[folder] for folder in folders}).sort_index()
+        for name, folders in candidates.items()
+    }
 
 
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
@@ -45,10 +52,11 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
         return pd.DataFrame()
     if BASE not in candidates:
         raise Refusal(f"{BASE} is not among the candidates {', '.join(candidates)}. {WAY_OUT}")
-    base = read_candidate(candidates[BASE], None)
+    dice = read_dice(candidates)
+    base = dice[BASE]
     rows: list[dict[str, Any]] = []
     for name, folders in candidates.items():
-        table = read_candidate(folders, base.index)
+        table = dice[name]
         differences = (table - base).dropna(axis="columns", how="all")
         if differences.empty:
             raise Refusal(

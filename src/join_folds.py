@@ -211,14 +211,10 @@ def main(
         }
         for kind, recipes in kinds.items()
     }
-    untouched = {
-        recipe: patients[patients["fold"] == UNTOUCHED]
-        for recipe, patients in joined["folds"].items()
-    }
     scores["untouched"] = {
-        recipe: joined_scores(patients, bootstrap)
-        for recipe, patients in untouched.items()
-        if len(patients)
+        recipe: joined_scores(patients[patients["fold"] == UNTOUCHED], bootstrap)
+        for recipe, patients in joined["folds"].items()
+        if UNTOUCHED in set(patients["fold"])
     }
     if (runs / STARTING).is_dir():
         starting = runs / STARTING

@@ -12,7 +12,6 @@ it shows slices of the data set, so it is kept by DVC and never in Git. A leaf o
 
 import base64
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from charts import (
     subgroup_chart,
 )
 from cohort import read_patients
+from dotted import leaves
 from gallery import album, albums, cards, chosen_for_display, ranked
 from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
 from manifest import SPLITS, read_manifest
@@ -124,13 +124,12 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
     return fetched | found
 
 
-def leaves(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of each param, as YAML writes it."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value
+def param_rows(params: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the dotted name and the value of each param, as YAML writes it."""
+    return [
+        (name, str(value).lower() if isinstance(value, bool) else value)
+        for name, value in leaves(params)
+    ]
 
 
 def split_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
@@ -296,7 +295,7 @@ def main(
     facts = {
         "dataset": acquire["dataset"],
         "params": params,
-        "param_rows": list(leaves(params, "")),
+        "param_rows": param_rows(params),
         "n_patients": len(cohort),
         "institutions": cohort["institution"].nunique(),
         "splits": split_rows(manifest),

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from dotted import leaves
 from outputs import read_metrics
 from stage import Refusal, refuse
 
@@ -42,11 +43,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """Return the params of a training by dotted name; refuse a folder without them."""
     path = folder / "params.yaml"
     try:
-        table = pd.json_normalize(yaml.safe_load(path.read_text(encoding="utf-8")))
-        [recipe] = table.to_dict("records")
-    except (OSError, ValueError, NotImplementedError, yaml.YAMLError) as error:
+        return dict(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise Refusal(f"{path}: no params ({error}). {WAY_OUT}") from None
-    return {str(name): value for name, value in recipe.items()}
 
 
 def refuse_mixed(folders: list[Path], *free: str) -> None:

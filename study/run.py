@@ -9,6 +9,7 @@ interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
+import filecmp
 import json
 import re
 import shutil
@@ -17,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from dotted import leaves  # noqa: E402
+
 RUNS, KEPT = ROOT / "study/runs.yaml", ROOT / "study/runs"
 TABLES = {  # what is kept of an experiment, and its name there
     "params.yaml": "params.yaml",
@@ -37,13 +41,9 @@ TABLES = {  # what is kept of an experiment, and its name there
 }
 
 
-def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield `name=value` of each value, as `dvc exp run --set-param` takes it."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={json.dumps(value)}"
+def overrides_of(wanted: dict[str, Any]) -> list[str]:
+    """Return `name=value` of each value, as `dvc exp run --set-param` takes it."""
+    return [f"{name}={json.dumps(value)}" for name, value in leaves(wanted)]
 
 
 def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
@@ -66,12 +66,7 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
     }
 
 
-def alike(one: Path, other: Path) -> bool:
-    """Return whether both files are there and have the same bytes."""
-    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def run(name: str, overrides: dict[str, Any]) -> None:
+def run(name: str, wanted: dict[str, Any]) -> None:
     """Run one experiment and keep its tables; all of them or none."""
     dvc = [sys.executable, "-m", "dvc"]
     experiment = "study-" + name.replace("/", "-")
@@ -80,7 +75,7 @@ def run(name: str, overrides: dict[str, Any]) -> None:
     if experiment in known.split():
         subprocess.run([*dvc, "exp", "remove", "--quiet", experiment], cwd=ROOT, check=True)
     command = [*dvc, "exp", "run", "--temp", "--name", experiment, "evaluate"]
-    command += [f"--set-param={leaf}" for leaf in leaves(overrides)]
+    command += [f"--set-param={override}" for override in overrides_of(wanted)]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout or []:
@@ -95,10 +90,11 @@ def run(name: str, overrides: dict[str, Any]) -> None:
             get = [*dvc, "get", "--quiet", ".", path]
             get += ["--rev", experiment, "--out", str(kept / target)]
             subprocess.run(get, cwd=ROOT, check=True)
-        known_cost = {}
-        if all(alike(KEPT / name / table, kept / table) for table in ("params.yaml", "train.json")):
-            known_cost = json.loads((KEPT / name / "cost.json").read_text())
-        (kept / "cost.json").write_text(json.dumps(cost(lines) or known_cost, indent=2) + "\n")
+        found = cost(lines)
+        same = ["params.yaml", "train.json"]
+        if not found and filecmp.cmpfiles(KEPT / name, kept, same, shallow=False)[0] == same:
+            found = json.loads((KEPT / name / "cost.json").read_text())
+        (kept / "cost.json").write_text(json.dumps(found, indent=2) + "\n")
         shutil.rmtree(KEPT / name, ignore_errors=True)
         (KEPT / name).parent.mkdir(parents=True, exist_ok=True)
         kept.rename(KEPT / name)

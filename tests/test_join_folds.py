@@ -283,6 +283,17 @@ def others(runs: Path) -> None:
         (another_recipe, "frozen/1: train.epochs is 49, in 0 50"),
         (another_candidate, "base/1: split.test_fold is 3, in 0 0"),
         (text_for_a_number, "0/per_patient.csv: no table of patients"),
+        (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
+        (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
+        (
+            lambda runs: (runs / "folds/frozen/0/cost.json").write_text('{"hours": 1}'),
+            "no table of costs (KeyError('minutes'))",
+        ),
+        (lambda runs: (runs / "folds/frozen/0/params.yaml").unlink(), "0/params.yaml: no params"),
+        (
+            lambda runs: (runs / "folds/frozen/0/params.yaml").write_text("text"),
+            "0/params.yaml: no params",
+        ),
         (others, "choices/strangers/0: tested on other patients than those of base"),
         (
             lambda runs: (runs / "choices/other/0").rename(runs / "choices/other/5"),

@@ -12,11 +12,12 @@ import yaml
 
 import run
 from conftest import SMALL, clone_with_outputs, dvc_environment
+from dotted import leaves
 
 
 def test_overrides_are_what_dvc_takes() -> None:
     tree = {"split": {"by": "patient", "inner_fold": 0}, "train": {"augment": {"flip": True}}}
-    assert list(run.leaves(tree)) == [
+    assert run.overrides_of(tree) == [
         'split.by="patient"',
         "split.inner_fold=0",
         "train.augment.flip=true",
@@ -59,11 +60,9 @@ def test_every_run_is_named_once_and_fits_params() -> None:
     names = [line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()]
     runs = yaml.safe_load(text)
     assert sorted(names) == sorted(runs)
-    known = dict(
-        leaf.split("=") for leaf in run.leaves(yaml.safe_load(Path("params.yaml").read_text()))
-    )
+    known = dict(leaves(yaml.safe_load(Path("params.yaml").read_text())))
     for overrides in runs.values():
-        assert {leaf.partition("=")[0] for leaf in run.leaves(overrides)} <= known.keys()
+        assert dict(leaves(overrides)).keys() <= known.keys()
 
 
 def test_what_is_kept_is_what_is_listed() -> None:
@@ -73,16 +72,11 @@ def test_what_is_kept_is_what_is_listed() -> None:
     assert {str(folder.relative_to(run.KEPT)) for folder in kept} <= runs.keys()
     for folder in kept:
         name = str(folder.relative_to(run.KEPT))
-        found = dict(
-            leaf.split("=")
-            for leaf in run.leaves(yaml.safe_load((folder / "params.yaml").read_text()))
-        )
-        wanted = dict(leaf.split("=") for leaf in run.leaves(runs[name]))
+        found = dict(leaves(yaml.safe_load((folder / "params.yaml").read_text())))
+        wanted = dict(leaves(runs[name]))
         assert {key: found[key] for key in wanted} == wanted, name
         epochs = len((folder / "train_loss.tsv").read_text().splitlines()) - 1
-        assert epochs == yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"], (
-            name
-        )
+        assert epochs == found["train.epochs"], name
 
 
 def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
