@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -27,6 +28,8 @@ cv2.setNumThreads(1)
 # Processes that load slices; `auto`: one for each core.
 Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
 
+# Which slice an item is: epoch, position, and how often that epoch had drawn the slice before.
+Key = tuple[int, int, int]
 # A fitted scan (S, S, 3), its fitted mask (S, S), the mask at its own size (H, W), the slice's id.
 Item = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]
 
@@ -142,17 +145,20 @@ def augmentation(
     return albumentations.Compose(transforms)
 
 
-def slice_seed(seed: int, epoch: int, slice_id: str) -> int:
-    """Return the seed of a slice's augmentation in an epoch, in [0, 2**32)."""
-    entropy = [seed, epoch, zlib.crc32(slice_id.encode())]
+def slice_seed(seed: int, epoch: int, slice_id: str, n_before: int) -> int:
+    """Return the seed of a slice's augmentation, in [0, 2**32).
+
+    `n_before` is how often the epoch had drawn the slice before.
+    """
+    entropy = [seed, epoch, zlib.crc32(slice_id.encode()), n_before]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 class SliceDataset(Dataset[Item]):
     """Scans and masks of the given slices, read and fitted one by one; without masks, empty ones.
 
-    An item's key is (epoch, position): what augmentation draws follows from the seed, the epoch and
-    the slice, whichever worker loads it.
+    What augmentation draws follows from the seed, the epoch, the slice and how often the epoch had
+    drawn it before, whichever worker loads it.
     """
 
     def __init__(
@@ -173,8 +179,8 @@ class SliceDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.slice_ids)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, position = key
+    def __getitem__(self, key: Key) -> Item:
+        epoch, position, n_before = key
         slice_id = self.slice_ids[position]
         image = read_image(slice_path(self.images, slice_id))
         own_mask = (
@@ -185,7 +191,7 @@ class SliceDataset(Dataset[Item]):
         image = fit(self.normalization(image, slice_id), self.image_size, cv2.INTER_LINEAR)
         mask = fit(own_mask.view(np.uint8), self.image_size, cv2.INTER_NEAREST)
         if self.augment is not None:
-            self.augment.set_random_seed(slice_seed(self.seed, epoch, slice_id))
+            self.augment.set_random_seed(slice_seed(self.seed, epoch, slice_id, n_before))
             augmented = self.augment(image=image, mask=mask)
             image, mask = augmented["image"], augmented["mask"]
         return image, mask, own_mask, slice_id
@@ -215,7 +221,12 @@ def draw_share(
     )
 
 
-class BatchOrder(Sampler[list[tuple[int, int]]]):
+def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return of each position how often it stands earlier in the order."""
+    return np.asarray(pd.Series(order).groupby(order).cumcount(), dtype=np.int64)
+
+
+class BatchOrder(Sampler[list[Key]]):
     """The keys of an epoch's batches: in order, or shuffled from (seed, epoch).
 
     The last batch of a shuffled epoch is left out when it is not full, unless it is the only one:
@@ -246,18 +257,19 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             return -(-self.n_slices // self.batch_size)
         return max(1, self.n_slices // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order = np.arange(self.n_slices)
         if self.seed is not None:
             rng = np.random.default_rng([self.seed, self.epoch])
             if self.abnormal is not None and self.abnormal_share is not None:
                 order = draw_share(rng, self.abnormal, self.abnormal_share)
             order = rng.permutation(order)
+        drawn = np.stack([order, repeats(order)], axis=1).tolist()
         for batch in range(len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            chosen = drawn[batch * self.batch_size : (batch + 1) * self.batch_size]
             shared = chosen[: len(chosen) // self.world_size * self.world_size]
             own = shared[self.rank :: self.world_size]
-            yield [(self.epoch, int(position)) for position in own]
+            yield [(self.epoch, position, n_before) for position, n_before in own]
 
 
 def collate(items: list[Item]) -> Batch:

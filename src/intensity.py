@@ -17,10 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from slices import SEQUENCES, patient_of
-from stage import Refusal
+from stage import Refusal, refuse
 
 LEVELS = 256
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_p99")
+WAY_OUT = "`dvc repro measure_tissue` writes it anew."
 
 # percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the
 # scale, for tumors may be brighter. z_score: tissue gets mean 115 and standard deviation 57, those
@@ -82,20 +83,24 @@ def read_normalization(
         table = pd.read_csv(intensities, dtype={"patient_id": str}, keep_default_na=False)
         table[list(STATISTICS)] = table[list(STATISTICS)].apply(pd.to_numeric)
         rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
-        tables = {
-            patient_id: np.stack(
-                [
-                    normalizing_levels(rows[patient_id, sequence], normalize)
-                    for sequence in SEQUENCES
-                ],
-                axis=-1,
-            )[None]
-            for patient_id in sorted({patient_of(slice_id) for slice_id in slice_ids})
-        }
     except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
         reason = " ".join(str(error).split())
-        raise Refusal(
-            f"{intensities}: not the intensities of these patients ({reason}); "
-            "`dvc repro measure_tissue`"
-        ) from None
-    return Normalization(tables)
+        raise Refusal(f"{intensities}: no table of intensities ({reason}); {WAY_OUT}") from None
+    patients = sorted({patient_of(slice_id) for slice_id in slice_ids})
+    problems = [
+        f"{intensities}: {patient_id} has no {sequence}"
+        for patient_id in patients
+        for sequence in SEQUENCES
+        if (patient_id, sequence) not in rows
+    ]
+    if problems:
+        refuse(problems, WAY_OUT)
+    return Normalization(
+        {
+            patient_id: np.stack(
+                [normalizing_levels(rows[patient_id, each], normalize) for each in SEQUENCES],
+                axis=-1,
+            )[None]
+            for patient_id in patients
+        }
+    )

@@ -124,6 +124,15 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
     return fetched | found
 
 
+def encoder_training(params: dict[str, Any], best_epoch: int) -> str:
+    """Return whether the encoder had learned when the epoch that is kept had ended."""
+    train = params["train"]
+    n_thawed = best_epoch - (train["epochs"] - train["thaw_epochs"])
+    if not params["encoder"]["frozen"]:
+        return "trained too"
+    return f"frozen, then trained too for {n_thawed} epochs" if n_thawed > 0 else "frozen"
+
+
 def param_rows(params: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return the dotted name and the value of each param, as YAML writes it."""
     return [
@@ -304,6 +313,7 @@ def main(
         "best": training["best"],
         "artifact": ARTIFACT,
         "model": file_facts(model_file),
+        "encoder_training": encoder_training(params, training["best"]["epoch"]),
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, WAY_OUT)),
         **score_facts(scores, tables),
     }

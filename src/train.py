@@ -228,6 +228,7 @@ def main(
     arguments = {**locals()}
     repeat_exactly(also_on_gpus=deterministic)
     fabric = make_fabric(compute_device, compute_precision, compute_threads)
+    surroundings = environment(fabric)
     if batch_size % fabric.world_size:
         raise Refusal(
             f"train.batch_size is {batch_size}, which {fabric.world_size} processes cannot share "
@@ -313,7 +314,7 @@ def main(
                 for name, value in arguments.items()
                 if name != "compute_workers" and not isinstance(value, Path)
             }
-            | environment(fabric),
+            | surroundings,
             [intensities, splits, encoder, *slices],
         )
     with held(key) as state, failures_told("train.batch_size"):
@@ -331,7 +332,7 @@ def main(
                 best_iou = round(progress.best_iou, DECIMALS)
                 live.summary["best"] = {"epoch": progress.best_epoch, "val_iou": best_iou}
         if writes:
-            write_metrics(metrics / "environment.json", environment(fabric))
+            write_metrics(metrics / "environment.json", surroundings)
             frozen = encoder_frozen and progress.best_epoch <= epochs - thaw_epochs
             sha256 = file_sha256(encoder)
             header = Model(encoder_name, sha256, frozen, image_size, normalize)

@@ -622,17 +622,17 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
     "intensities not a table": (
         bytes_of("intensities", lambda _: b""),
         "train",
-        "intensities.csv: not the intensities of these patients",
+        "intensities.csv: no table of intensities",
     ),
     "intensities without a patient": (
         bytes_of("intensities", lambda b: b[: b.index(b"\n") + 1]),
         "train",
-        "`dvc repro measure_tissue`",
+        "has no flair\n",
     ),
     "intensities that are no numbers": (
         bytes_of("intensities", lambda b: b.replace(b"1", b"x")),
         "predict",
-        "intensities.csv: not the intensities of these patients",
+        "intensities.csv: no table of intensities",
     ),
     "missing map": (no_map, "evaluate", "no probability map that can be read"),
     "map cut off": (bytes_of("one_map", lambda b: b[:40]), "evaluate", "no probability map"),

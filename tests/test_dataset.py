@@ -196,12 +196,15 @@ def test_a_share_of_each_epoch_is_abnormal(share: float, n_abnormal: int) -> Non
     epochs = []
     for epoch in (0, 1):
         order.epoch = epoch
-        positions = [position for batch in order for _, position in batch]
-        assert len(positions) == 40
+        keys = [key for batch in order for key in batch]
+        assert len(set(keys)) == len(keys) == 40  # so that no two are augmented alike
+        positions = [position for _, position, _ in keys]
         assert abnormal[positions].sum() == n_abnormal
         for kind in (abnormal, ~abnormal):
             times = np.bincount(positions, minlength=40)[kind]
             assert times.max() - times.min() <= 1
+        before = [(position, n_before) for _, position, n_before in keys]
+        assert all((position, n - 1) in before[:i] for i, (position, n) in enumerate(before) if n)
         epochs.append(positions)
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) != epochs[0]
@@ -209,4 +212,16 @@ def test_a_share_of_each_epoch_is_abnormal(share: float, n_abnormal: int) -> Non
 
 def test_all_are_drawn_once_where_all_are_abnormal() -> None:
     order = BatchOrder(16, 8, seed=1, abnormal=np.ones(16, dtype=bool), abnormal_share=0.5)
-    assert sorted(position for batch in order for _, position in batch) == list(range(16))
+    assert sorted(key for batch in order for key in batch) == [(0, each, 0) for each in range(16)]
+
+
+def test_a_slice_drawn_again_is_augmented_anew(data: Data) -> None:
+    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    abnormal = np.arange(len(dataset)) < 3
+    order = BatchOrder(len(dataset), 8, seed=3, abnormal=abnormal, abnormal_share=0.5)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for batch in loader(dataset, order, workers=0):
+        for slice_id, image in zip(batch.slice_ids, batch.images, strict=True):
+            assert not any(torch.equal(image, other) for other in seen.get(slice_id, []))
+            seen.setdefault(slice_id, []).append(image)
+    assert sorted(len(images) for images in seen.values()) == [1] * 12 + [4] * 3

@@ -84,7 +84,7 @@ def test_a_data_set_normalizes_each_slice_as_its_patient(data: Data) -> None:
     kept = SliceDataset(data.images, data.masks, ids, image_size=48)
     changed = SliceDataset(data.images, data.masks, ids, image_size=48, normalization=normalization)
     for position, slice_id in enumerate(ids):
-        image, own = kept[0, position][0][:48, :48], changed[0, position][0][:48, :48]
+        image, own = kept[0, position, 0][0][:48, :48], changed[0, position, 0][0][:48, :48]
         for channel, sequence in enumerate(SEQUENCES):
             row = table[patient_of(slice_id), sequence]
             wanted = 115 + (image[..., channel] - row["tissue_mean"]) * 57 / row["tissue_std"]
@@ -105,6 +105,18 @@ def test_a_folder_without_slices_leaves_the_table_as_it_was(data: Data, tmp_path
     assert table.read_text() == "as it was"
 
 
-def test_a_patient_who_was_not_measured_is_named(data: Data) -> None:
-    with pytest.raises(Refusal, match=r"STRANGER.*`dvc repro measure_tissue`"):
-        read_normalization(data.intensities, ["STRANGER_1"], "percentile")
+def test_all_patients_who_were_not_measured_are_named(data: Data, tmp_path: Path) -> None:
+    table = pd.read_csv(data.intensities)
+    first = table["patient_id"][0]
+    table.drop(index=1).to_csv(tmp_path / "intensities.csv", index=False)
+    slice_ids = ["STRANGER_2", "GUEST_1", f"{first}_1"]
+    with pytest.raises(Refusal) as refusal:
+        read_normalization(tmp_path / "intensities.csv", slice_ids, "percentile")
+    at = f"{tmp_path / 'intensities.csv'}:"
+    lacking = [
+        f"{at} {patient} has no {each}" for patient in ("GUEST", "STRANGER") for each in SEQUENCES
+    ]
+    lacking.append(f"{at} {first} has no {SEQUENCES[1]}")
+    lines = str(refusal.value).splitlines()
+    assert sorted(lines[:-1]) == sorted(lacking)
+    assert lines[-1] == "`dvc repro measure_tissue` writes it anew."

@@ -258,6 +258,21 @@ def test_the_card_names_files_by_their_hash_and_the_declared_artifact(
     assert "50 epochs; epoch 2 was kept, the best on val (IoU 0.500)." in card
 
 
+@pytest.mark.parametrize(
+    ("frozen", "best_epoch", "told"),
+    [
+        (False, 50, "trained too"),
+        (True, 45, "frozen"),
+        (True, 48, "frozen, then trained too for 3 epochs"),
+    ],
+)
+def test_the_encoder_is_told_as_it_was_in_the_epoch_that_is_kept(
+    frozen: bool, best_epoch: int, told: str
+) -> None:
+    params = {"encoder": {"frozen": frozen}, "train": {"epochs": 50, "thaw_epochs": 5 * frozen}}
+    assert report.encoder_training(params, best_epoch) == told
+
+
 def test_subgroups_and_definitions_are_those_of_the_tables(
     inputs: Inputs, written: Written
 ) -> None:
