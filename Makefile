@@ -33,9 +33,10 @@ DEMO := acquire.dataset=phantom phantom.patients=24 phantom.image_size=128 \
 demo: $(DEMO_READY)
 	@git rev-parse -q --verify HEAD > /dev/null || \
 	  { echo "make demo wants a Git clone with a commit, for DVC records experiments in Git"; exit 1; }
-	dvc exp run --quiet --temp --force --name demo $(DEMO:%=--set-param %)
+	dvc exp run --quiet --temp --force --name demo $(DEMO:%=--set-param %) report
 	@rm -rf demo
 	@dvc get --quiet . metrics --rev demo --out demo
+	@rm -r demo/study demo/study.json  # of the real patients
 	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
 	@dvc get --quiet . report/index.html --rev demo --out demo/report.html
 	@dvc get --quiet . MODEL_CARD.md --rev demo --out demo/MODEL_CARD.md
