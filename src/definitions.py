@@ -14,7 +14,9 @@ from scipy import ndimage
 from overlap import COUNTS, count_pixels, dice, iou
 
 BATCH = 16  # slices of a batch, in the order of a seeded shuffle, for batch_iou
-NETWORK, COPIED = "network", "mask of the nearest train slice"  # names of predictors
+# Names of predictors: those but the network need none.
+NETWORK, COPIED = "network", "mask of the nearest train slice"
+REFERENCE, EMPTY = "reference", "always empty"
 
 
 def definitions(slices: pd.DataFrame, *, seed: int) -> dict[str, float | int]:
@@ -89,8 +91,8 @@ def trivial_counts(
     counts = []
     for mask, source in zip(masks, sources, strict=True):
         answers = {
-            "reference": mask,
-            "always empty": np.zeros_like(mask),
+            REFERENCE: mask,
+            EMPTY: np.zeros_like(mask),
             "reference dilated by 1 px": ndimage.binary_dilation(mask),
             "reference eroded by 1 px": ndimage.binary_erosion(mask),
         }

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from bootstrap import Bootstrap
 from candidates import compare
-from definitions import COPIED, NETWORK
+from definitions import COPIED, EMPTY, NETWORK, REFERENCE
 from outputs import DECIMALS, replacing, write_metrics
 from overlap import ratio
 from scores import without_few
@@ -86,17 +86,20 @@ def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, flo
 
 
 def starting_scores(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return every definition of IoU and Dice by split, of the network and of copied masks.
+    """Return every definition of IoU and Dice by split and predictor.
 
+    Between those of an empty answer and of the reference itself lies what a network can score.
     Refuses a folder without such a table.
     """
+    predictors = {"network": NETWORK, "always_empty": EMPTY, "reference": REFERENCE}
+    tested = predictors | {"copied_mask": COPIED}
     path = folder / "definitions.csv"
     try:
         table = pd.read_csv(path).set_index(["split", "predictor"]).drop(columns="name")
         rows = table.to_dict("index")
         return {
-            "train": {"network": rows["train", NETWORK]},
-            "test": {"network": rows["test", NETWORK], "copied_mask": rows["test", COPIED]},
+            "train": {key: rows["train", name] for key, name in predictors.items()},
+            "test": {key: rows["test", name] for key, name in tested.items()},
         }
     except (OSError, ValueError, KeyError) as error:
         raise Refusal(f"{path}: no table of definitions ({error}). {WAY_OUT}") from None

@@ -13,7 +13,7 @@ import yaml
 import join_folds
 from bootstrap import Bootstrap
 from conftest import Outcome, RunStage, run_names
-from definitions import COPIED, NETWORK
+from definitions import COPIED, EMPTY, NETWORK, REFERENCE
 
 TP = 60  # pixels of each patient
 
@@ -199,6 +199,8 @@ def test_the_worst_patients_make_up_a_share_of_the_error(run_stage: RunStage, ru
 def write_starting(runs: Path) -> None:
     """Write what a training by slice leaves, its network better than copied masks."""
     scored = [("train", NETWORK, 0.9), ("test", NETWORK, 0.8), ("test", COPIED, 0.7)]
+    for split in ("train", "test"):
+        scored += [(split, EMPTY, 0.0), (split, REFERENCE, 1.0)]
     rows = [
         {"name": f"{name} ({split})", "split": split, "predictor": name, "micro_iou": value}
         for split, name, value in scored
@@ -212,13 +214,15 @@ def write_starting(runs: Path) -> None:
 def test_the_starting_recipe_stands_beside_copied_masks(run_stage: RunStage, runs: Path) -> None:
     write_starting(runs)
     assert join(run_stage, runs).code == 0
-    assert json.loads((runs.parent / "study.json").read_text())["starting"] == {
-        "train": {"network": {"micro_iou": 0.9, "n_slices": 393}},
-        "test": {
-            "network": {"micro_iou": 0.8, "n_slices": 393},
-            "copied_mask": {"micro_iou": 0.7, "n_slices": 393},
-        },
+    scores = json.loads((runs.parent / "study.json").read_text())["starting"]
+    assert {
+        split: {predictor: values.pop("micro_iou") for predictor, values in predictors.items()}
+        for split, predictors in scores.items()
+    } == {
+        "train": {"network": 0.9, "always_empty": 0.0, "reference": 1.0},
+        "test": {"network": 0.8, "always_empty": 0.0, "reference": 1.0, "copied_mask": 0.7},
     }
+    assert scores["test"]["copied_mask"] == {"n_slices": 393}
 
 
 def by_patient(runs: Path) -> None:
