@@ -1,4 +1,4 @@
-"""Candidates for the recipe, compared patient by patient on one inner fold."""
+"""Candidates for the recipe, compared patient by patient on inner folds."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from bootstrap import Bootstrap
 from scores import without_few
 from stage import Refusal, refuse
-from trainings import WAY_OUT, costs, read_tested, refuse_mixed
+from trainings import WAY_OUT, costs, read_recipe, read_tested, refuse_mixed
 
 BASE = "base"  # the candidate that each other one differs from in one thing
 
@@ -16,34 +16,43 @@ BASE = "base"  # the candidate that each other one differs from in one thing
 def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
     """Return the Dice of each tested patient by candidate, a row each, a column for each repeat.
 
-    Refuses trainings of other patients than those of BASE, and repeats that are of two recipes.
+    Inner folds of one repeat are joined. Refuses trainings that are of two recipes, that test a
+    patient twice, or other patients than those of BASE.
     """
-    for folders in candidates.values():
-        refuse_mixed(folders, "train.repeat")
-    dice = {
-        folder: read_tested(folder).set_index("patient_id")["dice"]
-        for folders in candidates.values()
-        for folder in folders
-    }
-    patients = set(dice[candidates[BASE][0]].index)
+    dice: dict[str, dict[str, pd.Series[float]]] = {}
+    problems = []
+    for name, folders in candidates.items():
+        refuse_mixed(folders, "train.repeat", "split.inner_fold")
+        tested: dict[str, list[pd.Series[float]]] = {}
+        for folder in folders:
+            repeat = str(read_recipe(folder).get("train.repeat", 0))
+            found = read_tested(folder).set_index("patient_id")["dice"]
+            tested.setdefault(repeat, []).append(found)
+        dice[name] = {repeat: pd.concat(found) for repeat, found in sorted(tested.items())}
+        problems += [
+            f"{folders[0].parent}: {patient} is tested twice in repeat {repeat}"
+            for repeat, column in dice[name].items()
+            for patient in column.index[column.index.duplicated()]
+        ]
+    if problems:
+        refuse(problems, f"Each inner fold is to test its own patients: run them again. {WAY_OUT}")
+    patients = set(next(iter(dice[BASE].values())).index)
     problems = [
-        f"{folder}: tested on other patients than those of {BASE}"
-        for folder, column in dice.items()
+        f"{candidates[name][0].parent}: repeat {repeat} tests other patients than {BASE}"
+        for name, columns in dice.items()
+        for repeat, column in columns.items()
         if set(column.index) != patients
     ]
     if problems:
         refuse(problems, f"Candidates share the split: run them again. {WAY_OUT}")
-    return {
-        name: pd.DataFrame({folder.name: dice[folder] for folder in folders}).sort_index()
-        for name, folders in candidates.items()
-    }
+    return {name: pd.DataFrame(columns).sort_index() for name, columns in dice.items()}
 
 
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
     """Return a row for each candidate: Dice by patient, and its difference from BASE.
 
-    `candidates` are folders of repeats by name, empty or with BASE among them. A patient's Dice is
-    its mean over the repeats. The difference is over the `n_repeats_difference` that both have,
+    `candidates` are folders of trainings by name, none or BASE among them. A patient's Dice is its
+    mean over the repeats. The difference is over the `n_repeats_difference` that both have,
     and its interval that of the mean of the patients' own differences: how another training would
     come out is not in it, but in `…_repeats_low` and `…_repeats_high`, the least and the greatest
     mean of a repeat.

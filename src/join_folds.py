@@ -5,7 +5,8 @@
 `study/run.py` fills `study/runs/`, which is in Git: `starting` is the recipe that the project
 starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by patient,
 `institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` and `longer/…` one
-inner fold under several recipes. `study/worst.csv` tells what was seen in the worst patients.
+inner fold under several recipes, `inner/<candidate>/<inner fold>` all of them. `study/worst.csv`
+tells what was seen in the worst patients.
 All figures follow from these tables, without the data set. A leaf of the graph.
 
 The recipe was chosen on the training side of fold 0, so that the patients of fold 0 alone had no
@@ -32,7 +33,7 @@ from trainings import WAY_OUT, costs, read_tested, refuse_mixed, subfolders
 
 STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that params.yaml holds
-CANDIDATES = ("choices", "longer")  # short trainings of all candidates, long ones of some
+CANDIDATES = ("choices", "inner", "longer")  # one inner fold, all of them, one with more epochs
 UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
 # Volume Dice in [0, 1] on the same 110 patients, mean and median of 22 folds (Buda et al., Comput.
 # Biol. Med. 109:218, 2019), and of two expert readers of this kind of tumor, as the same authors

@@ -144,6 +144,31 @@ def test_a_difference_is_over_the_repeats_that_both_have(run_stage: RunStage, ru
     assert other["difference_repeats_high"] == pytest.approx(0.025, abs=1e-4)
 
 
+def write_inner(folder: Path, inner_fold: int, dice: dict[str, float]) -> None:
+    write_run(folder / str(inner_fold), dice)
+    params = {"split": {"inner_fold": inner_fold}, "train": {"epochs": 15, "repeat": 0}}
+    (folder / str(inner_fold) / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_inner_folds_are_joined_and_compared(run_stage: RunStage, runs: Path) -> None:
+    for number, (institution, gain) in enumerate({"AB": 0.01, "CD": 0.05}.items()):
+        dice = drawn(institution, 12, 0.8, number)
+        write_inner(runs / "inner/base", number, dice)
+        better = {name: value + gain for name, value in dice.items()}
+        write_inner(runs / "inner/other", number, better)
+    assert join(run_stage, runs).code == 0
+    table = pd.read_csv(runs.parent / "study/choices.csv").set_index("training")
+    other = table.loc["inner/other"]
+    assert (other["n_patients"], other["n_repeats"], other["n_repeats_difference"]) == (24, 1, 1)
+    assert other["difference"] == pytest.approx(0.03, abs=1e-4)
+    assert 0.015 < other["difference_low"] < 0.03 < other["difference_high"] < 0.045
+    write_inner(runs / "inner/other", 2, {"AB_0003": 0.5, "AB_0004": 0.5})
+    outcome = join(run_stage, runs)
+    assert outcome.code == 1
+    for patient in ("TCGA_AB_0003_20000101", "TCGA_AB_0004_20000101"):
+        assert f"inner/other: {patient} is tested twice in repeat 0\n" in outcome.error
+
+
 def test_folds_alone_are_enough(run_stage: RunStage, runs: Path) -> None:
     """No candidates, no institutions, one fold: tables with their headers, and whole numbers."""
     for kind in ("choices", "longer"):
@@ -298,9 +323,9 @@ def others(runs: Path) -> None:
             lambda runs: (runs / "folds/frozen/0/params.yaml").write_text("text"),
             "0/params.yaml: no params",
         ),
-        (others, "choices/strangers/0: tested on other patients than those of base"),
+        (others, "choices/strangers: repeat 0 tests other patients than base"),
         (
-            lambda runs: (runs / "choices/other/0").rename(runs / "choices/other/5"),
+            lambda runs: (runs / "choices/other/0/params.yaml").write_text("train: {repeat: 5}"),
             "choices/other: none of the repeats of base, 0, 1",
         ),
         (
