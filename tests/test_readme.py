@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,12 @@ def test_the_sequences_that_patients_have_are_told_with_their_dice(
         SEQUENCES[2 - number]: [str(len(dice)), f"{dice.mean():.3f}", f"{dice.median():.3f}"]
         for number, dice in scored.groupby(lacking)
     }
+    command = re.search(r"```sh\n(python .*?)```", (ROOT / "docs/study.md").read_text(), re.DOTALL)
+    assert command
+    shell = command[1].replace("python", sys.executable, 1)
+    printed = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True).stdout
+    for _, dice in scored.groupby(lacking):
+        assert re.search(rf" {len(dice)} +{dice.mean():.6f} +{dice.median():.6f}\n", printed)
 
 
 def test_the_prose_has_the_figures(told: dict[str, list[str]]) -> None:
