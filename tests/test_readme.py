@@ -152,6 +152,11 @@ def test_the_prose_has_the_figures(told: dict[str, list[str]]) -> None:
     train, test = (starting[split]["network"]["micro_iou"] for split in ("train", "test"))
     assert f"Here it has {train:.3f} and {test:.3f} over all pixels" in text
     assert f"has {starting['test']['copied_mask']['micro_iou']:.3f}: such a split asks" in text
+    unseen, first_fold = STUDY["folds"]["starting"]["iou"], STUDY["untouched"]["frozen"]["iou"]
+    assert f"whom it never saw, the same recipe has {unseen:.3f} (`folds/starting`)" in text
+    page = " ".join((ROOT / "docs/study.md").read_text().split())
+    assert f"has an IoU of {unseen:.3f} instead of {test:.3f} on patients whom it never saw" in page
+    assert f"has {first_fold:.3f} there, and {frozen['iou']:.3f} over all of them" in page
     flair, _, whole = (told[name] for name in SEQUENCES)
     assert f"{flair[0]} patients have FLAIR alone" in text
     assert (
