@@ -13,7 +13,6 @@ The recipe was chosen on the training side of fold 0, so that the patients of fo
 part in anything: its figures stand by themselves too.
 """
 
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,14 +164,17 @@ def worst(patients: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
 def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
     """Return the Dice of every patient by recipe, worst to best, beside what is published."""
     figure = Figure(figsize=(4.2 * len(recipes) + 1, 3.8), layout="constrained")
+    codes = sorted({code for table in recipes.values() for code in table["institution"]})
     panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
     for axes, (recipe, table) in zip(panels, recipes.items(), strict=True):
         ranked = table.dropna(subset="dice").sort_values("dice", ignore_index=True)
-        for marker, (code, rows) in zip(
-            cycle(MARKERS), ranked.groupby("institution"), strict=False
-        ):
+        for number, code in enumerate(codes):
+            rows = ranked[ranked["institution"] == code]
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
             label = f"{code}, n = {len(rows)}"
-            axes.plot(rows.index + 1, rows["dice"], marker, markersize=4, label=label)
+            axes.plot(
+                rows.index + 1, rows["dice"], linestyle="", markersize=4, label=label, **style
+            )
         mean, median = ranked["dice"].mean(), ranked["dice"].median()
         axes.axhline(mean, color="black", linewidth=1, label=f"mean, {mean:.3f}")
         label = f"published, 22 folds: mean {PUBLISHED_MEAN}, median {PUBLISHED_MEDIAN}"
