@@ -28,7 +28,7 @@ FEW_PIXELS = 64  # of a feature map, up to which its kernel is not worth transfo
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 Positive = Annotated[float, Field(gt=0)]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]  # pixels of the longer side of a slice
-Normalize = Literal["none", "percentile", "z_score"]  # how intensity.py normalizes scans
+Normalize = Literal["none", "percentile", "median", "z_score"]  # what intensity.py makes of scans
 Header = TypeVar("Header", "Encoder", "Model")
 HEADER = "network"  # one key, for the order of several in a safetensors header varies
 

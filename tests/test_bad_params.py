@@ -48,7 +48,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("train", "train.weight_decay", -0.1, "greater than or equal to 0"),
     ("train", "train.schedule", "linear", "'one_cycle', 'cosine' or 'constant'"),
     ("train", "train.loss", "mse", "'bce_dice', 'bce', 'dice' or 'focal'"),
-    ("train", "train.normalize", "minmax", "'none', 'percentile' or 'z_score'"),
+    ("train", "train.normalize", "minmax", "'none', 'percentile', 'median' or 'z_score'"),
     ("train", "train.abnormal_share", 0.0, "greater than 0"),
     ("train", "train.abnormal_share", "half", "'natural'"),
     ("train", "train.repeat", -1, "greater than or equal to 0"),
