@@ -8,7 +8,7 @@ import pandas as pd
 from bootstrap import Bootstrap
 from scores import without_few
 from stage import Refusal, refuse
-from trainings import WAY_OUT, costs, read_recipe, read_tested, refuse_mixed
+from trainings import WAY_OUT, costs, join_tested, read_recipe, refuse_mixed
 
 BASE = "base"  # the candidate that each other one differs from in one thing
 
@@ -20,22 +20,15 @@ def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
     patient twice, or other patients than those of BASE.
     """
     dice: dict[str, dict[str, pd.Series[float]]] = {}
-    problems = []
     for name, folders in candidates.items():
         refuse_mixed(folders, "train.repeat", "split.inner_fold")
-        tested: dict[str, list[pd.Series[float]]] = {}
+        repeats: dict[str, list[Path]] = {}
         for folder in folders:
-            repeat = str(read_recipe(folder).get("train.repeat", 0))
-            found = read_tested(folder).set_index("patient_id")["dice"]
-            tested.setdefault(repeat, []).append(found)
-        dice[name] = {repeat: pd.concat(found) for repeat, found in sorted(tested.items())}
-        problems += [
-            f"{folders[0].parent}: {patient} is tested twice in repeat {repeat}"
-            for repeat, column in dice[name].items()
-            for patient in column.index[column.index.duplicated()]
-        ]
-    if problems:
-        refuse(problems, f"Each inner fold is to test its own patients: run them again. {WAY_OUT}")
+            repeats.setdefault(str(read_recipe(folder).get("train.repeat", 0)), []).append(folder)
+        dice[name] = {
+            repeat: join_tested(found).set_index("patient_id")["dice"]
+            for repeat, found in sorted(repeats.items())
+        }
     patients = set(next(iter(dice[BASE].values())).index)
     problems = [
         f"{candidates[name][0].parent}: repeat {repeat} tests other patients than {BASE}"

@@ -28,7 +28,7 @@ from overlap import ratio
 from scores import without_few
 from slices import institution
 from stage import Refusal, Seed, refuse, run
-from trainings import WAY_OUT, costs, read_tested, refuse_mixed, subfolders
+from trainings import WAY_OUT, costs, join_tested, refuse_mixed, subfolders
 
 STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that params.yaml holds
@@ -50,12 +50,7 @@ MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color
 def join(folders: list[Path]) -> pd.DataFrame:
     """Return the tested patients of all folds, by id; refuse one that is tested twice."""
     refuse_mixed(folders, "split.test_fold")
-    tables = [read_tested(folder).assign(fold=folder.name) for folder in folders]
-    table = pd.concat(tables).sort_values(["patient_id", "fold"], ignore_index=True)
-    twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
-    if len(twice):
-        problems = [f"{patient} is tested in folds {', '.join(f)}" for patient, f in twice]
-        refuse(problems, f"Each fold is to test its own patients: run them again. {WAY_OUT}")
+    table = join_tested(folders)
     table.insert(1, "institution", table["patient_id"].map(institution))
     return table
 
@@ -170,7 +165,7 @@ def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
         ranked = table.dropna(subset="dice").sort_values("dice", ignore_index=True)
         for number, code in enumerate(codes):
             rows = ranked[ranked["institution"] == code]
-            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
             label = f"{code}, n = {len(rows)}"
             axes.plot(
                 rows.index + 1, rows["dice"], linestyle="", markersize=4, label=label, **style

@@ -66,6 +66,23 @@ def refuse_mixed(folders: list[Path], *free: str) -> None:
         refuse(problems, f"Trainings of one recipe are joined: run them again. {WAY_OUT}")
 
 
+def join_tested(folders: list[Path]) -> pd.DataFrame:
+    """Return the tested patients of all folders, by id, `fold` being the folder's name.
+
+    Refuses a patient who is tested twice.
+    """
+    tables = [read_tested(folder).assign(fold=folder.name) for folder in folders]
+    table = pd.concat(tables).sort_values(["patient_id", "fold"], ignore_index=True)
+    twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
+    if len(twice):
+        problems = [
+            f"{folders[0].parent}: {patient} is tested in folds {', '.join(f)}"
+            for patient, f in twice
+        ]
+        refuse(problems, f"Each fold is to test its own patients: run them again. {WAY_OUT}")
+    return table
+
+
 def costs(folders: Iterable[Path]) -> dict[str, float | str]:
     """Return minutes of training of all folders together, the mean of their images/s, the devices.
 

@@ -166,7 +166,7 @@ def test_inner_folds_are_joined_and_compared(run_stage: RunStage, runs: Path) ->
     outcome = join(run_stage, runs)
     assert outcome.code == 1
     for patient in ("TCGA_AB_0003_20000101", "TCGA_AB_0004_20000101"):
-        assert f"inner/other: {patient} is tested twice in repeat 0\n" in outcome.error
+        assert f"inner/other: {patient} is tested in folds 0, 2\n" in outcome.error
 
 
 def test_folds_alone_are_enough(run_stage: RunStage, runs: Path) -> None:
