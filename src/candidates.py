@@ -19,16 +19,16 @@ def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
     Inner folds of one repeat are joined. Refuses trainings that are of two recipes, that test a
     patient twice, or other patients than those of BASE.
     """
-    dice: dict[str, dict[str, pd.Series[float]]] = {}
+    groups: dict[tuple[str, str], list[Path]] = {}
     for name, folders in candidates.items():
         refuse_mixed(folders, "train.repeat", "split.inner_fold")
-        repeats: dict[str, list[Path]] = {}
         for folder in folders:
-            repeats.setdefault(str(read_recipe(folder).get("train.repeat", 0)), []).append(folder)
-        dice[name] = {
-            repeat: join_tested(found).set_index("patient_id")["dice"]
-            for repeat, found in sorted(repeats.items())
-        }
+            repeat = str(read_recipe(folder).get("train.repeat", 0))
+            groups.setdefault((name, repeat), []).append(folder)
+    tables = join_tested(list(groups.values()))
+    dice: dict[str, dict[str, pd.Series[float]]] = {name: {} for name in candidates}
+    for (name, repeat), table in sorted(zip(groups, tables, strict=True), key=lambda pair: pair[0]):
+        dice[name][repeat] = table.set_index("patient_id")["dice"]
     patients = set(next(iter(dice[BASE].values())).index)
     problems = [
         f"{candidates[name][0].parent}: repeat {repeat} tests other patients than {BASE}"

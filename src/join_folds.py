@@ -50,7 +50,7 @@ MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color
 def join(folders: list[Path]) -> pd.DataFrame:
     """Return the tested patients of all folds, by id; refuse one that is tested twice."""
     refuse_mixed(folders, "split.test_fold")
-    table = join_tested(folders)
+    [table] = join_tested([folders])
     table.insert(1, "institution", table["patient_id"].map(institution))
     return table
 

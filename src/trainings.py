@@ -66,21 +66,24 @@ def refuse_mixed(folders: list[Path], *free: str) -> None:
         refuse(problems, f"Trainings of one recipe are joined: run them again. {WAY_OUT}")
 
 
-def join_tested(folders: list[Path]) -> pd.DataFrame:
-    """Return the tested patients of all folders, by id, `fold` being the folder's name.
+def join_tested(groups: list[list[Path]]) -> list[pd.DataFrame]:
+    """Return the tested patients of each group of folders, by id, `fold` being the folder's name.
 
-    Refuses a patient who is tested twice.
+    Refuses patients who are tested twice in a group.
     """
-    tables = [read_tested(folder).assign(fold=folder.name) for folder in folders]
-    table = pd.concat(tables).sort_values(["patient_id", "fold"], ignore_index=True)
-    twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
-    if len(twice):
-        problems = [
+    tables, problems = [], []
+    for folders in groups:
+        found = [read_tested(folder).assign(fold=folder.name) for folder in folders]
+        table = pd.concat(found).sort_values(["patient_id", "fold"], ignore_index=True)
+        twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
+        problems += [
             f"{folders[0].parent}: {patient} is tested in folds {', '.join(f)}"
             for patient, f in twice
         ]
+        tables.append(table)
+    if problems:
         refuse(problems, f"Each fold is to test its own patients: run them again. {WAY_OUT}")
-    return table
+    return tables
 
 
 def costs(folders: Iterable[Path]) -> dict[str, float | str]:

@@ -162,11 +162,14 @@ def test_inner_folds_are_joined_and_compared(run_stage: RunStage, runs: Path) ->
     assert (other["n_patients"], other["n_repeats"], other["n_repeats_difference"]) == (24, 1, 1)
     assert other["difference"] == pytest.approx(0.03, abs=1e-4)
     assert 0.015 < other["difference_low"] < 0.03 < other["difference_high"] < 0.045
-    write_inner(runs / "inner/other", 2, {"AB_0003": 0.5, "AB_0004": 0.5})
+    for candidate in ("base", "other"):
+        write_inner(runs / "inner" / candidate, 2, {"AB_0003": 0.5, "AB_0004": 0.5})
     outcome = join(run_stage, runs)
     assert outcome.code == 1
-    for patient in ("TCGA_AB_0003_20000101", "TCGA_AB_0004_20000101"):
-        assert f"inner/other: {patient} is tested in folds 0, 2\n" in outcome.error
+    for candidate in ("base", "other"):
+        for patient in ("TCGA_AB_0003_20000101", "TCGA_AB_0004_20000101"):
+            told = f"inner/{candidate}: {patient} is tested in folds 0, 2\n"
+            assert told in outcome.error
 
 
 def test_folds_alone_are_enough(run_stage: RunStage, runs: Path) -> None:
