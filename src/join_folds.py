@@ -110,6 +110,27 @@ def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
+def beside_out_of_fold(left_out: pd.DataFrame, out_of_fold: pd.DataFrame) -> pd.DataFrame:
+    """Return the patients of left-out institutions, `difference` being what that costs them.
+
+    It is their Dice less `dice_out_of_fold`, that by a network which knew others of the same place.
+    """
+    dice = out_of_fold[["patient_id", "dice"]].rename(columns={"dice": "dice_out_of_fold"})
+    table = left_out.merge(dice, on="patient_id", how="left", validate="one_to_one")
+    return table.assign(difference=table["dice"] - table["dice_out_of_fold"])
+
+
+def left_out_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
+    """Return `joined_scores`, and the mean of `difference` over the patients who have one."""
+    difference = bootstrap.mean(patients["difference"]).named("difference")
+    n_difference = int(patients["difference"].count())
+    return {
+        **joined_scores(patients, bootstrap),
+        **without_few(difference, n_difference),
+        "n_patients_difference": n_difference,
+    }
+
+
 def read_seen(path: Path) -> pd.DataFrame:
     """Return what somebody saw who looked at patients: `patient_id`, `dice`, `kind`, `seen`.
 
@@ -205,12 +226,20 @@ def main(
         kind: {recipe: join(folders) for recipe, folders in recipes.items()}
         for kind, recipes in kinds.items()
     }
+    out_of_fold = side_by_side(joined["folds"])
+    left_out = {
+        recipe: beside_out_of_fold(patients, joined["folds"].get(recipe, patients.head(0)))
+        for recipe, patients in joined["institutions"].items()
+    }
     scores: dict[str, Any] = {
-        kind: {
-            recipe: joined_scores(joined[kind][recipe], bootstrap) | costs(folders)
-            for recipe, folders in recipes.items()
-        }
-        for kind, recipes in kinds.items()
+        "folds": {
+            recipe: joined_scores(patients, bootstrap) | costs(kinds["folds"][recipe])
+            for recipe, patients in joined["folds"].items()
+        },
+        "institutions": {
+            recipe: left_out_scores(patients, bootstrap) | costs(kinds["institutions"][recipe])
+            for recipe, patients in left_out.items()
+        },
     }
     scores["untouched"] = {
         recipe: joined_scores(patients[patients["fold"] == UNTOUCHED], bootstrap)
@@ -222,18 +251,17 @@ def main(
         scores[STARTING] = starting_scores(starting) | costs([starting])
     failed = worst(joined["folds"][DEFAULT], read_seen(worst_seen))
     scores["worst"] = failed.groupby("kind")["share"].sum().to_dict()
-    out_of_fold = side_by_side(joined["folds"])
-    left_out = joined["institutions"].get(DEFAULT, out_of_fold.head(0))
+    left_out_default = left_out.get(DEFAULT, out_of_fold.head(0))
     groups = [
-        {"institution": code, **joined_scores(patients, bootstrap)}
-        for code, patients in left_out.groupby("institution")
+        {"institution": code, **left_out_scores(patients, bootstrap)}
+        for code, patients in left_out_default.groupby("institution")
     ]
     compared = [compare(subfolders(runs / kind), bootstrap) for kind in CANDIDATES]
     found = [table for table in compared if len(table)]
     written = {
         "out_of_fold": out_of_fold,
         "worst": failed,
-        "institutions": left_out,
+        "institutions": left_out_default,
         "by_institution": pd.DataFrame(
             groups, columns=None if groups else ["institution", "dice_patient_mean"]
         ),

@@ -208,6 +208,28 @@ def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, r
     assert few["dice_patient_mean"] > 0
 
 
+def test_a_left_out_institution_is_compared_patient_by_patient(
+    run_stage: RunStage, runs: Path
+) -> None:
+    """With the Dice of the same patients out of fold, as far as they have one."""
+    known = drawn("AB", 12, 0.8, 1)
+    loss = {name: 0.02 + 0.01 * (number % 2) for number, name in enumerate(known)}
+    write_run(runs / "institutions/frozen/0", {name: known[name] - loss[name] for name in known})
+    write_run(runs / "institutions/frozen/1", {"EZ_0001": 0.8})
+    assert join(run_stage, runs).code == 0
+    folder = runs.parent / "study"
+    many, other = pd.read_csv(folder / "by_institution.csv").to_dict("records")
+    assert many["difference"] == pytest.approx(-0.025, abs=1e-4)
+    assert -0.03 < many["difference_low"] < -0.025 < many["difference_high"] < -0.02
+    assert (many["n_patients_difference"], other["n_patients_difference"]) == (12, 0)
+    assert np.isnan(other["difference"])
+    table = pd.read_csv(folder / "institutions.csv").dropna(subset="difference")
+    np.testing.assert_allclose(table["dice_out_of_fold"], list(known.values()), atol=1e-4)
+    written = json.loads((runs.parent / "study.json").read_text())["institutions"]["frozen"]
+    assert written["difference"] == pytest.approx(-0.025, abs=1e-4)
+    assert (written["n_patients_dice"], written["n_patients_difference"]) == (13, 12)
+
+
 def test_the_worst_patients_make_up_a_share_of_the_error(run_stage: RunStage, runs: Path) -> None:
     assert join(run_stage, runs).code == 0
     table = pd.read_csv(runs.parent / "study/worst.csv")
