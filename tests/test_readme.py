@@ -34,7 +34,7 @@ def told() -> dict[str, list[str]]:
     rows = [
         row
         for row in rows
-        if row[0] not in ("training", "definition", "patient", "kind", "sequences")
+        if row[0] not in ("training", "institution", "definition", "patient", "kind", "sequences")
     ]
     assert len({first for first, *_ in rows}) == len(rows)
     return {first: rest for first, *rest in rows}
@@ -46,7 +46,8 @@ def named(told: dict[str, list[str]], pattern: str) -> dict[str, list[str]]:
 
 def interval(scores: Any, name: str) -> str:
     low, high = scores[f"{name}_low"], scores[f"{name}_high"]
-    return f"{scores[name]:.3f} ({low:.3f} to {high:.3f})".replace("-", "−")
+    bounds = "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})"
+    return f"{scores[name]:.3f}{bounds}".replace("-", "−")
 
 
 def table(name: str) -> list[dict[Any, Any]]:
@@ -63,6 +64,37 @@ def test_trainings_are_told_as_they_came_out(told: dict[str, list[str]]) -> None
             wanted[f"`{kind}/{recipe}`"] = [str(scores["n_patients_dice"]), *figures, cost]
     found = named(told, "`(folds|institutions)/.*`")
     assert {name: cells[1:] for name, cells in found.items()} == wanted
+
+
+def test_institutions_are_told_as_they_came_out(told: dict[str, list[str]]) -> None:
+    names = ("dice_patient_mean", "dice_patient_median", "iou", "difference")
+    wanted = {
+        row["institution"]: [str(row["n_patients_dice"]), *(interval(row, name) for name in names)]
+        for row in table("by_institution")
+    }
+    assert named(told, "[A-Z]{2}") == wanted
+    together = STUDY["institutions"]["frozen"]
+    text = " ".join((ROOT / "docs/study.md").read_text().split())
+    assert f"Over all {together['n_patients_difference']} patients the mean differs by " in text
+    assert f"differs by {interval(together, 'difference')}" in text
+    patients = pd.DataFrame(table("institutions")).set_index("patient_id")
+    for patient, said in {
+        "TCGA_CS_6668_20011025": "({:.3f} before, {:.3f} now)",
+        "TCGA_CS_5397_20010315": "({:.3f} and {:.3f})",
+    }.items():
+        before, now = patients.loc[patient, ["dice_out_of_fold", "dice"]]
+        assert f"`{patient}` {said.format(before, now)}" in text
+    largest = patients[patients["institution"] == "DU"]["difference"]
+    assert f"In DU {(largest < 0).sum()} of {len(largest)} patients lose." in text
+    runs = ROOT / "study/runs"
+    without_du, without_ht, fold = (
+        (pd.read_csv(runs / name / "per_patient.csv")["split"] == "train").sum()
+        for name in ("institutions/frozen/1", "institutions/frozen/4", "folds/frozen/0")
+    )
+    learned = (
+        f"{without_du} patients without DU and {without_ht} without HT, against {fold} in a fold"
+    )
+    assert learned in text
 
 
 def test_candidates_are_told_as_they_came_out(told: dict[str, list[str]]) -> None:
@@ -157,6 +189,10 @@ def test_the_prose_has_the_figures(told: dict[str, list[str]]) -> None:
     page = " ".join((ROOT / "docs/study.md").read_text().split())
     assert f"has an IoU of {unseen:.3f} instead of {test:.3f} on patients whom it never saw" in page
     assert f"has {first_fold:.3f} there, and {frozen['iou']:.3f} over all of them" in page
+    elsewhere = STUDY["institutions"]["frozen"]
+    less, least, most = (-elsewhere[f"difference{end}"] for end in ("", "_high", "_low"))
+    mean = elsewhere["dice_patient_mean"]
+    assert f"have a mean of {mean:.3f}, {less:.3f} lower ({least:.3f} to {most:.3f})" in text
     flair, _, whole = (told[name] for name in SEQUENCES)
     assert f"{flair[0]} patients have FLAIR alone" in text
     assert (
