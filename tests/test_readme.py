@@ -81,6 +81,7 @@ def test_institutions_are_told_as_they_came_out(told: dict[str, list[str]]) -> N
     for patient, said in {
         "TCGA_CS_6668_20011025": "({:.3f} before, {:.3f} now)",
         "TCGA_CS_5397_20010315": "({:.3f} and {:.3f})",
+        "TCGA_FG_A60K_20040224": "({:.3f} and {:.3f})",
     }.items():
         before, now = patients.loc[patient, ["dice_out_of_fold", "dice"]]
         assert f"`{patient}` {said.format(before, now)}" in text
