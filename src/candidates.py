@@ -25,9 +25,9 @@ def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
         for folder in folders:
             repeat = str(read_recipe(folder).get("train.repeat", 0))
             groups.setdefault((name, repeat), []).append(folder)
-    tables = join_tested(list(groups.values()))
+    tables = join_tested([groups[key] for key in sorted(groups)])
     dice: dict[str, dict[str, pd.Series[float]]] = {name: {} for name in candidates}
-    for (name, repeat), table in sorted(zip(groups, tables, strict=True), key=lambda pair: pair[0]):
+    for (name, repeat), table in zip(sorted(groups), tables, strict=True):
         dice[name][repeat] = table.set_index("patient_id")["dice"]
     patients = set(next(iter(dice[BASE].values())).index)
     problems = [

@@ -100,13 +100,18 @@ def starting_scores(folder: Path) -> dict[str, dict[str, Any]]:
         raise Refusal(f"{path}: no table of definitions ({error}). {WAY_OUT}") from None
 
 
+def with_dice(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return `table` with one more column: the Dice that its patients have in `other`."""
+    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
+    return table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+
+
 def side_by_side(recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the joined patients of DEFAULT, with the Dice of each other recipe beside its own."""
     table = recipes[DEFAULT]
     for recipe, other in recipes.items():
         if recipe != DEFAULT:
-            dice = other[["patient_id", "dice"]].rename(columns={"dice": f"dice_{recipe}"})
-            table = table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+            table = with_dice(table, other, f"dice_{recipe}")
     return table
 
 
@@ -115,8 +120,7 @@ def beside_out_of_fold(left_out: pd.DataFrame, out_of_fold: pd.DataFrame) -> pd.
 
     It is their Dice less `dice_out_of_fold`, that by a network which knew others of the same place.
     """
-    dice = out_of_fold[["patient_id", "dice"]].rename(columns={"dice": "dice_out_of_fold"})
-    table = left_out.merge(dice, on="patient_id", how="left", validate="one_to_one")
+    table = with_dice(left_out, out_of_fold, "dice_out_of_fold")
     return table.assign(difference=table["dice"] - table["dice_out_of_fold"])
 
 
@@ -226,20 +230,17 @@ def main(
         kind: {recipe: join(folders) for recipe, folders in recipes.items()}
         for kind, recipes in kinds.items()
     }
-    out_of_fold = side_by_side(joined["folds"])
-    left_out = {
+    joined["institutions"] = {
         recipe: beside_out_of_fold(patients, joined["folds"].get(recipe, patients.head(0)))
         for recipe, patients in joined["institutions"].items()
     }
+    scored = {"folds": joined_scores, "institutions": left_out_scores}
     scores: dict[str, Any] = {
-        "folds": {
-            recipe: joined_scores(patients, bootstrap) | costs(kinds["folds"][recipe])
-            for recipe, patients in joined["folds"].items()
-        },
-        "institutions": {
-            recipe: left_out_scores(patients, bootstrap) | costs(kinds["institutions"][recipe])
-            for recipe, patients in left_out.items()
-        },
+        kind: {
+            recipe: scored[kind](joined[kind][recipe], bootstrap) | costs(folders)
+            for recipe, folders in recipes.items()
+        }
+        for kind, recipes in kinds.items()
     }
     scores["untouched"] = {
         recipe: joined_scores(patients[patients["fold"] == UNTOUCHED], bootstrap)
@@ -251,17 +252,18 @@ def main(
         scores[STARTING] = starting_scores(starting) | costs([starting])
     failed = worst(joined["folds"][DEFAULT], read_seen(worst_seen))
     scores["worst"] = failed.groupby("kind")["share"].sum().to_dict()
-    left_out_default = left_out.get(DEFAULT, out_of_fold.head(0))
+    out_of_fold = side_by_side(joined["folds"])
+    left_out = joined["institutions"].get(DEFAULT, out_of_fold.head(0))
     groups = [
         {"institution": code, **left_out_scores(patients, bootstrap)}
-        for code, patients in left_out_default.groupby("institution")
+        for code, patients in left_out.groupby("institution")
     ]
     compared = [compare(subfolders(runs / kind), bootstrap) for kind in CANDIDATES]
     found = [table for table in compared if len(table)]
     written = {
         "out_of_fold": out_of_fold,
         "worst": failed,
-        "institutions": left_out_default,
+        "institutions": left_out,
         "by_institution": pd.DataFrame(
             groups, columns=None if groups else ["institution", "dice_patient_mean"]
         ),
