@@ -42,7 +42,7 @@ def read_dice(candidates: dict[str, list[Path]]) -> dict[str, pd.DataFrame]:
 
 
 def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return a row for each candidate: Dice by patient, and its difference from BASE.
+    """Return a row for each candidate, best first: Dice by patient, and its difference from BASE.
 
     `candidates` are folders of trainings by name, none or BASE among them. A patient's Dice is its
     mean over the repeats. The difference is over the `n_repeats_difference` that both have,
@@ -82,5 +82,5 @@ def compare(candidates: dict[str, list[Path]], bootstrap: Bootstrap) -> pd.DataF
                 **costs(folders),
             }
         )
-    table = pd.DataFrame(rows)
-    return table.sort_values("dice_patient_mean", ascending=False, ignore_index=True)
+    rows.sort(key=lambda row: -row.get("difference", 0.0))
+    return pd.DataFrame(rows)

@@ -114,11 +114,17 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: P
 
 
 def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: Path) -> None:
-    """Patients differ by 0.05, yet a difference that is the same in all of them has no width."""
+    """Patients differ by 0.05, yet a difference that is the same in all of them has no width.
+
+    Repeat 1 of `later` is below that of the base, and above the mean of its two.
+    """
+    later = {name: value + 0.008 for name, value in drawn("AB", 12, 0.8, 1).items()}
+    write_run(runs / "choices/later/1", later)
     assert join(run_stage, runs).code == 0
     rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
-    assert [row["training"] for row in rows] == ["choices/other", "choices/base", "longer/base"]
-    other, base, _ = rows
+    names = ["choices/other", "choices/base", "choices/later", "longer/base"]
+    assert [row["training"] for row in rows] == names
+    other, base, *_ = rows
     assert base["n_repeats"] == 2
     assert base["dice_repeats_high"] - base["dice_repeats_low"] == pytest.approx(0.01, abs=2e-5)
     assert base["dice_patient_mean"] == pytest.approx(base["dice_repeats_low"] + 0.005, abs=2e-5)

@@ -44,10 +44,13 @@ def named(told: dict[str, list[str]], pattern: str) -> dict[str, list[str]]:
     return {name: cells for name, cells in told.items() if re.fullmatch(pattern, name)}
 
 
-def interval(scores: Any, name: str) -> str:
+def span(scores: Any, name: str) -> str:
     low, high = scores[f"{name}_low"], scores[f"{name}_high"]
-    bounds = "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})"
-    return f"{scores[name]:.3f}{bounds}".replace("-", "−")
+    return "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})".replace("-", "−")
+
+
+def interval(scores: Any, name: str) -> str:
+    return f"{scores[name]:.3f}".replace("-", "−") + span(scores, name)
 
 
 def table(name: str) -> list[dict[Any, Any]]:
@@ -103,9 +106,39 @@ def test_candidates_are_told_as_they_came_out(told: dict[str, list[str]]) -> Non
     for row in table("choices"):
         difference = "" if row["training"].endswith("/base") else interval(row, "difference")
         mean = f"{row['dice_patient_mean']:.3f}"
-        wanted[f"`{row['training']}`"] = [mean, difference, str(row["n_repeats"])]
+        seeds = str(row["n_repeats"])
+        if row["n_repeats_difference"] > 1:
+            seeds += span(row, "difference_repeats")
+        wanted[f"`{row['training']}`"] = [mean, difference, seeds]
     found = named(told, "`(choices|inner|longer)/.*`")
     assert {name: cells[1:] for name, cells in found.items()} == wanted
+
+
+def test_what_a_seed_does_is_told_with_its_figures() -> None:
+    runs = ROOT / "study/runs/choices"
+    scored = {
+        (name, seed): pd.read_csv(runs / name / seed / "per_patient.csv", index_col="patient_id")
+        for name in ("base", "unnormalized", "largest")
+        for seed in "012"
+    }
+    tested = {key: known["dice"][known["split"] == "test"] for key, known in scored.items()}
+    first, second, _ = seeds = [tested["base", seed] for seed in "012"]
+    readme, page = (" ".join((ROOT / path).read_text().split()) for path in PAGES)
+    one, two, three = (f"{dice.mean():.3f}" for dice in seeds)
+    told = f"3 seeds of one recipe have {one}, {two} and {three} on the {len(first)} patients"
+    assert told in readme
+    assert f"Three seeds of `base` have {one}, {two} and {three}." in page
+    patient = "TCGA_DU_6405_19851005"
+    figures = [f"{dice[patient]:.3f}" for dice in seeds]
+    assert f"`{patient}` has {figures[0]}, {figures[1]} and {figures[2]}." in page
+    lost = first - second
+    assert lost[patient] / lost.sum() == pytest.approx(0.5, abs=0.05)
+    less = [(tested["base", seed] - tested["unnormalized", seed]).mean() for seed in "012"]
+    assert f"each of three seeds, by {less[0]:.3f}, {less[1]:.3f} and {less[2]:.3f}." in page
+    [row] = (row for row in table("choices") if row["training"] == "choices/unnormalized")
+    less, least, most = (-row[f"difference{end}"] for end in ("", "_high", "_low"))
+    assert f"without it Dice by patient is {less:.3f} lower ({least:.3f} to {most:.3f})" in readme
+    assert all(tested["largest", seed].mean() > tested["base", seed].mean() for seed in "012")
 
 
 def test_the_starting_recipe_is_told_under_every_definition(told: dict[str, list[str]]) -> None:
