@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from candidates import read_dice
 from conftest import ROOT
 from glossary import DEFINITIONS
 from join_folds import PUBLISHED_MEAN, PUBLISHED_MEDIAN
+from trainings import subfolders
 
 PAGES = ("README.md", "docs/study.md")
 FIGURE = "metrics/study/figures/dice_by_patient.png"
@@ -42,6 +44,11 @@ def told() -> dict[str, list[str]]:
 
 def named(told: dict[str, list[str]], pattern: str) -> dict[str, list[str]]:
     return {name: cells for name, cells in told.items() if re.fullmatch(pattern, name)}
+
+
+def prose(page: str) -> str:
+    """Return the page's text without its line breaks."""
+    return " ".join((ROOT / page).read_text().split())
 
 
 def span(scores: Any, name: str) -> str:
@@ -77,7 +84,7 @@ def test_institutions_are_told_as_they_came_out(told: dict[str, list[str]]) -> N
     }
     assert named(told, "[A-Z]{2}") == wanted
     together = STUDY["institutions"]["frozen"]
-    text = " ".join((ROOT / "docs/study.md").read_text().split())
+    text = prose("docs/study.md")
     assert f"Over all {together['n_patients_difference']} patients the mean differs by " in text
     assert f"differs by {interval(together, 'difference')}" in text
     patients = pd.DataFrame(table("institutions")).set_index("patient_id")
@@ -115,30 +122,25 @@ def test_candidates_are_told_as_they_came_out(told: dict[str, list[str]]) -> Non
 
 
 def test_what_a_seed_does_is_told_with_its_figures() -> None:
-    runs = ROOT / "study/runs/choices"
-    scored = {
-        (name, seed): pd.read_csv(runs / name / seed / "per_patient.csv", index_col="patient_id")
-        for name in ("base", "unnormalized", "largest")
-        for seed in "012"
-    }
-    tested = {key: known["dice"][known["split"] == "test"] for key, known in scored.items()}
-    first, second, _ = seeds = [tested["base", seed] for seed in "012"]
-    readme, page = (" ".join((ROOT / path).read_text().split()) for path in PAGES)
-    one, two, three = (f"{dice.mean():.3f}" for dice in seeds)
-    told = f"3 seeds of one recipe have {one}, {two} and {three} on the {len(first)} patients"
+    dice = read_dice(subfolders(ROOT / "study/runs/choices"))
+    base, unnormalized, largest = (dice[name] for name in ("base", "unnormalized", "largest"))
+    assert list(base) == list(unnormalized) == list(largest) == ["0", "1", "2"]
+    readme, page = map(prose, PAGES)
+    one, two, three = (f"{mean:.3f}" for mean in base.mean())
+    told = f"3 seeds of one recipe have {one}, {two} and {three} on the {len(base)} patients"
     assert told in readme
     assert f"Three seeds of `base` have {one}, {two} and {three}." in page
     patient = "TCGA_DU_6405_19851005"
-    figures = [f"{dice[patient]:.3f}" for dice in seeds]
-    assert f"`{patient}` has {figures[0]}, {figures[1]} and {figures[2]}." in page
-    lost = first - second
+    one, two, three = (f"{each:.3f}" for each in base.loc[patient])
+    assert f"`{patient}` has {one}, {two} and {three}." in page
+    lost = base["0"] - base["1"]
     assert lost[patient] / lost.sum() == pytest.approx(0.5, abs=0.05)
-    less = [(tested["base", seed] - tested["unnormalized", seed]).mean() for seed in "012"]
-    assert f"each of three seeds, by {less[0]:.3f}, {less[1]:.3f} and {less[2]:.3f}." in page
+    one, two, three = (f"{less:.3f}" for less in (base - unnormalized).mean())
+    assert f"each of three seeds, by {one}, {two} and {three}." in page
     [row] = (row for row in table("choices") if row["training"] == "choices/unnormalized")
     less, least, most = (-row[f"difference{end}"] for end in ("", "_high", "_low"))
     assert f"without it Dice by patient is {less:.3f} lower ({least:.3f} to {most:.3f})" in readme
-    assert all(tested["largest", seed].mean() > tested["base", seed].mean() for seed in "012")
+    assert ((largest - base).mean() > 0).all()
 
 
 def test_the_starting_recipe_is_told_under_every_definition(told: dict[str, list[str]]) -> None:
@@ -158,7 +160,7 @@ def test_definitions_are_ruled_out_by_an_empty_and_by_a_perfect_answer() -> None
     network, copied = (
         min(test[predictor][name] for name in POSSIBLE) for predictor in ("network", "copied_mask")
     )
-    text = " ".join((ROOT / "docs/study.md").read_text().split())
+    text = prose("docs/study.md")
     assert (
         f"Under each of them this training scores {network:.2f} or more on test, "
         f"and the copied mask {copied:.2f} or more"
@@ -206,7 +208,7 @@ def test_the_sequences_that_patients_have_are_told_with_their_dice(
 
 def test_the_prose_has_the_figures(told: dict[str, list[str]]) -> None:
     """What stands between the tables of the README."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = prose("README.md")
     frozen, starting = STUDY["folds"]["frozen"], STUDY["starting"]
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv")
     *first, last = [f"{mean:.3f}" for mean in scored.groupby("fold")["dice"].mean()]
@@ -220,7 +222,7 @@ def test_the_prose_has_the_figures(told: dict[str, list[str]]) -> None:
     assert f"has {starting['test']['copied_mask']['micro_iou']:.3f}: such a split asks" in text
     unseen, first_fold = STUDY["folds"]["starting"]["iou"], STUDY["untouched"]["frozen"]["iou"]
     assert f"whom it never saw, the same recipe has {unseen:.3f} (`folds/starting`)" in text
-    page = " ".join((ROOT / "docs/study.md").read_text().split())
+    page = prose("docs/study.md")
     assert f"has an IoU of {unseen:.3f} instead of {test:.3f} on patients whom it never saw" in page
     assert f"has {first_fold:.3f} there, and {frozen['iou']:.3f} over all of them" in page
     elsewhere = STUDY["institutions"]["frozen"]
