@@ -1,9 +1,11 @@
 """Slices as the network takes them: normalized, fitted into a square, augmented, in batches."""
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal, NamedTuple, cast
 
 import cv2
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from intensity import NONE, Normalization
 from slices import SEQUENCES, read_image, read_mask, slice_path
+from stage import interrupt_held_back
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
 import albumentations
@@ -291,15 +294,41 @@ def n_workers(workers: Workers) -> int:
     return min((cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
 
 
-def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> "DataLoader[Batch]":
+def leave_quietly(_: int) -> None:
+    """Have a worker say nothing of a batch that nobody takes: its process of origin has ended."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+class Loader(DataLoader[Batch]):
+    """A loader that Ctrl-C leaves between two batches alone, with its workers in order."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        with interrupt_held_back():
+            batches = super().__iter__()
+        while True:
+            with interrupt_held_back():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> Loader:
     """Return a loader of batches; the number of workers changes its speed and nothing else."""
     n_processes = n_workers(workers)
-    return DataLoader(
+    return Loader(
         cast("Dataset[Batch]", dataset),  # what collate makes of it
         batch_sampler=order,
         collate_fn=collate,
         num_workers=n_processes,
-        persistent_workers=n_processes > 0,
+        # Else they stop when the last batch is taken, which Ctrl-C waits for as well.
+        persistent_workers=n_processes > 0 and order.seed is not None,
+        worker_init_fn=leave_quietly,
         pin_memory=torch.cuda.is_available(),
         # Its own: by default a loader draws from the generator that dropout draws from, as often
         # as it starts workers.

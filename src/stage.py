@@ -12,8 +12,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import yaml
@@ -27,6 +30,31 @@ PARAMS_FILE = Path("params.yaml")
 SHOWN = 10
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end of the block; pressed twice, it takes effect at once.
+
+    For what must not be left halfway: processes that start, stop or speak to each other.
+    """
+    usual, held = signal.getsignal(signal.SIGINT), []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        held.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or usual is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if held:
+        raise KeyboardInterrupt
 
 
 class Refusal(ValueError):

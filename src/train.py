@@ -20,12 +20,11 @@ from dvclive.live import Live
 from lightning_fabric import Fabric
 from pydantic import ConfigDict, Field, with_config
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from checkpoint import Progress, fingerprint, held
-from dataset import Batch, BatchOrder, SliceDataset, Workers, augmentation, loader
+from dataset import BatchOrder, Loader, SliceDataset, Workers, augmentation, loader
 from device import (
     Device,
     Precision,
@@ -94,7 +93,7 @@ def refuse_bad_steps(losses: torch.Tensor, slice_ids: list[list[str]], *, epoch:
         )
 
 
-def train_epoch(trainer: Trainer, batches: "DataLoader[Batch]", *, epoch: int) -> dict[str, float]:
+def train_epoch(trainer: Trainer, batches: Loader, *, epoch: int) -> dict[str, float]:
     """Take one pass over the train slices; return the mean loss of its steps and its micro IoU.
 
     Scores are of the augmented slices of all processes, each before its own step. Nothing waits for

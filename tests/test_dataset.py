@@ -1,5 +1,9 @@
 """Slices as the network takes them."""
 
+import itertools
+import os
+import signal
+from multiprocessing import connection
 from pathlib import Path
 
 import albumentations
@@ -7,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import dataloader
 
 from conftest import SIZE, Data
 from dataset import (
@@ -106,6 +111,54 @@ def test_workers_follow_the_epoch(data: Data) -> None:
     expected = gather(dataset, workers=0, epoch=1)
     assert not torch.equal(first[0].images, second[0].images)
     assert all(torch.equal(a.images, b.images) for a, b in zip(second, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("moment", "seed", "n_taken"),
+    [
+        ("__init__", 3, 0),  # workers start
+        ("_next_data", 3, 0),  # they hand a batch over
+        ("_shutdown_workers", None, 3),  # they stop
+    ],
+)
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_leaves_between_two_batches(
+    data: Data, monkeypatch: pytest.MonkeyPatch, moment: str, seed: int | None, n_taken: int
+) -> None:
+    iterator = dataloader._MultiProcessingDataLoaderIter
+    usual, calls = getattr(iterator, moment), itertools.count()
+    taken: list[Batch] = []
+
+    def pressed(*arguments: object) -> object:
+        if next(calls) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return usual(*arguments)
+
+    monkeypatch.setattr(iterator, moment, pressed)
+    dataset = make_dataset(data)
+    batches = loader(dataset, BatchOrder(len(dataset), 8, seed=seed), workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        taken.extend(batches)
+    assert next(calls) > 0
+    assert len(taken) == n_taken
+
+
+def test_a_worker_says_nothing_of_a_batch_that_nobody_takes(
+    data: Data, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its process of origin goes away while the two agree on who they are."""
+
+    def go_away(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    dataset = make_dataset(data)
+    batches = iter(loader(dataset, BatchOrder(len(dataset), 8), workers=1))
+    next(batches)
+    monkeypatch.setattr(connection, "answer_challenge", go_away)
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert capfd.readouterr().err == ""
 
 
 def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> None:
