@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ def start(folder: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
 
 def trainers(parent: int) -> list[psutil.Process]:
     """Return the processes below one that run src/train.py, the outermost first."""
-    family = psutil.Process(parent).children(recursive=True)
-    return [p for p in family if "src/train.py" in p.cmdline() and "python" in p.name()]
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a worker that has just ended
+            if "src/train.py" in process.cmdline() and "python" in process.name():
+                found.append(process)
+    return found
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
