@@ -29,7 +29,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import albumentations
 
-from dataset import augmentation
+from augmentation import augmentation
 from trainer import make_loss, make_schedule
 
 Pair = tuple[torch.Tensor, torch.Tensor]

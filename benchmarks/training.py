@@ -36,7 +36,8 @@ import device
 import reference
 import restructure
 import train
-from dataset import BatchOrder, SliceDataset, Workers, augmentation, loader
+from augmentation import augmentation
+from dataset import BatchOrder, SliceDataset, Workers, loader
 from device import make_fabric, precision_name
 from measure import PeakMemory
 from network import Encoder, Network, build_encoder, new_network, save_tensors

@@ -17,15 +17,12 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NoReturn, TypeVar
 
-import kagglehub
-from kagglehub.exceptions import DataCorruptionError
 from pydantic import Field
 from tqdm import tqdm
 
 import lgg
 import versioned
 from outputs import replacing
-from phantom import write_phantom
 from stage import Refusal, Seed, refuse, run
 
 Member = TypeVar("Member", Path, zipfile.ZipInfo)
@@ -191,6 +188,9 @@ def copy_dataset(source: Path, target: Path, name: str) -> None:
 
 def download() -> Path:
     """Return the folder that kagglehub has downloaded to, or had before."""
+    import kagglehub  # here, because importing it takes as long as the rest of this script
+    from kagglehub.exceptions import DataCorruptionError
+
     cache = os.environ.get("KAGGLEHUB_CACHE", "~/.cache/kagglehub")
     print(ANNOUNCEMENT.format(cache=cache), flush=True)
     try:
@@ -231,6 +231,8 @@ def main(
     recorded = {"acquire.dataset": dataset}
     with replacing(raw) as [partial]:
         if dataset == "phantom":
+            from phantom import write_phantom  # SciPy and pandas: no other data set needs them
+
             write_phantom(partial, seed=seed, patients=patients, image_size=image_size)
         elif dataset == "lgg":
             acquire_lgg(raw, partial)

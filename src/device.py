@@ -3,6 +3,7 @@
 A script started by `torchrun` shares its work with the other processes, one device each.
 """
 
+import atexit
 import ctypes
 import os
 import platform
@@ -104,6 +105,8 @@ def make_fabric(device: Device, precision: Precision, threads: Threads = "auto")
             f"torchrun started {here} processes here, one for each device, but: {error}"
         ) from None
     fabric.launch()
+    if fabric.device.type == "cpu":  # gloo's threads abort a process that ends while they run
+        atexit.register(torch.distributed.destroy_process_group)
     return fabric
 
 

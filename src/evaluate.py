@@ -13,7 +13,6 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
@@ -164,7 +163,6 @@ def main(
     largest_component: bool,
     resamples: Annotated[int, Field(ge=100)],
 ) -> None:
-    torch.set_num_threads(1)  # the work is spread over processes instead
     manifest, bootstrap = read_manifest(splits, "split"), Bootstrap(resamples, seed)
     val_ids = manifest.loc[manifest["split"] == "val", "slice_id"].tolist()
     chosen = choose_threshold(val_ids, masks, predictions) if threshold == "val" else threshold

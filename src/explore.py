@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
 from cohort import groups, read_patients
-from figures import draw
 from findings import KINDS, Finding, mask_findings, near_duplicates, thumbnail
 from looks import (
     HUE_BINS,
@@ -228,7 +226,6 @@ def summary(
 def main(
     images: Path, masks: Path, manifest: Path, patients: Path, metrics: Path, explored: Path
 ) -> None:
-    mpl.use("agg")
     slices, cohort = read_manifest(manifest), read_patients(patients)
     cohort = cohort.sort_values("patient_id", ignore_index=True)
     volumes = [(name, rows["slice_id"].tolist()) for name, rows in slices.groupby("patient_id")]
@@ -265,6 +262,8 @@ def main(
             str(name): Looks.sum(seen[member].looks for member in members)
             for name, members in cohort.groupby("institution").groups.items()
         }
+        from figures import draw  # Matplotlib: only now, so that the work above begins at once
+
         for name, figure in draw(looks, by_institution, tables, area[area > 0]).items():
             path = folder / "figures" / f"{name}.png"
             figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from looks import Volume
 from slices import slice_path
@@ -85,20 +84,17 @@ def near_duplicates(
 
     `slices` holds `slice_id` and `patient_id` of each row of `thumbnails`. A copy is found whatever
     its brightness and contrast, with noise, and shifted by a pixel; one that is mirrored or shifted
-    by several is not. Correlation of vectors of norm 1 is 1 - d² / 2 at a distance d.
+    by several is not. The correlation of two vectors of mean 0 and norm 1 is their product.
     """
-    shown = np.flatnonzero(thumbnails.any(axis=1))
-    if len(shown) < 2:
-        return []
-    radius = float(np.sqrt(2 * (1 - ALIKE)))
-    search = NearestNeighbors(radius=radius, algorithm="brute").fit(thumbnails[shown])
-    distances, neighbors = search.radius_neighbors()
-    found = []
     slice_ids, patient_ids = slices["slice_id"].to_numpy(), slices["patient_id"].to_numpy()
-    for row, apart, others in zip(shown, distances, neighbors, strict=True):
-        for other, distance in sorted(zip(shown[others], apart, strict=True)):
-            if row < other and patient_ids[row] != patient_ids[other]:
-                file, twin = (slice_path(images, slice_ids[at]).as_posix() for at in (row, other))
-                alike = 1 - float(distance) ** 2 / 2
-                found.append(Finding("near_duplicate", file, patient_ids[row], alike, twin))
+    positions, exact = np.arange(len(slices)), thumbnails.astype(np.float64)
+    found = []
+    for patient_id in dict.fromkeys(patient_ids):  # one by one, or large data would fill the memory
+        own = np.flatnonzero(patient_ids == patient_id)
+        alike = exact[own] @ exact.T
+        later = (patient_ids != patient_id) & (positions > own[:, None])
+        for row, other in np.argwhere((alike >= ALIKE) & later):
+            file, twin = (slice_path(images, slice_ids[at]).as_posix() for at in (own[row], other))
+            value = float(alike[row, other])
+            found.append(Finding("near_duplicate", file, patient_id, value, twin))
     return found

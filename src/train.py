@@ -23,8 +23,9 @@ from torch import nn
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
+from augmentation import augmentation
 from checkpoint import Progress, fingerprint, held
-from dataset import BatchOrder, Loader, SliceDataset, Workers, augmentation, loader
+from dataset import BatchOrder, Loader, SliceDataset, Workers, loader
 from device import (
     Device,
     Precision,

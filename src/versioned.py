@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dvc.api import DVCFileSystem
 
 from outputs import discard
 
@@ -37,6 +36,8 @@ def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -
     if output.is_absolute() or any(recorded.get(name) != value for name, value in params.items()):
         return False
     try:
+        from dvc.api import DVCFileSystem  # here, because most runs do without this slow import
+
         DVCFileSystem(".").get(f"/{output.as_posix()}", str(target), recursive=True)
     except Exception as error:  # whatever a cache or a remote may raise, the source itself is next
         discard(target)  # part of it may have come
