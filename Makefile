@@ -1,7 +1,7 @@
 # make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
 # needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
 
-.PHONY: demo test test-slow tools lint clean
+.PHONY: demo test test-all tools lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -26,36 +26,20 @@ endif
 # The stages call `python`: it has to be this one.
 export PATH := $(BIN):$(PATH)
 
-# No weights to download, so the encoder learns too.
-DEMO := acquire.dataset=phantom phantom.patients=24 phantom.image_size=128 \
-        encoder.weights=none encoder.frozen=false train.epochs=12 train.image_size=128
-
+# In demo/, a copy of the project; its docstring says more.
 demo: $(DEMO_READY)
-	@git rev-parse -q --verify HEAD > /dev/null || \
-	  { echo "make demo wants a Git clone with a commit, for DVC records experiments in Git"; exit 1; }
-	dvc exp run --quiet --temp --force --name demo $(DEMO:%=--set-param %) report
-	@rm -rf demo
-	@dvc get --quiet . metrics --rev demo --out demo
-	@rm -r demo/study demo/study.json  # of the real patients
-	@dvc get --quiet . data/splits.csv --rev demo --out demo/splits.csv
-	@dvc get --quiet . report/index.html --rev demo --out demo/report.html
-	@dvc get --quiet . MODEL_CARD.md --rev demo --out demo/MODEL_CARD.md
-	@python -c 'import pandas; scores = pandas.read_json("demo/evaluate.json"); \
-	  scores = scores[~scores.index.str.contains("_low$$|_high$$")]; \
-	  print(scores.to_string(float_format="{:.5g}".format))'
-	@echo "Scores above: demo/evaluate.json, with intervals; behind them, the tables in demo/evaluate/"
-	@echo "Pictures:     demo/explore/figures/; tables: demo/explore/"
-	@echo "Model card:   demo/MODEL_CARD.md"
-	@echo "Curves:       demo/train/plots/metrics/; the split: demo/splits.csv"
-	@echo "It is the DVC experiment \`demo\`: dvc exp show; dvc exp diff; dvc exp remove demo"
-	@echo "The report, to be opened in a browser: $(CURDIR)/demo/report.html"
+	python src/demo.py demo
+
+# Processes that share the tests. Each computes with one thread.
+JOBS ?= 2
+PYTEST := python -m pytest -n $(JOBS) --dist worksteal
 
 test: $(TEST_READY)
-	python -m pytest -n 2 --dist loadfile
+	$(PYTEST) tests/unit tests/network tests/graph tests/page
 
-# Minutes longer: the demo's scores, and the benchmark of the data stages.
-test-slow: $(TEST_READY)
-	python -m pytest -m "slow and not long"
+# Also what is slow: whole experiments, servers, kills, the demo, and the real data where it is.
+test-all: $(TEST_READY)
+	$(PYTEST)
 
 # What some tests start beside Python's own: moto's S3 server, whose botocore is not that of DVC's,
 # and actionlint. Without it those tests are skipped.
@@ -96,4 +80,4 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 	@touch $@
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo .demo.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis

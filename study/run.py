@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from dotted import leaves  # noqa: E402
 
+DVC = (sys.executable, "-m", "dvc")
 RUNS, KEPT = ROOT / "study/runs.yaml", ROOT / "study/runs"
 TABLES = {  # what is kept of an experiment, and its name there
     "params.yaml": "params.yaml",
@@ -66,15 +67,38 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
     }
 
 
+def output_of(*command: str) -> str:
+    """Return what a command prints in the root of the project; end with its error if it fails."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"`{' '.join(command)}` ended with {done.returncode}; it says why above")
+    return done.stdout.strip()
+
+
+def check_letters() -> None:
+    """Refuse to begin where DVC cannot run an experiment aside: it writes two files in ASCII."""
+    cache = output_of(*DVC, "cache", "dir")
+    config = ROOT / output_of("git", "rev-parse", "--git-path", "config")
+    if not cache.isascii():
+        sys.exit(
+            f"DVC's cache is in {cache}, and `dvc exp run --temp` fails in a path with letters "
+            "outside of ASCII. Clone the project elsewhere, or move the cache: "
+            "`dvc config --local cache.dir /path/of/ascii/letters`."
+        )
+    if not config.read_text(encoding="utf-8").isascii():
+        sys.exit(
+            f"{config} holds letters outside of ASCII, with which `dvc exp run --temp` fails. Move "
+            'that line into your own settings, such as `git config --global user.name "…"`.'
+        )
+
+
 def run(name: str, wanted: dict[str, Any]) -> None:
     """Run one experiment and keep its tables; all of them or none."""
-    dvc = [sys.executable, "-m", "dvc"]
     experiment = "study-" + name.replace("/", "-")
-    listed = [*dvc, "exp", "list", "--all-commits", "--name-only"]
-    known = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    known = output_of(*DVC, "exp", "list", "--all-commits", "--name-only")
     if experiment in known.split():
-        subprocess.run([*dvc, "exp", "remove", "--quiet", experiment], cwd=ROOT, check=True)
-    command = [*dvc, "exp", "run", "--temp", "--name", experiment, "evaluate"]
+        output_of(*DVC, "exp", "remove", "--quiet", experiment)
+    command = [*DVC, "exp", "run", "--temp", "--name", experiment, "evaluate"]
     command += [f"--set-param={override}" for override in overrides_of(wanted)]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
@@ -86,10 +110,10 @@ def run(name: str, wanted: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir=KEPT.parent, prefix=".") as folder:
         kept = Path(folder) / "kept"
         kept.mkdir()
+        below_git_root = output_of("git", "rev-parse", "--show-prefix")
         for path, target in TABLES.items():
-            get = [*dvc, "get", "--quiet", ".", path]
-            get += ["--rev", experiment, "--out", str(kept / target)]
-            subprocess.run(get, cwd=ROOT, check=True)
+            source = ["--rev", experiment, ".", below_git_root + path]
+            output_of(*DVC, "get", *source, "--out", str(kept / target))
         found = cost(lines)
         same = ["params.yaml", "train.json"]
         if not found and filecmp.cmpfiles(KEPT / name, kept, same, shallow=False)[0] == same:
@@ -111,6 +135,8 @@ def main() -> None:
     unknown = [name for name in names if name not in runs]
     if unknown:
         parser.error(f"{RUNS} has no {', '.join(unknown)}, but {', '.join(runs)}")
+    if names:
+        check_letters()
     for name in names:
         run(name, runs[name])
 
