@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import nn
 
 import build_manifest
+import demo
 import measure_tissue
 import restructure
 import split
@@ -238,23 +241,8 @@ def encoder(tmp_path: Path) -> Path:
 
 def make_repository(folder: Path) -> Path:
     """Make a Git repository in `folder` of the project's files as they are in the working tree."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    for command in (
-        ["git", "init", "-q", "-b", "main"],
-        ["git", "add", "-A"],
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"],
-    ):
-        subprocess.run(command, cwd=folder, check=True)
+    with chdir(ROOT):
+        demo.copy_project(folder)
     return folder
 
 
@@ -299,7 +287,7 @@ SMALL: dict[str, Any] = {
     "split__folds": 3,
     "encoder__weights": "none",
     "train__epochs": 1,
-    "train__image_size": 40,
+    "train__image_size": 32,
     "train__batch_size": 8,
     "evaluate__resamples": 100,
     "compute__device": "cpu",
@@ -318,30 +306,45 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", done.stdout)
 
 
+def shared_repository(
+    tmp_path_factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]
+) -> Path:
+    """Return a repository in which some work was done, once for all test processes of this run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            beginning = make_repository(shared / f"{name}.partial")
+            work(beginning)
+            beginning.rename(folder)
+    return folder
+
+
+def run_graph(folder: Path) -> None:
+    (folder / "dvc.lock").unlink()
+    write_params(folder, **SMALL)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert sorted(ran(done)) == sorted(stages)
+
+
 @pytest.fixture(scope="session")
 def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a repository in which `dvc repro` has run all of the graph, offline, uncommitted.
 
     Not to be written to: clone_with_outputs makes one that may be.
     """
-    folder = make_repository(tmp_path_factory.mktemp("graph_run") / "repository")
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    write_params(folder, **SMALL)
-    done = dvc(folder, "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert sorted(ran(done)) == sorted(stages)
-    return folder
+    return shared_repository(tmp_path_factory, "graph_run", run_graph)
 
 
 @pytest.fixture(scope="session")
 def committed_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the same, committed, by somebody with a name; not to be written to either."""
     folder = clone_with_outputs(graph_run, tmp_path_factory.mktemp("committed_run") / "brain")
-    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
-        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
-    for words in (["add", "-A"], ["commit", "-qm", "All of the graph, on a phantom"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    commit_all(folder)
     return folder
 
 
@@ -350,3 +353,19 @@ def clone_with_outputs(source: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "--archive", source, folder], check=True)
     return folder
+
+
+def commit_all(folder: Path) -> None:
+    """Commit everything in a Git repository, by somebody with a name."""
+    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
+        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
+    for words in (["add", "-A"], ["commit", "-qm", "All of it"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+
+
+def put_into_larger_repository(project: Path) -> Path:
+    """Turn a repository into a subfolder of a Git repository around it; return that one's root."""
+    shutil.rmtree(project / ".git")
+    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=project.parent, check=True)
+    commit_all(project.parent)
+    return project.parent

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
+from augmentation import augmentation
 from conftest import SIZE, Data
 from dataset import (
     Batch,
     BatchOrder,
     SliceDataset,
-    augmentation,
     fit,
     loader,
     padded_size,
@@ -237,7 +237,7 @@ def test_a_shuffled_epoch_leaves_the_short_batch_out_unless_it_is_the_only_one()
 
 
 def test_importing_it_asks_the_network_for_nothing() -> None:
-    source = Path(fit.__code__.co_filename).read_text()
+    source = Path(augmentation.__code__.co_filename).read_text()
     assert source.index("NO_ALBUMENTATIONS_UPDATE") < source.index("import albumentations")
 
 

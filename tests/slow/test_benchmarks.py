@@ -112,7 +112,6 @@ def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
     assert [name for name, is_so in undone.items() if is_so] == [change]
 
 
-@pytest.mark.slow
 def test_the_pipeline_benchmark_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(
         [

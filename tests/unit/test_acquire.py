@@ -3,11 +3,14 @@
 import io
 import os
 import shutil
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import kagglehub
 import pytest
+from filelock import FileLock
 
 import acquire
 import lgg
@@ -117,14 +120,18 @@ def test_lgg_archive_wins_and_is_checked(
 
 
 @pytest.fixture
-def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point kagglehub's real client at its test environment, localhost:7777, and an empty cache."""
+def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Point kagglehub's real client at its test environment, localhost:7777, and an empty cache.
+
+    The port is this test's alone, whatever other test processes there are.
+    """
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "no-credentials"))
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    with FileLock(Path(tempfile.gettempdir()) / "port-7777.lock"):
+        yield tmp_path / "cache"
 
 
 def test_kaggle_is_downloaded_once_and_checked(

@@ -1,10 +1,14 @@
-"""Distances between borders, by hand and against scipy's distance transform."""
+"""Distances between borders, by hand, against MONAI and against scipy's distance transform."""
+
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from surface import TOLERANCE, hd95, surface_dice
@@ -27,6 +31,19 @@ def test_both_equal_those_of_a_distance_transform(pair: np.ndarray) -> None:
     assert hd95(predicted, mask) == pytest.approx(expected, rel=1e-5)
     near = (there <= TOLERANCE).sum() + (back <= TOLERANCE).sum()
     assert surface_dice(predicted, mask) == pytest.approx(near / (len(there) + len(back)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_are_those_of_monai_to_the_last_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    fields = ndimage.gaussian_filter(rng.normal(size=(2, 70, 60)), (0, 3, 3))
+    predicted, mask = fields > np.quantile(fields, rng.uniform(0.5, 0.99))
+    pair = [torch.from_numpy(each[None, None]) for each in (predicted, mask)]
+    with warnings.catch_warnings(action="ignore"):
+        distance = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
+        agreement = compute_surface_dice(*pair, include_background=True, class_thresholds=[1.0])
+    assert hd95(predicted, mask) == distance.item()
+    assert surface_dice(predicted, mask) == agreement.item()
 
 
 def square(row: int, column: int, size: int = 10) -> np.ndarray:

@@ -1,7 +1,6 @@
 """A training of the study leaves its tables, whole, and nothing else."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 import run
-from conftest import SMALL, clone_with_outputs, dvc_environment
+from conftest import SMALL, clone_with_outputs, dvc_environment, put_into_larger_repository
 from dotted import leaves
 
 
@@ -79,12 +78,33 @@ def test_what_is_kept_is_what_is_listed() -> None:
         assert epochs == found["train.epochs"], name
 
 
+@pytest.mark.parametrize("place", ["the path of the cache", "the settings of Git"])
+def test_letters_outside_of_ascii_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = tmp_path / ("Jörg" if "path" in place else "ascii")
+    folder.mkdir()
+    for words in (["git", "init", "-q"], [*run.DVC, "init", "-q"]):
+        subprocess.run(words, cwd=folder, check=True)
+    monkeypatch.setattr(run, "ROOT", folder)
+    if "Git" in place:
+        run.check_letters()
+        subprocess.run(["git", "config", "user.name", "Jörg"], cwd=folder, check=True)
+    told = (
+        "its cache is in .*Jörg.*dvc config --local cache.dir"
+        if "path" in place
+        else "config holds letters"
+    )
+    with pytest.raises(SystemExit, match=told):
+        run.check_letters()
+
+
 def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
-    folder = clone_with_outputs(committed_run, tmp_path / "brain")
+    """Also where the project is a subfolder of a larger Git repository."""
+    folder = clone_with_outputs(committed_run, tmp_path / "larger/brain")
     wanted = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
     (folder / "study/runs.yaml").write_text(yaml.safe_dump(wanted))
-    for words in (["add", "-A"], ["commit", "-qm", "A run"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    put_into_larger_repository(folder)
 
     def take(*names: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "study/run.py", *names]
@@ -116,11 +136,6 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
     done = take("tiny/fold/1")  # DVC has it: nothing is trained, and its cost stays
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    shutil.rmtree(kept)
-    assert take().returncode == 0  # nothing is known of its cost any more
-    assert json.loads((kept / "cost.json").read_text()) == {}
-    after = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert {name for name in after if after[name] != before[name]} == {"cost.json"}
     done = take("tiny/fold/2")
     assert done.returncode == 2
     assert "has no tiny/fold/2, but tiny/fold/1" in done.stderr

@@ -4,10 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bootstrap import Bootstrap
-from detection import detection, sensitivity_at_specificity
+from detection import (
+    auroc,
+    average_precision,
+    descending_ranks,
+    detection,
+    sensitivity_at_specificity,
+    threshold_curves,
+)
 
 
 def table(abnormal: list[int], scores: list[float], found: list[int]) -> pd.DataFrame:
@@ -67,14 +74,31 @@ def test_auroc_equals_the_rank_statistic_with_ties() -> None:
     assert found["detection_auroc"] == pytest.approx(u / pairs)
 
 
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_areas_of_slices_drawn_repeatedly_are_those_of_scikit_learn(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)
+    for n_slices in (2, 10, 200):
+        abnormal = rng.permutation(np.arange(n_slices) % 2 == 0)
+        scores = np.round(rng.random(n_slices) + 0.3 * abnormal, decimals)  # with ties, and without
+        times = rng.integers(0, 4, n_slices)
+        times[[abnormal.argmax(), abnormal.argmin()]] = 1  # one of each kind, at least
+        curves = threshold_curves(abnormal, descending_ranks(scores), times)
+        drawn = np.repeat(np.arange(n_slices), times)
+        labels, drawn_scores = abnormal[drawn], scores[drawn]
+        assert auroc(*curves) == pytest.approx(roc_auc_score(labels, drawn_scores))
+        assert average_precision(*curves) == pytest.approx(
+            average_precision_score(labels, drawn_scores)
+        )
+
+
 @pytest.mark.parametrize("n_false", [0, 1, 2])
 def test_sensitivity_is_taken_where_at_most_5_in_100_healthy_ones_are_called(n_false: int) -> None:
     """Of 20 healthy slices one may score above the threshold, not two."""
     healthy = [0.9] * n_false + [0.1] * (20 - n_false)
     abnormal = [0.95, 0.5, 0.5, 0.05]
-    labels = [0] * 20 + [1] * 4
-    found = sensitivity_at_specificity(labels, healthy + abnormal)
-    assert found == {0: 0.75, 1: 0.75, 2: 0.25}[n_false]
+    ranks = descending_ranks(healthy + abnormal)
+    curves = threshold_curves(np.arange(24) >= 20, ranks, np.ones(24))
+    assert sensitivity_at_specificity(*curves) == {0: 0.75, 1: 0.75, 2: 0.25}[n_false]
 
 
 @pytest.mark.parametrize("kind", [0, 1])

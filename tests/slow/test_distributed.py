@@ -16,8 +16,9 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
+from augmentation import augmentation
 from conftest import QUICK, ROOT, Data, params
-from dataset import BatchOrder, SliceDataset, augmentation, loader
+from dataset import BatchOrder, SliceDataset, loader
 from intensity import NONE
 from manifest import read_manifest
 from network import new_network

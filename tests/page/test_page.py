@@ -1,0 +1,308 @@
+"""The report's page in a real browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from conftest import SIZE, Data
+from report import TABULATED
+from report_inputs import N_TESTED, Inputs, Written, make_inputs, write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no chromium and chromedriver (Debian: chromium-driver)"
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
+
+
+@pytest.fixture(scope="module")
+def written(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write_report(inputs, tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER or ""
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome, written: Written) -> Iterator[webdriver.Chrome]:
+    """Return a browser that shows the page; afterwards nothing was logged or asked for.
+
+    Each test has a window of its own: a page that is loaded again keeps what was chosen in it.
+    """
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("window")
+    open_page(chromium, written.page, width=1280)
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)
+    assert logged(chromium, "browser") == []
+    asked = [
+        message["params"]["request"]["url"]
+        for entry in logged(chromium, "performance")
+        for message in [json.loads(entry["message"])["message"]]
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    assert {url for url in asked if url.startswith("file:")} <= {written.page.as_uri()}
+
+
+def logged(browser: webdriver.Chrome, kind: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = browser.get_log(kind)  # type: ignore[no-untyped-call]
+    return entries
+
+
+def open_page(browser: webdriver.Chrome, page: Path, *, width: int, scheme: str = "light") -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+    # Charts are drawn after the page has loaded, and move what stands below them.
+    WebDriverWait(browser, 60).until(
+        lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".chart svg.marks")) == 6
+    )
+
+
+def visible_cards(browser: webdriver.Chrome) -> list[WebElement]:
+    return [c for c in browser.find_elements(By.CSS_SELECTOR, ".card") if c.is_displayed()]
+
+
+def scan(card: WebElement) -> str:
+    return card.find_element(By.TAG_NAME, "img").get_attribute("src") or ""
+
+
+def slider(card: WebElement) -> WebElement:
+    return card.find_element(By.CSS_SELECTOR, "[type=range]")
+
+
+def caption(card: WebElement) -> str:
+    return card.find_element(By.TAG_NAME, "figcaption").text
+
+
+def test_the_slider_moves_through_the_slices(browser: webdriver.Chrome) -> None:
+    card = visible_cards(browser)[0]
+    seen = {scan(card): caption(card)}
+    for _ in range(3):
+        slider(card).send_keys(Keys.ARROW_RIGHT)
+        seen[scan(card)] = caption(card)
+    assert len(seen) == len(set(seen.values())) == 4
+    numbers = [int(re.match(r"Slice (\d+) of", text)[1]) for text in seen.values()]  # type: ignore[index]
+    assert np.diff(numbers).tolist() == [1, 1, 1]
+    slider(card).send_keys(Keys.HOME)
+    assert caption(card).startswith("Slice 1 of ")
+    image = card.find_element(By.TAG_NAME, "img")
+    assert browser.execute_script("return arguments[0].naturalWidth", image) == 48
+    alt = image.get_attribute("alt") or ""
+    assert alt.startswith("FLAIR scan of PHANTOM_")
+    assert "Slice 1 of" in alt
+
+
+def test_a_drag_across_the_scan_moves_through_the_slices(browser: webdriver.Chrome) -> None:
+    card = visible_cards(browser)[0]
+    slider(card).send_keys(Keys.HOME)
+    image = card.find_element(By.CSS_SELECTOR, ".scan")
+    actions = webdriver.ActionChains(browser)
+    actions.scroll_to_element(image).move_to_element_with_offset(image, -60, 0)
+    actions.click_and_hold().move_by_offset(120, 0).release().perform()
+    at = int(slider(card).get_attribute("value") or 0)
+    assert at > 1
+    actions.move_by_offset(-100, 0).perform()
+    assert int(slider(card).get_attribute("value") or 0) == at
+
+
+def test_the_switch_shows_the_other_sequences(browser: webdriver.Chrome) -> None:
+    [card] = [c for c in visible_cards(browser) if "without" not in c.text][:1]
+    scans = {}
+    for name in ("Pre-contrast", "Post-contrast", "FLAIR"):
+        browser.find_element(By.XPATH, f"//fieldset[@id='sequence']//label[.='{name}']").click()
+        scans[name] = scan(card)
+    assert len(set(scans.values())) == 3
+    for key, name in (("1", "Pre-contrast"), ("3", "Post-contrast"), ("2", "FLAIR")):
+        slider(card).send_keys(key)
+        assert scan(card) == scans[name]
+    browser.execute_script("document.activeElement.blur()")
+    browser.find_element(By.TAG_NAME, "body").send_keys("1")  # keys are the gallery's alone
+    assert scan(card) == scans["FLAIR"]
+
+
+def test_a_missing_sequence_is_said_to_be_missing(browser: webdriver.Chrome) -> None:
+    Select(browser.find_element(By.ID, "choice")).select_by_value("all")
+    [card] = [c for c in visible_cards(browser) if "without pre and post-contrast" in c.text]
+    flair = scan(card)
+    slider(card).send_keys("1")
+    assert scan(card) == flair
+    assert caption(card).endswith("Pre-contrast is missing: this is FLAIR.")
+
+
+def test_outlines_and_errors_are_drawn_and_can_be_put_away(browser: webdriver.Chrome) -> None:
+    card = visible_cards(browser)[-1]
+    assert "best" in card.text
+
+    def drawn(name: str) -> bool:
+        path = card.find_element(By.CSS_SELECTOR, f".over path.{name}")
+        box = browser.execute_script("return arguments[0].getBBox().width", path)
+        return path.value_of_css_property("display") != "none" and box > 0
+
+    everything = ("reference", "prediction", "right", "missed", "false")
+    assert [drawn(name) for name in everything] == [True] * 5
+    slider(card).send_keys("e")
+    assert [drawn(name) for name in everything] == [True, True, False, False, False]
+    slider(card).send_keys("o")
+    assert not any(drawn(name) for name in everything)
+    for name in ("Errors", "Outlines"):
+        browser.find_element(By.XPATH, f"//fieldset[@id='layers']//label[.='{name}']").click()
+    assert all(drawn(name) for name in everything)
+
+
+def test_what_a_card_says_and_draws_is_what_was_scored(
+    browser: webdriver.Chrome, inputs: Inputs
+) -> None:
+    Select(browser.find_element(By.ID, "choice")).select_by_value("all")
+    slices = pd.read_csv(inputs.evaluated / "per_slice.csv")
+    patients = pd.read_csv(inputs.evaluated / "per_patient.csv").set_index("patient_id")
+    for card in visible_cards(browser):
+        name = card.find_element(By.TAG_NAME, "h3").text
+        row = patients.loc[name]
+        assert f"Dice {row['dice']:.3f}, IoU {row['iou']:.3f}, rank " in card.text
+        assert f"{row['tp'] + row['fn']:,} tumor pixels" in card.text
+        own = slices[slices["patient_id"] == name].reset_index()
+        at = int(slider(card).get_attribute("value") or 0)
+        wrong = own["fp"] + own["fn"]
+        assert wrong[at] == wrong.max()
+        tp, fp, fn = own.loc[at, ["tp", "fp", "fn"]]
+        said = f"{tp} pixels right, {fn} missed, {fp} false."
+        assert said in caption(card)
+        assert said in (card.find_element(By.TAG_NAME, "img").get_attribute("alt") or "")
+        corners = browser.execute_script(
+            "const over = arguments[0].querySelector('.over'), m = over.getScreenCTM();"
+            "const box = arguments[0].querySelector('img').getBoundingClientRect();"
+            "const at = (x, y) => new DOMPoint(x, y).matrixTransform(m);"
+            f"const a = at(0, 0), b = at({SIZE}, {SIZE});"
+            "return [a.x - box.left, a.y - box.top, b.x - box.right, b.y - box.bottom]",
+            card,
+        )
+        assert np.abs(corners).max() < 0.01
+        now = card.find_element(By.CSS_SELECTOR, ".areas .now")
+        assert int(now.get_dom_attribute("x") or -1) == at
+
+
+def test_the_legend_is_drawn_as_the_scans_are(browser: webdriver.Chrome) -> None:
+    """What each sample looks like is what a path of its name does, dashes and patterns too."""
+    card = visible_cards(browser)[0]
+    words = {"reference": "outline of the reference", "prediction": "prediction, dashed"}
+    words |= {"right": "right, plain", "missed": "missed, striped", "false": "false, dotted"}
+    shapes = {"missed": "rect", "false": "circle"}
+    for name, text in words.items():
+        sample = browser.find_element(By.CSS_SELECTOR, f".legend path.{name}")
+        assert text in sample.find_element(By.XPATH, "../..").text
+        drawn = card.find_element(By.CSS_SELECTOR, f".over path.{name}")
+        for style in ("stroke", "stroke-dasharray", "opacity"):
+            assert sample.value_of_css_property(style) == drawn.value_of_css_property(style)
+        assert (drawn.value_of_css_property("stroke-dasharray") != "none") is (name == "prediction")
+        if name in shapes:
+            assert f"#{name}-{SIZE}" in drawn.value_of_css_property("fill")
+            pattern = browser.find_element(By.ID, f"{name}-{SIZE}")
+            assert pattern.find_elements(By.CSS_SELECTOR, f"{shapes[name]}.ink")
+            scale = pattern.get_dom_attribute("patternTransform") or ""
+            assert scale.startswith(f"scale({SIZE / 256})")
+
+
+def test_patients_are_sorted_and_chosen(browser: webdriver.Chrome, inputs: Inputs) -> None:
+    table = pd.read_csv(inputs.evaluated / "per_patient.csv").query("split == 'test'")
+    table["tumor"] = table["tp"] + table["fn"]
+
+    def names() -> list[str]:
+        return [card.find_element(By.TAG_NAME, "h3").text for card in visible_cards(browser)]
+
+    order = Select(browser.find_element(By.ID, "sort"))
+    by_dice = table.sort_values("dice")["patient_id"].tolist()
+    shown = Select(browser.find_element(By.ID, "choice"))
+    shown.select_by_value("all")
+    assert names() == by_dice
+    order.select_by_value("best")
+    assert names() == by_dice[::-1]
+    order.select_by_value("tumor")
+    assert names() == table.sort_values("tumor", ascending=False)["patient_id"].tolist()
+    order.select_by_value("name")
+    assert names() == sorted(by_dice)
+    assert len(names()) == N_TESTED
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_overflows_and_text_can_be_read(
+    browser: webdriver.Chrome, written: Written, width: int, scheme: str
+) -> None:
+    open_page(browser, written.page, width=width, scheme=scheme)
+    whole = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(whole) == 0
+    assert browser.execute_script("return innerWidth") == width
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll table')"
+        " && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert wide == []
+    colors = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor,"
+        " getComputedStyle(document.querySelector('.chart text')).fill,"
+        " getComputedStyle(document.querySelector('small')).color]"
+    )
+    text, ground, label, soft = (luminance(color) for color in colors)
+    assert (ground < 0.1) is (scheme == "dark")
+    for each in (text, label, soft):  # the contrast that WCAG 2.2 asks of text, level AA
+        assert (max(each, ground) + 0.05) / (min(each, ground) + 0.05) >= 4.5
+
+
+def luminance(color: str) -> float:
+    """Return the relative luminance of `rgb(r, g, b)`, in [0, 1]; WCAG 2.2."""
+    channels = np.array([int(n) for n in re.findall(r"\d+", color)[:3]]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_everything_has_a_name_for_a_screen_reader(browser: webdriver.Chrome) -> None:
+    nameless = browser.execute_script(
+        "return [...document.querySelectorAll('img')].filter(e => !e.alt)"
+        ".concat([...document.querySelectorAll('input, select')].filter("
+        "e => !e.labels.length && !e.ariaLabel)).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []
+    headings = [e.tag_name for e in browser.find_elements(By.CSS_SELECTOR, "h1, h2, h3")]
+    assert headings[0] == "h1"
+    assert headings.count("h1") == 1
+    for name in TABULATED:
+        assert browser.find_elements(By.XPATH, f"//th[.='{name}']")
+    charts = browser.find_elements(By.CSS_SELECTOR, ".chart[aria-label]")
+    assert len(charts) == 6
+    labels = {chart.get_attribute("aria-label") for chart in charts}
+    assert "IoU by epoch; at the end train 0.300, val 0.400; epoch 2 was kept" in labels
+    assert f"Dice against tumor volume, one point a patient, n = {N_TESTED}" in labels

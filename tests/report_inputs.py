@@ -1,0 +1,145 @@
+"""What the report is made of, written by the tests: no network has been trained for it."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+import evaluate
+import explore
+import report
+from conftest import ROOT, Data, params, write_maps
+from manifest import read_manifest
+from network import Encoder, Model, build_encoder, save_tensors
+from outputs import file_sha256
+
+N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them
+
+
+class Inputs(NamedTuple):
+    """Everything that the stage reads, in its order."""
+
+    templates: Path
+    images: Path
+    masks: Path
+    splits: Path
+    patients: Path
+    predictions: Path
+    encoder: Path
+    unet: Path
+    fetched: Path
+    trained: Path
+    curves: Path
+    metrics: Path
+    evaluated: Path
+    exploration: Path
+    explored: Path
+
+
+CURVES = {"train/loss": [0.5, 0.4, 0.3], "train/iou": [0.1, 0.2, 0.3], "val/iou": [0.2, 0.5, 0.4]}
+
+
+def write_curves(folder: Path) -> None:
+    for name, values in CURVES.items():
+        path = folder / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        curve = pd.Series(values, index=[1, 2, 3], name=path.stem)
+        curve.to_csv(path, sep="\t", index_label="step")
+
+
+def answers(masks: dict[str, np.ndarray], patient_of: dict[str, str]) -> dict[str, np.ndarray]:
+    """Return probability maps that are right, missed and false where the tests want them.
+
+    A good answer is the reference moved by a pixel, a middling one is moved by six, and an empty
+    one is below the threshold everywhere.
+    """
+    rng, names = np.random.default_rng(0), sorted(set(patient_of.values()))
+    middling, empty = (names[2], names[4]), (names[3],)
+    found = {}
+    for slice_id, mask in masks.items():
+        name = patient_of[slice_id]
+        moved = np.roll(mask, 6 if name in middling else 1, axis=1)
+        certain = 0.35 if name in empty else 0.85
+        found[slice_id] = np.where(moved, certain, 0.1) + rng.uniform(-0.09, 0.09, mask.shape)
+    return found
+
+
+def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
+    """Write what the graph would have left: tables, files of weights, and answers of each kind."""
+    found = Inputs(
+        ROOT / "src/templates",
+        data.images,
+        data.masks,
+        root / "splits.csv",
+        data.patients,
+        root / "predictions",
+        root / "encoder.safetensors",
+        root / "unet.safetensors",
+        root / "fetch_encoder.json",
+        root / "metrics.json",
+        root / "curves",
+        root / "evaluate.json",
+        root / "evaluate",
+        root / "explore.json",
+        root / "explore",
+    )
+    manifest = read_manifest(data.splits)
+    names = sorted(set(manifest["patient_id"]))
+    sides = dict(zip(names, ["test"] * N_TESTED + ["val"] * 2 + ["train"] * 2, strict=True))
+    manifest.assign(split=manifest["patient_id"].map(sides)).to_csv(found.splits, index=False)
+    found.predictions.mkdir()
+    patient_of = dict(zip(manifest["slice_id"], manifest["patient_id"], strict=True))
+    write_maps(found.predictions, answers(masks, patient_of))
+    evaluate.main(
+        found.masks,
+        found.splits,
+        found.patients,
+        found.predictions,
+        found.metrics,
+        found.evaluated,
+        seed=1,
+        threshold=0.5,
+        largest_component=False,
+        resamples=100,
+    )
+    explore.main(
+        found.images, found.masks, data.manifest, found.patients, found.exploration, found.explored
+    )
+    write_curves(found.curves)
+    found.trained.write_text(json.dumps({"best": {"epoch": 2, "val_iou": 0.5}}))
+    encoder = build_encoder("mobilenet_v2").state_dict()
+    save_tensors(encoder, Encoder("mobilenet_v2"), found.encoder)
+    sha256 = file_sha256(found.encoder)
+    model = Model("mobilenet_v2", sha256, True, 48, "none")
+    save_tensors({"tensor": torch.zeros(3)}, model, found.unet)
+    fetched = {"name": "mobilenet_v2", "weights": "none", "sha256": sha256, "n_parameters": 2223872}
+    found.fetched.write_text(json.dumps(fetched))
+    return found
+
+
+class Written(NamedTuple):
+    """What the stage wrote."""
+
+    page: Path
+    card: Path
+
+
+PARAMS = {
+    "acquire__dataset": "phantom",
+    "evaluate__resamples": 100,
+    "evaluate__largest_component": False,
+}
+
+
+def write_report(inputs: Inputs, folder: Path) -> Written:
+    """Let the stage write page and card into a folder."""
+    found = Written(folder / "report/index.html", folder / "MODEL_CARD.md")
+    values = yaml.safe_load(yaml.safe_dump(params(**PARAMS)))  # in the order of run_stage's file
+    sections = ("seed", "acquire", "split", "encoder", "train", "predict", "evaluate")
+    told_params = {name: values[name] for name in sections}
+    report.main(*inputs, *found, **told_params, report_patients=30)
+    return found

@@ -1,0 +1,366 @@
+"""The page and the card of a phantom: their figures and their bytes."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import gallery
+import report
+from conftest import ROOT, Data, RunStage, noisy, run_names, write_maps
+from glossary import DEFINITIONS, SCORES, tell, told
+from manifest import read_manifest
+from outputs import file_sha256
+from report import TABULATED
+from report_inputs import CURVES, PARAMS, Inputs, Written, make_inputs, write_report
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
+
+
+@pytest.fixture(scope="module")
+def written(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write_report(inputs, tmp_path_factory.mktemp("written"))
+
+
+def run_report(run_stage: RunStage, inputs: Inputs, folder: Path, **overrides: Any) -> Written:
+    written = Written(folder / "report/index.html", folder / "MODEL_CARD.md")
+    names = run_names("report")
+    outcome = run_stage(report.main, [*inputs, *written], *names, **{**PARAMS, **overrides})
+    assert outcome.code == 0, outcome.error
+    return written
+
+
+class Figures(HTMLParser):
+    """The figures of a page: the headline by id, the others by the key of their row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.headline: dict[str, str] = {}
+        self.rows: dict[str, list[str]] = {}
+        self.stored: dict[str, list[float | None]] = {}
+        self.key, self.is_headline, self.is_open = "", False, False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag == "tr":
+            self.key = found.get("data-key") or ""
+        if tag == "data":
+            name = found.get("id") or ""
+            self.is_open, self.is_headline = True, name.startswith("headline-")
+            value = float(found["value"]) if found["value"] else None
+            if self.is_headline:
+                self.key = name.removeprefix("headline-")
+            else:
+                self.stored.setdefault(self.key, []).append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.is_open = self.is_open and tag != "data"
+
+    def handle_data(self, text: str) -> None:
+        if self.is_open and self.is_headline:
+            self.headline[self.key] = text
+        elif self.is_open:
+            self.rows.setdefault(self.key, []).append(text)
+
+
+def test_page_and_card_tell_the_figures_of_evaluate(inputs: Inputs, written: Written) -> None:
+    scores = json.loads(inputs.metrics.read_text())
+    found = Figures(written.page.read_text())
+    assert found.headline == {
+        name: f"{scores['test'][name]:.3f}"
+        for name in ("dice_patient_mean", "dice_patient_median", "iou", "detection_auroc")
+    }
+    assert set(found.rows) == {score.key for score in SCORES}
+    card = written.card.read_text()
+    lines = card.splitlines()
+    for score in SCORES:
+        shown = [tell(score, scores[split]) for split in TABULATED]
+        assert found.rows[score.key] == [each.text for each in shown]
+        assert found.stored[score.key] == [scores[split][score.key] for split in TABULATED]
+        [row] = [each for each in lines if re.match(rf"\| {score.label} \| .*, n = ", each)]
+        cells = [
+            f"{each.text} ({each.interval}), n = {each.n}"
+            if each.interval
+            else f"{each.text}, n = {each.n}"
+            for each in shown
+        ]
+        assert row == f"| {score.label} | {' | '.join(cells)} |"
+
+
+def test_every_score_and_its_n_is_told_as_stored() -> None:
+    values: dict[str, Any] = {
+        "iou": 0.5, "iou_low": 0.25, "iou_high": 0.75, "hd95_slice_mean": 1234.56,
+        "n_slices": 3000, "n_slices_abnormal": 1000, "n_slices_hd95": 900,
+        "n_patients_dice": 7, "n_patients": 8,
+        "fp_area_slice_healthy": 3.04, "dice_patient_mean": None,
+        "dice_patient_mean_low": None, "dice_patient_mean_high": None,
+    }  # fmt: skip
+    by_key = {score.key: score for score in SCORES}
+    of = "slices of 8 patients"
+    assert tell(by_key["iou"], values) == (0.5, "0.500", "0.250 to 0.750", f"3,000 {of}")
+    assert tell(by_key["hd95_slice_mean"], values) == (1234.56, "1,234.6", "", f"900 {of}")
+    assert tell(by_key["fp_area_slice_healthy"], values) == (3.04, "3.0", "", f"2,000 {of}")
+    assert tell(by_key["dice_patient_mean"], values) == (None, "undefined", "", "7 patients")
+
+
+def test_no_score_of_evaluate_is_left_out(inputs: Inputs) -> None:
+    scores = json.loads(inputs.metrics.read_text())["test"]
+    named = {score.key for score in SCORES}
+    for key in scores:
+        bound = re.sub("_(low|high)$", "", key) in named
+        counted = re.match(r"n_|threshold$|detection_(tp|fp|fn|tn)$", key)
+        assert key in named or bound or counted, key
+
+
+def test_the_card_names_files_by_their_hash_and_the_declared_artifact(
+    inputs: Inputs, written: Written
+) -> None:
+    card = written.card.read_text()
+    assert f"| SHA-256 | `{file_sha256(inputs.unet)}` |" in card
+    assert f"| SHA-256 of the encoder | `{file_sha256(inputs.encoder)}` |" in card
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    [(name, artifact)] = graph["artifacts"].items()
+    assert f"the artifact `{name}` of `dvc.yaml`" in card
+    assert artifact["path"] in graph["stages"]["report"]["cmd"].split()
+    assert artifact["path"] in graph["stages"]["train"]["outs"]
+    assert "**Not a medical device, not for clinical use.**" in card
+    assert "synthetic phantom. Its figures say nothing about patients" in card
+    assert "CC BY-NC-SA" not in card
+    assert "| `train.learning_rate` | 0.003 |" in card
+    assert "| `encoder.frozen` | true |" in card
+    assert "50 epochs; epoch 2 was kept, the best on val (IoU 0.500)." in card
+
+
+@pytest.mark.parametrize(
+    ("frozen", "best_epoch", "told"),
+    [
+        (False, 50, "trained too"),
+        (True, 45, "frozen"),
+        (True, 48, "frozen, then trained too for 3 epochs"),
+    ],
+)
+def test_the_encoder_is_told_as_it_was_in_the_epoch_that_is_kept(
+    frozen: bool, best_epoch: int, told: str
+) -> None:
+    params = {"encoder": {"frozen": frozen}, "train": {"epochs": 50, "thaw_epochs": 5 * frozen}}
+    assert report.encoder_training(params, best_epoch) == told
+
+
+def test_subgroups_and_definitions_are_those_of_the_tables(
+    inputs: Inputs, written: Written
+) -> None:
+    page, card = written.page.read_text(), written.card.read_text()
+    groups = pd.read_csv(inputs.evaluated / "subgroups.csv").query("split == 'test'")
+    assert len(groups) > 5
+    for row in groups.to_dict("records"):
+        name, n = f"{row['attribute']}: {row['value']}", row["n_patients_dice"]
+        mean, median, iou = (
+            f"{row[key]:.3f}" for key in ("dice_patient_mean", "dice_patient_median", "iou")
+        )
+        assert f"| {name} | {n} | {mean} | {median} | {iou} |" in card
+        cells = "".join(f"<td>{each}</td>" for each in (n, mean, median, iou))
+        assert f'<tr><th scope="row">{name}</th>{cells}</tr>' in page
+    table = pd.read_csv(inputs.evaluated / "definitions.csv").query("split == 'test'")
+    for name, label in DEFINITIONS.items():
+        cells = "".join(f"<td>{told(value)}</td>" for value in table[name])
+        assert f'<tr><th scope="row">{label}</th>{cells}</tr>' in page
+    cells = "".join(f"<td>{n}</td>" for n in table["n_patients"])
+    assert f'<tr><th scope="row">n, patients</th>{cells}</tr>' in page
+    manifest = read_manifest(inputs.splits)
+    for split, rows in manifest.groupby("split"):
+        numbers = rows["patient_id"].nunique(), len(rows), rows["abnormal"].sum()
+        assert f"| {split} | {' | '.join(map(str, numbers))} |" in card
+        cells = "".join(f"<td>{n}</td>" for n in numbers)
+        assert f'<tr><th scope="row">{split}</th>{cells}</tr>' in page
+
+
+def test_a_group_with_an_interval_has_it_in_order() -> None:
+    row = {"attribute": "a|b", "value": "<c>", "n_patients_dice": 12, "dice_patient_mean": 0.5}
+    row |= {"dice_patient_mean_low": 0.4, "dice_patient_mean_high": 0.625}
+    row |= {"dice_patient_median": 0.55, "iou": np.nan}
+    [told_row] = report.subgroup_rows(pd.DataFrame([row]))
+    assert (told_row["mean"], told_row["interval"]) == ("0.500", "0.400 to 0.625")
+    assert (told_row["median"], told_row["iou"], told_row["n"]) == ("0.550", "undefined", 12)
+    assert report.cell("a|b\n<c>") == "a\\|b &lt;c>"
+
+
+def test_the_charts_hold_the_tables(inputs: Inputs, written: Written) -> None:
+    page = written.page.read_text()
+    [text] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    charts = json.loads(text)
+
+    def drawn(name: str, layer: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Return a layer's data, and the field of each of its channels."""
+        chart = charts[name]
+        marks = chart if layer is None else chart["layer"][layer]
+        data = marks.get("data") or chart["data"]
+        fields = {
+            channel: each.get("field")
+            for channel, each in marks["encoding"].items()
+            if isinstance(each, dict)
+        }
+        return pd.DataFrame(chart["datasets"][data["name"]]), fields
+
+    table, fields = drawn("iou", 0)
+    assert (fields["x"], fields["y"], fields["color"]) == ("epoch", "value", "curve")
+    for split in ("train", "val"):
+        assert table[table["curve"] == split]["value"].tolist() == CURVES[f"{split}/iou"]
+    rule, fields = drawn("iou", 1)
+    assert fields["x"] == "epoch"
+    assert rule["epoch"].tolist() == [2]
+    table, _ = drawn("loss", 0)
+    assert table["value"].tolist() == CURVES["train/loss"]
+    stored = pd.read_csv(inputs.evaluated / "per_patient.csv").query("split == 'test'")
+    table, fields = drawn("patients")
+    assert (fields["x"], fields["y"]) == ("tumor", "dice")
+    assert table.set_index("patient_id")["dice"].to_dict() == (
+        stored.set_index("patient_id")["dice"].to_dict()
+    )
+    assert table["tumor"].tolist() == (stored["tp"] + stored["fn"]).tolist()
+    _, fields = drawn("subgroups", 0)
+    assert (fields["x"], fields["x2"]) == ("dice_patient_mean_low", "dice_patient_mean_high")
+    table, fields = drawn("subgroups", 1)
+    groups = pd.read_csv(inputs.evaluated / "subgroups.csv").query("split == 'test'")
+    assert fields["x"] == "dice_patient_mean"
+    assert table["dice_patient_mean"].tolist() == groups["dice_patient_mean"].tolist()
+    stored = pd.read_csv(inputs.evaluated / "reliability.csv").dropna(subset="test")
+    table, fields = drawn("reliability", 1)
+    assert (fields["x"], fields["y"]) == ("probability", "observed")
+    assert table["probability"].tolist() == stored["test_probability"].tolist()
+    assert table["observed"].tolist() == stored["test"].tolist()
+    stored = pd.read_csv(inputs.evaluated / "risk_coverage.csv")
+    table, fields = drawn("risk")
+    assert (fields["x"], fields["y"]) == ("coverage", "risk")
+    assert table["risk"].tolist() == stored["test"].tolist()
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    run_stage: RunStage, inputs: Inputs, written: Written, tmp_path: Path
+) -> None:
+    again = run_report(run_stage, inputs, tmp_path / "again")
+    assert again.page.read_bytes() == written.page.read_bytes()
+    assert again.card.read_bytes() == written.card.read_bytes()
+
+
+def test_what_page_and_card_say_follows_the_params(
+    run_stage: RunStage, inputs: Inputs, tmp_path: Path
+) -> None:
+    real = run_report(
+        run_stage, inputs, tmp_path / "lgg", acquire__dataset="lgg", split__by="slice"
+    )
+    for text in (real.page.read_text(), real.card.read_text()):
+        assert "CC BY-NC-SA" in text
+        assert "inflated" in text
+        assert "phantom, which says" not in text
+    own = run_report(
+        run_stage, inputs, tmp_path / "own", acquire__dataset="/a/<b>.zip", report__patients=3
+    )
+    page = own.page.read_text()
+    assert "/a/&lt;b&gt;.zip" in page
+    assert page.count('<article class="card"') == 3
+    assert "3 of 6 patients" in page
+    assert "The license of the data decides" in own.card.read_text()
+
+
+def test_the_best_the_median_and_the_worst_are_named() -> None:
+    def table_of(dice: list[float]) -> pd.DataFrame:
+        names = [f"p{n}" for n in range(len(dice))]
+        return gallery.ranked(pd.DataFrame({"patient_id": names, "dice": dice}))
+
+    def places(dice: list[float]) -> list[str]:
+        found: list[str] = table_of(dice)["place"].tolist()
+        return found
+
+    def ranks(dice: list[float]) -> list[int]:
+        found: list[int] = table_of(dice)["rank"].tolist()
+        return found
+
+    nan = float("nan")
+    assert places([0.5]) == ["best"]
+    assert places([0.1, 0.9]) == ["best", "worst"]
+    assert places([0.3, 0.2, 0.1]) == ["best", "median", "worst"]
+    assert places([nan, 0.3, 0.2, 0.1, nan]) == ["best", "median", "worst", "", ""]
+    assert places([nan, nan]) == ["", ""]
+    assert ranks([nan, 0.3, 0.2, 0.1, nan]) == [1, 2, 3, 0, 0]
+    many = places(list(np.linspace(0, 1, 22)))
+    assert [many.index(name) for name in ("best", "median", "worst")] == [0, 9, 19]
+    assert [many.count(name) for name in ("best", "median", "worst", "")] == [3, 3, 3, 13]
+    table = gallery.ranked(pd.DataFrame({"patient_id": list("abc"), "dice": [0.2, 0.3, 0.2]}))
+    assert table["patient_id"].tolist() == ["b", "a", "c"]
+
+
+def test_of_many_patients_both_ends_and_the_middle_are_shown() -> None:
+    table = pd.DataFrame({"rank": range(1, 41)})
+    shown = gallery.chosen_for_display(table, 10)["rank"].tolist()
+    assert shown == [1, 2, 3, 19, 20, 21, 22, 38, 39, 40]
+    assert len(gallery.chosen_for_display(table, 40)) == 40
+    assert len(set(gallery.chosen_for_display(table, 39)["rank"])) == 39
+    undefined = pd.DataFrame({"rank": [1, 2, 3, 4, 0, 0, 0]})
+    assert gallery.chosen_for_display(undefined, 3)["rank"].tolist() == [1, 2, 4]
+    assert gallery.chosen_for_display(undefined, 5)["rank"].tolist() == [1, 2, 3, 4, 0]
+
+
+def test_a_patient_opens_with_the_slice_that_has_most_wrong() -> None:
+    counts = [[900, 1, 1], [5, 20, 3], [0, 0, 22], [100, 2, 2]]
+    assert max(range(4), key=lambda at: gallery.most_telling(counts[at])) == 1
+    perfect = [[0, 0, 0], [7, 0, 0], [9, 0, 0]]
+    assert max(range(3), key=lambda at: gallery.most_telling(perfect[at])) == 2
+    steps = gallery.area_steps([[4, 0, 0], [0, 1, 2]])
+    assert steps == {
+        "reference": "M0 1V0.000h1V0.500h1V1",
+        "prediction": "M0 1V0.000h1V0.750h1V1",
+    }
+
+
+def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
+    run_stage: RunStage, inputs: Inputs, masks: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    page, card = tmp_path / "report/index.html", tmp_path / "MODEL_CARD.md"
+    page.parent.mkdir()
+    page.write_text("old")
+    card.write_text("old")
+    other = tmp_path / "other"
+    shutil.copytree(inputs.predictions, other / "predictions")
+    write_maps(other / "predictions", noisy(masks, seed=1))
+    cut = pd.read_csv(inputs.evaluated / "per_slice.csv").iloc[1:]
+    shutil.copytree(inputs.evaluated, other / "evaluate")
+    cut.to_csv(other / "evaluate/per_slice.csv", index=False)
+    (other / "evaluate.json").write_text("{")
+    rows = [
+        ({"predictions": other / "predictions"}, "the predictions are not those that were scored"),
+        ({"evaluated": other / "evaluate"}, "slices were scored, of which"),
+        ({"metrics": other / "evaluate.json"}, "evaluate.json: cannot be read"),
+        ({"trained": other / "none.json"}, "none.json: cannot be read"),
+        ({"curves": other}, "loss.tsv: cannot be read"),
+        ({"unet": other / "none.safetensors"}, "No such file or directory"),
+        ({"encoder": inputs.unet}, "not the file that was fetched"),
+    ]
+    for change, message in rows:
+        paths = [*inputs._replace(**change), page, card]
+        outcome = run_stage(report.main, paths, *run_names("report"), **PARAMS)
+        assert outcome.code == 1
+        assert message in outcome.error
+        assert page.read_text() == card.read_text() == "old"
+        assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+
+
+def test_the_page_names_nothing_outside_of_itself(written: Written) -> None:
+    """Scripts of the charts apart: those are held by the browser's tests and the page's policy."""
+    html = re.sub(r"<script>.*?</script>", "", written.page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", html)
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "default-src 'none'" in html
