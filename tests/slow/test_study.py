@@ -91,7 +91,7 @@ def test_letters_outside_of_ascii_are_refused_before_anything_runs(
         run.check_letters()
         subprocess.run(["git", "config", "user.name", "Jörg"], cwd=folder, check=True)
     told = (
-        "its cache is in .*Jörg.*dvc config --local cache.dir"
+        "cache is in .*Jörg.*dvc config --local cache.dir"
         if "path" in place
         else "config holds letters"
     )
