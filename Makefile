@@ -26,7 +26,7 @@ endif
 # The stages call `python`: it has to be this one.
 export PATH := $(BIN):$(PATH)
 
-# In demo/, a copy of the project; its docstring says more.
+# In demo/, a copy of the project; src/demo.py says more.
 demo: $(DEMO_READY)
 	python src/demo.py demo
 

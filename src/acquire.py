@@ -188,7 +188,7 @@ def copy_dataset(source: Path, target: Path, name: str) -> None:
 
 def download() -> Path:
     """Return the folder that kagglehub has downloaded to, or had before."""
-    import kagglehub  # here, because importing it takes as long as the rest of this script
+    import kagglehub  # imported here: slow, and seldom needed
     from kagglehub.exceptions import DataCorruptionError
 
     cache = os.environ.get("KAGGLEHUB_CACHE", "~/.cache/kagglehub")

@@ -21,7 +21,7 @@ from slices import read_image, read_mask, slice_path
 from stage import interrupt_held_back
 
 if TYPE_CHECKING:
-    import albumentations  # prediction does without this slow import
+    import albumentations  # slow to import, and not needed for prediction
 
 STRIDE = 32  # the encoder halves a slice five times
 MOST_WORKERS = 16

@@ -1,11 +1,12 @@
-"""Run the whole graph on a small synthetic data set, in a copy of the project.
+"""Run the graph up to its report on a small synthetic data set, in a copy of the project.
 
     python src/demo.py demo
 
-The copy is a Git and DVC repository of its own, with the project's files as they are now: edits of
-yours are in it. The checkout stays as it was, whatever DVC is doing there at the same time.
+The copy is a Git and DVC repository of its own, with the project's files as they are now, your
+edits included. Nothing else in the checkout changes, and DVC may be busy there at the same time.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,28 +33,41 @@ PARAMS = {
     "compute.threads": 1,
     "compute.workers": 0,
 }
-# In the copy Git is on its own: without the user's hooks and signing key, and without the variables
-# that a hook of the checkout around it would hand down. The stages call `python`: this one.
-ISOLATED = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
+# Untracked files are copied from these folders alone: elsewhere they may be scans, or passwords.
+CODE = (".ci", ".github", "benchmarks", "docs", "src", "study", "tests")
+MARKER = ".git/made-by-demo"  # what has it may be replaced
+
+# A hook of Git hands GIT_DIR and the like to what it runs, DVC hands DVC_ROOT to a stage: not on to
+# the copy. In the copy the user's settings do not count either. The stages call `python`: this one.
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
+ISOLATED = CLEAN | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",  # the user's own trust in this folder is among the rest
+    "GIT_CONFIG_VALUE_0": "*",
     "GIT_AUTHOR_NAME": "demo",
     "GIT_AUTHOR_EMAIL": "demo@example.org",
     "GIT_COMMITTER_NAME": "demo",
     "GIT_COMMITTER_EMAIL": "demo@example.org",
+    "DVC_GLOBAL_CONFIG_DIR": "/nonexistent",
+    "DVC_SYSTEM_CONFIG_DIR": "/nonexistent",
 }
 
 
 def git(*words: str, folder: Path | None = None) -> bytes:
     """Return what Git prints, in the current folder or isolated in another one.
 
-    Refuses a failure with the reason that Git gives.
+    Raises Refusal with Git's own message when it fails.
     """
-    environment = ISOLATED if folder else None
     try:
         done = subprocess.run(
-            ["git", *words], cwd=folder, env=environment, capture_output=True, check=True
+            ["git", *words],
+            cwd=folder,
+            env=ISOLATED if folder else CLEAN,
+            capture_output=True,
+            check=True,
         )
     except FileNotFoundError:
         raise Refusal("the program `git` is missing; install Git") from None
@@ -64,9 +78,11 @@ def git(*words: str, folder: Path | None = None) -> bytes:
 
 
 def project_files() -> list[Path]:
-    """Return the files of the project below the current folder: all but those that Git ignores."""
+    """Return the files of the project below the current folder, new ones in CODE included."""
     try:
-        listed = git("ls-files", "--cached", "--others", "--exclude-standard", "-z")
+        listed = git("ls-files", "-z") + git(
+            "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE
+        )
     except Refusal as refusal:
         raise Refusal(
             f"{refusal}\nThe demo copies the files that Git lists, so it needs a clone of the "
@@ -82,14 +98,21 @@ def project_files() -> list[Path]:
 
 
 def copy_project(folder: Path) -> None:
-    """Make `folder` a repository of one commit that holds the project's files."""
+    """Make `folder` a repository of one commit that holds the project's files.
+
+    An earlier copy is replaced. Whatever else is there is refused.
+    """
     files = project_files()
+    if folder.is_symlink() or (folder.exists() and not (folder / MARKER).exists()):
+        raise Refusal(f"{folder.absolute()} was not made by the demo; move it, or remove it")
     if folder.exists():
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    git("init", "--quiet", "--initial-branch=main", folder=folder)
+    (folder / MARKER).touch()
     for path in files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, folder / path)
-    git("init", "--quiet", "--initial-branch=main", folder=folder)
     git("add", "--all", folder=folder)
     git("commit", "--quiet", "--message=The project as it was copied", folder=folder)
 
@@ -98,13 +121,37 @@ def run_graph(folder: Path) -> None:
     """Run the graph with PARAMS up to the report; DVC's output goes to the terminal as it is."""
     overrides = [f"--set-param={name}={value}" for name, value in PARAMS.items()]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", "demo", *overrides, "report"]
-    ended = subprocess.run(command, cwd=folder, env=ISOLATED, check=False).returncode
-    if ended:
+    with subprocess.Popen(command, cwd=folder, env=ISOLATED) as running:
+        try:
+            running.wait()
+        except KeyboardInterrupt:
+            running.wait()  # it got Ctrl-C too, and must not write after this has ended
+            raise
+    if running.returncode:
         raise Refusal(
-            f"`dvc exp run` ended with {ended} in {folder}; it says why above. Mend that and run "
-            f"`make demo` again, or look around: `cd {folder}`, then `dvc repro report`."
+            f"`dvc exp run` ended with {running.returncode} in {folder.absolute()}; it says why "
+            f"above. Fix that in {Path.cwd()}, not in the copy, and run `make demo` again."
         )
     git("commit", "--quiet", "--all", "--message=The results of the demo", folder=folder)
+
+
+def summary(demo: Path, seconds: float) -> str:
+    """Return what to look at, and how to go on."""
+    scores = json.loads((demo / "metrics/evaluate.json").read_text(encoding="utf-8"))["test"]
+    activate = Path(os.path.relpath(sys.prefix)) / "bin/activate"
+    enter = f"source {activate} && cd {demo}" if activate.exists() else f"cd {demo}"
+    return f"""
+The demo took {seconds:.0f} s. Test IoU {scores["iou"]:.3f}, mean Dice by patient \
+{scores["dice_patient_mean"]:.3f}, n = {scores["n_patients"]} phantoms.
+Open its report in a browser:
+  {(demo / "report/index.html").absolute()}
+Scores:  {demo}/metrics/evaluate.json, and the tables in {demo}/metrics/evaluate/
+Figures: {demo}/metrics/explore/figures/
+Model:   {demo}/models/unet.safetensors, described in {demo}/MODEL_CARD.md
+{demo}/ is a repository to play with, until the next demo replaces it:
+  {enter}
+  dvc exp run -S train.epochs=20 && dvc exp show
+Only its metrics/study* are of the real patients."""
 
 
 def main(demo: Path) -> None:
@@ -115,17 +162,8 @@ def main(demo: Path) -> None:
             copy_project(demo)
             run_graph(demo)
     except Timeout:
-        raise Refusal(f"another demo is at work in {demo}; wait until it has ended") from None
-    print(
-        f"""
-The demo took {time.monotonic() - begin:.0f} s. Open its report in a browser:
-  {(demo / "report/index.html").resolve()}
-Scores:  {demo}/metrics/evaluate.json, and the tables in {demo}/metrics/evaluate/
-Figures: {demo}/metrics/explore/figures/
-Model:   {demo}/models/unet.safetensors, described in {demo}/MODEL_CARD.md
-{demo}/ is a repository to play with, until the next demo replaces it: `cd {demo}`, then for example
-`dvc exp run -S train.epochs=20` and `dvc exp show`. Its metrics/study* are of the real patients."""
-    )
+        raise Refusal(f"another demo is running in {demo}; wait until it has ended") from None
+    print(summary(demo, time.monotonic() - begin))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Finding the abnormal slices: each slice's highest probability as the score of a classifier.
 
 Areas under curves are scikit-learn's, which a test checks. They are computed here because the
-bootstrap wants thousands of them, and scikit-learn spends 2 ms on checking the input of each.
+bootstrap wants thousands of them, and scikit-learn takes 2 ms to check the input of each.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from overlap import ratio
 
 SPECIFICITY = 0.95
 
-Curve = NDArray[np.float64]  # slices called abnormal from none on, as the threshold falls
+Curve = NDArray[np.float64]  # cumulative counts of slices as the threshold falls, from 0 on
 
 
 def descending_ranks(scores: ArrayLike) -> NDArray[np.int64]:
@@ -37,14 +37,16 @@ def threshold_curves(
 
 
 def auroc(tp: Curve, fp: Curve) -> float:
-    """Return the area under the ROC curve, by the trapezoidal rule; NaN where one kind lacks."""
+    """Return the area under the ROC curve, by the trapezoidal rule.
+
+    NaN if all slices are of one kind."""
     return float(ratio(np.trapezoid(tp, fp), tp[-1] * fp[-1]))
 
 
 def average_precision(tp: Curve, fp: Curve) -> float:
     """Return the precision at each threshold, averaged with the gain in recall as its weight.
 
-    NaN where one kind lacks.
+    NaN if all slices are of one kind.
     """
     precision = np.nan_to_num(ratio(tp, tp + fp))
     return float(ratio((np.diff(tp) * precision[1:]).sum(), tp[-1])) if fp[-1] else float("nan")

@@ -145,8 +145,9 @@ def dvc_note() -> str:
     if "DVC_STAGE" not in os.environ:
         return ""
     return (
-        "\nDVC had removed the stage's earlier outputs before it started; those of the last commit "
-        "return with `git restore metrics MODEL_CARD.md dvc.lock && dvc checkout`."
+        "\nDVC had removed the stage's earlier outputs before it started. Those of the last commit "
+        "return with `git restore metrics MODEL_CARD.md dvc.lock && dvc checkout` in "
+        f"{Path.cwd()}."
     )
 
 

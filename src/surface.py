@@ -2,8 +2,8 @@
 
 The data set's files carry no voxel spacing: nothing here is in millimeters, and slices are measured
 one by one. Definitions follow Maier-Hein et al., Metrics Reloaded, Nature Methods 21 (2024).
-The results are MONAI's, bit for bit, which a test checks. MONAI itself takes four seconds to
-import, and four times as long for a slice.
+The results are those of MONAI in single precision, which a test checks. MONAI itself takes four
+seconds to import, and four times as long for a slice.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
 TOLERANCE = 1.0  # pixels; border pixels that are no farther apart agree
-QUANTILE = float(np.float32(0.95))  # single precision, as are the distances: MONAI computes in it
+QUANTILE = float(np.float32(0.95))  # distances are in single precision too, as MONAI has them
 
 
 def border(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -
     if output.is_absolute() or any(recorded.get(name) != value for name, value in params.items()):
         return False
     try:
-        from dvc.api import DVCFileSystem  # here, because most runs do without this slow import
+        from dvc.api import DVCFileSystem  # imported here: slow, and seldom needed
 
         DVCFileSystem(".").get(f"/{output.as_posix()}", str(target), recursive=True)
     except Exception as error:  # whatever a cache or a remote may raise, the source itself is next

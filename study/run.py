@@ -76,18 +76,18 @@ def output_of(*command: str) -> str:
 
 
 def check_letters() -> None:
-    """Refuse to begin where DVC cannot run an experiment aside: it writes two files in ASCII."""
+    """Refuse to begin where `dvc exp run --temp` fails: it writes two files in ASCII."""
     cache = output_of(*DVC, "cache", "dir")
     config = ROOT / output_of("git", "rev-parse", "--git-path", "config")
     if not cache.isascii():
         sys.exit(
-            f"DVC's cache is in {cache}, and `dvc exp run --temp` fails in a path with letters "
-            "outside of ASCII. Clone the project elsewhere, or move the cache: "
-            "`dvc config --local cache.dir /path/of/ascii/letters`."
+            f"DVC's cache is in {cache}, and `dvc exp run --temp` fails in a path with "
+            "non-ASCII characters. Clone the project elsewhere, or move the cache: "
+            "`dvc config --local cache.dir /srv/dvc-cache`."
         )
-    if not config.read_text(encoding="utf-8").isascii():
+    if not config.read_bytes().isascii():
         sys.exit(
-            f"{config} holds letters outside of ASCII, with which `dvc exp run --temp` fails. Move "
+            f"{config} has non-ASCII characters, with which `dvc exp run --temp` fails. Move "
             'that line into your own settings, such as `git config --global user.name "…"`.'
         )
 

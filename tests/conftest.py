@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hypothesis import settings
 from torch import nn
 
 import build_manifest
@@ -32,6 +33,22 @@ from phantom import write_phantom
 from prediction import Prediction, predict
 from probability import encode, write_levels
 from slices import read_mask, slice_path
+
+# Neither a Git hook that the tests were started from nor anybody's own settings reach a test.
+for name in [each for each in os.environ if each.startswith(("GIT_", "DVC_"))]:
+    del os.environ[name]
+os.environ |= {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
+    "DVC_GLOBAL_CONFIG_DIR": "/nonexistent",
+    "DVC_SYSTEM_CONFIG_DIR": "/nonexistent",
+}
+# How long an example of Hypothesis takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # One thread a process: two test processes with two threads each would wait for one another.
 torch.set_num_threads(1)
@@ -131,6 +148,12 @@ def params(**overrides: Any) -> dict[str, Any]:
             section = section[part]
         section[key] = value
     return values
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Have PyTorch draw the same in each test, whichever ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -47,7 +47,12 @@ def person(home: Path) -> dict[str, str]:
     """Return the environment of somebody who has a name and a home folder."""
     names = {f"GIT_{role}_NAME": "Somebody" for role in ("AUTHOR", "COMMITTER")}
     addresses = {f"GIT_{role}_EMAIL": "some@example.org" for role in ("AUTHOR", "COMMITTER")}
-    own = {"HOME": str(home), "GIT_TERMINAL_PROMPT": "0", "NO_PROXY": "127.0.0.1"}
+    own = {
+        "HOME": str(home),
+        "GIT_CONFIG_GLOBAL": str(home / ".gitconfig"),
+        "GIT_TERMINAL_PROMPT": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
     return own | names | addresses
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 import checkpoint
@@ -300,10 +300,15 @@ def test_outside_of_a_repository_nothing_is_kept(
 
 
 def test_a_lock_lets_go_when_its_process_is_killed(tmp_path: Path) -> None:
-    code = f"from filelock import FileLock; FileLock({str(tmp_path / 'lock')!r}).acquire(); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
-        while not (tmp_path / "lock").exists():
-            time.sleep(0.05)
+    code = f"from filelock import FileLock; FileLock({str(tmp_path / 'lock')!r}).acquire(); "
+    code += "print('locked', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "locked\n"
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "lock", timeout=0).acquire()
         child.kill()
     with FileLock(tmp_path / "lock", timeout=5) as lock:
         assert lock.is_locked

@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_slices(
 ) -> None:
     outcome = train_in("nan", train__learning_rate=1e30, train__schedule="constant")
     assert outcome.code == 1
-    assert "the loss is nan in epoch 1, step 2 of " in outcome.error
+    assert re.search(r"the loss is (nan|inf) in epoch 1, step \d+ of ", outcome.error)
     assert "try a lower train.learning_rate" in outcome.error
     train_ids = read_manifest(data.splits).query("split == 'train'")["slice_id"]
     assert sum(f"{slice_id}, " in outcome.error for slice_id in train_ids) >= 7

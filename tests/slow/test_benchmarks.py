@@ -86,7 +86,6 @@ def test_the_training_benchmark_says_what_it_measured(tmp_path: Path) -> None:
         assert took["images_per_s_low"] <= took["images_per_s"] <= took["images_per_s_high"]
         phases = [took[f"{phase}_s"] for phase in ("wait", "forward", "backward", "step")]
         assert all(seconds > 0 for seconds in phases)
-        assert sum(phases) < 1.5 * took["epoch_s"]
         assert took["peak_memory_mib"] > 100
     assert (result["reference"]["precision"], result["device"]) == ("32-true", "cpu")
 

@@ -107,7 +107,7 @@ def survive(repository: Path, kills: list[tuple[tuple[str, ...], str]], seed: in
         process = start(repository, log, *words)
         wanted = n_epochs(log) + draw.randint(1, 2)
         wait_for(lambda wanted=wanted: n_epochs(log) >= wanted, process, log)  # type: ignore[misc]
-        time.sleep(draw.uniform(0, 1))
+        time.sleep(draw.uniform(0, 0.3))
         orphans = trainers(process.pid)[:1] if victim == "dvc" else []
         for orphan in orphans:  # it goes on once somebody waits for it; in the long form never
             orphan.suspend() if len(kills) == 4 else orphan.kill()
@@ -153,7 +153,7 @@ def params_epochs(repository: Path) -> int:
 
 def test_four_kills_leave_no_trace(repository: Path) -> None:
     """The last one kills dvc alone: the next run waits for the training that goes on."""
-    make_run(repository, epochs=10)
+    make_run(repository, epochs=14)
     resumed = survive(repository, KILLS, seed=1)
     log = (repository.parent / "log").read_text()
     assert len(re.findall(r"process \d+ trains for the same result; waiting for it", log)) == 1

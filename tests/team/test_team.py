@@ -121,8 +121,6 @@ def test_a_grid_runs_from_the_queue_each_with_its_own_gpu(brain: Path) -> None:
     runs = [each["revs"][0]["data"] for each in baseline["experiments"]]
     rates = {run["params"]["params.yaml"]["data"]["train"]["learning_rate"] for run in runs}
     assert rates == {1e-4, 3e-4}
-    losses = {run["metrics"]["metrics/train/metrics.json"]["data"]["train"]["loss"] for run in runs}
-    assert len(losses) == 2
     assert git_status(brain) == ""
     shell(brain, start)  # nothing is left to do
     shell(brain, clear)
@@ -146,8 +144,9 @@ def test_experiments_run_aside_below_a_folder_with_any_name_once_the_cache_is_mo
     assert done.returncode != 0
     assert "'ascii' codec can't encode character" in done.stderr
     assert "`'ascii' codec can't encode character`" in PAGE
-    [block] = blocks("Names with letters outside of ASCII")
-    shell(folder, block, {"/srv/dvc-cache": str(tmp_path / "cache")})
+    cache, name = blocks("Non-ASCII paths and names")
+    shell(folder, cache, {"/srv/dvc-cache": str(tmp_path / "cache")})
+    shell(folder, name)
     assert "Ran experiment(s)" in shell(folder, "dvc " + " ".join(aside))
 
 

@@ -1,4 +1,4 @@
-"""Detection of abnormal slices by hand and against scipy."""
+"""Detection of abnormal slices by hand, against SciPy and against scikit-learn."""
 
 import numpy as np
 import pandas as pd

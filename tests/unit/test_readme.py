@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -200,7 +201,7 @@ def test_the_sequences_that_patients_have_are_told_with_their_dice(
     }
     command = re.search(r"```sh\n(python .*?)```", (ROOT / "docs/study.md").read_text(), re.DOTALL)
     assert command
-    shell = command[1].replace("python", sys.executable, 1)
+    shell = command[1].replace("python", shlex.quote(sys.executable), 1)
     printed = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True).stdout
     for _, dice in scored.groupby(lacking):
         assert re.search(rf" {len(dice)} +{dice.mean():.6f} +{dice.median():.6f}\n", printed)

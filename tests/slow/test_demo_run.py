@@ -1,0 +1,62 @@
+"""`make demo` works wherever the project is, and its network has learned.
+
+No other test depends on what a network has learned.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from conftest import dvc_environment, make_repository, put_into_larger_repository
+from manifest import read_manifest
+from slices import read_image, read_mask, slice_path
+
+
+def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:
+    """Return the highest micro IoU that any threshold on FLAIR reaches on slices of a demo."""
+    images, masks = folder / "data/slices/images", folder / "data/slices/masks"
+    flair = np.stack([read_image(slice_path(images, s))[..., 1] for s in slice_ids])
+    mask = np.stack([read_mask(slice_path(masks, s)) for s in slice_ids])
+    return max(
+        float(((flair > t) & mask).sum() / ((flair > t) | mask).sum()) for t in range(0, 256, 4)
+    )
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_the_demo_runs_in_a_subfolder_with_any_name_and_beats_any_threshold(tmp_path: Path) -> None:
+    """In a folder of a larger Git repository, while another DVC is at work in the project."""
+    project = make_repository(tmp_path / "Jörg's scans & more/脳 project")
+    outer = put_into_larger_repository(project)
+    rwlock = project / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(parents=True)
+    busy = {str(project / path): {"pid": os.getpid(), "cmd": "dvc repro"} for path in ("data", ".")}
+    rwlock.write_text(json.dumps({"write": busy}))
+
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={sys.executable}"],
+        cwd=project,
+        env=dvc_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = project / "demo"
+    assert str(made / "report/index.html") in done.stdout
+    assert (made / "report/index.html").is_file()
+    assert git(made, "status", "--porcelain") == git(outer, "status", "--porcelain") == ""
+
+    scores = json.loads((made / "metrics/evaluate.json").read_text())["test"]
+    splits = read_manifest(made / "data/splits.csv")
+    slice_ids = splits.loc[splits["split"] == "test", "slice_id"].tolist()
+    assert scores["iou"] >= 0.5
+    assert scores["iou"] > 2 * best_flair_threshold(made, slice_ids) > 0  # always empty scores 0
