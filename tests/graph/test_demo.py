@@ -138,8 +138,8 @@ def test_only_files_of_the_project_are_copied(repository: Path) -> None:
 
 def test_ctrl_c_ends_everything_before_the_demo_ends(repository: Path) -> None:
     (repository / "src/acquire.py").write_text(
-        "import time\nprint('begun', flush=True)\n"
-        "try:\n    time.sleep(60)\n"
+        "import time\n"
+        "try:\n    print('begun', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(1)\n    print('ended', flush=True)\n    raise"
     )
     with subprocess.Popen(

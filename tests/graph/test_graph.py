@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from safetensors import safe_open
 
 from conftest import (
     MODULES,
@@ -19,7 +17,6 @@ from conftest import (
     SMALL,
     clone_with_outputs,
     dvc,
-    make_repository,
     params,
     ran,
     run_names,
@@ -218,30 +215,6 @@ def test_the_whole_graph_runs_offline_and_leaves_its_outputs(whole_run: Path) ->
     assert set(lock["stages"]) == set(STAGES)
 
 
-def test_another_place_and_number_of_workers_give_the_same_bytes(
-    whole_run: Path, tmp_path: Path
-) -> None:
-    """dvc.lock holds the hash of every output, metrics and curves included."""
-    folder = make_repository(tmp_path / "elsewhere/and deeper")
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    write_params(folder, **{**SMALL, "compute__workers": 2})
-    done = dvc(folder, "repro", PYTHONHASHSEED="7", TZ="Asia/Tokyo")
-    assert done.returncode == 0, done.stdout + done.stderr
-    locks = [yaml.safe_load((place / "dvc.lock").read_text()) for place in (whole_run, folder)]
-    assert locks[0]["stages"].keys() == STAGES.keys()
-    assert locks[0] == locks[1]
-    environments = [
-        json.loads((place / "metrics/train/environment.json").read_text())
-        for place in (whole_run, folder)
-    ]
-    assert environments[0] == environments[1]
-    assert environments[0]["threads"] == 1
-    written = [path for stage in STAGES.values() for path in entries(stage, "metrics", "plots")]
-    for path in written:
-        for file in (folder / path).rglob("*") if (folder / path).is_dir() else [folder / path]:
-            assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
-
-
 def test_a_second_run_finds_everything_up_to_date(whole_run: Path) -> None:
     done = dvc(whole_run, "repro")
     assert done.returncode == 0
@@ -303,31 +276,6 @@ def test_a_refusal_reaches_the_user_of_dvc_repro(changeable_run: Path) -> None:
     test_git_sees_metrics_and_lock_but_no_data(changeable_run)
 
 
-def test_refusals_of_other_stages_reach_the_user_too(
-    changeable_run: Path, phantom: Path, tmp_path: Path
-) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(phantom, damaged)
-    sorted(damaged.glob("*/*_mask.tif"))[0].unlink()
-    archive, weights = tmp_path / "broken.zip", tmp_path / "weights.safetensors"
-    archive.write_bytes(b"PK")
-    weights.write_bytes(b"no tensors")
-    rows: list[tuple[dict[str, Any], str, str]] = [
-        ({"acquire__dataset": str(archive)}, "acquire", "no sound zip file"),
-        ({"acquire__dataset": str(damaged)}, "restructure", "scan without mask: data/raw/PHANTOM"),
-        ({"encoder__weights": str(weights)}, "fetch_encoder", "not a sound safetensors file"),
-        ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),
-    ]
-    for overrides, stage, message in rows:
-        write_params(changeable_run, **{**SMALL, **overrides})
-        done = dvc(changeable_run, "repro", stage)
-        assert done.returncode != 0, stage
-        assert ran(done)[-1] == stage
-        assert message in done.stderr
-        assert f"{stage}.py: error: " in done.stderr
-        assert "Traceback" not in done.stderr
-
-
 def test_an_earlier_run_comes_back_from_the_run_cache(changeable_run: Path) -> None:
     before = (changeable_run / "metrics/evaluate.json").read_text()
     write_params(changeable_run, **{**SMALL, "evaluate__threshold": 1e-4})
@@ -338,55 +286,3 @@ def test_an_earlier_run_comes_back_from_the_run_cache(changeable_run: Path) -> N
     assert ran(done) == ["report"]
     assert "Stage 'evaluate' is cached - skipping run" in done.stdout
     assert (changeable_run / "metrics/evaluate.json").read_text() == before
-
-
-def test_an_experiment_changes_the_recipe_without_touching_code(changeable_run: Path) -> None:
-    overrides = {
-        "split.by": "slice",
-        "encoder.name": "resnet18",
-        "train.image_size": "64",
-        "train.learning_rate": "1e-5",
-    }
-    words = [word for name, value in overrides.items() for word in ("-S", f"{name}={value}")]
-    done = dvc(changeable_run, "exp", "run", "--name", "other-recipe", *words, "train")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ran(done) == ["split", "fetch_encoder", "train"]
-    with safe_open(changeable_run / "models/unet.safetensors", framework="np") as file:
-        model = json.loads(file.metadata()["network"])
-    assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)
-    splits = pd.read_csv(changeable_run / "data/splits.csv")
-    assert splits.groupby("patient_id")["split"].nunique().max() == 3
-    lock = yaml.safe_load((changeable_run / "dvc.lock").read_text())["stages"]["train"]
-    assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
-
-
-def test_what_dvc_holds_is_not_fetched_again(
-    repository: Path, phantom: Path, tmp_path: Path
-) -> None:
-    """Another seed re-runs acquire and fetch_encoder; their sources may be out of reach by then."""
-    source = tmp_path / "source"
-    source.symlink_to(phantom)
-    random = tmp_path / "weights.safetensors"
-    write_params(repository, encoder__weights="none", acquire__dataset=str(source))
-    assert dvc(repository, "repro", "acquire", "fetch_encoder").returncode == 0
-    (repository / "models/encoder.safetensors").rename(random)
-    write_params(repository, acquire__dataset=str(source))
-    done = dvc(repository, "repro", "acquire", "fetch_encoder", ENCODER_WEIGHTS=str(random))
-    assert done.returncode == 0, done.stderr
-    lock = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
-    source.unlink()
-
-    write_params(repository, acquire__dataset=str(source), seed=2)
-    done = dvc(repository, "repro", "acquire", "fetch_encoder")
-    assert done.returncode == 0, done.stderr
-    assert set(ran(done)) == {"acquire", "fetch_encoder"}
-    assert "took data/raw from the copy that dvc.lock records" in done.stdout
-    assert "took models/encoder.safetensors from the copy that dvc.lock records" in done.stdout
-    again = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
-    for stage in ("acquire", "fetch_encoder"):
-        assert again[stage]["outs"] == lock[stage]["outs"]
-
-    write_params(repository, acquire__dataset=str(tmp_path / "elsewhere"))
-    done = dvc(repository, "repro", "acquire")
-    assert done.returncode != 0
-    assert "elsewhere', which is neither a folder nor a zip file" in done.stderr

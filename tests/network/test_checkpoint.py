@@ -300,8 +300,8 @@ def test_outside_of_a_repository_nothing_is_kept(
 
 
 def test_a_lock_lets_go_when_its_process_is_killed(tmp_path: Path) -> None:
-    code = f"from filelock import FileLock; FileLock({str(tmp_path / 'lock')!r}).acquire(); "
-    code += "print('locked', flush=True); input()"
+    code = f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'lock')!r}); "
+    code += "lock.acquire(); print('locked', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:

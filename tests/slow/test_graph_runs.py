@@ -1,0 +1,121 @@
+"""The graph, run again: elsewhere, with another recipe, with bad input, and without its sources."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors import safe_open
+
+from conftest import SMALL, clone_with_outputs, dvc, make_repository, ran, write_params
+
+
+@pytest.fixture
+def run_to_change(graph_run: Path, tmp_path: Path) -> Path:
+    """Return a repository in which the graph has run, for one test, which may change it."""
+    return clone_with_outputs(graph_run, tmp_path / "repository")
+
+
+def test_another_place_and_number_of_workers_give_the_same_bytes(
+    graph_run: Path, tmp_path: Path
+) -> None:
+    """dvc.lock holds the hash of every output, metrics and curves included."""
+    folder = make_repository(tmp_path / "elsewhere/and deeper")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    write_params(folder, **{**SMALL, "compute__workers": 2})
+    done = dvc(folder, "repro", PYTHONHASHSEED="7", TZ="Asia/Tokyo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    locks = [yaml.safe_load((place / "dvc.lock").read_text()) for place in (graph_run, folder)]
+    assert locks[0] == locks[1]
+    environments = [
+        json.loads((place / "metrics/train/environment.json").read_text())
+        for place in (graph_run, folder)
+    ]
+    assert environments[0] == environments[1]
+    assert environments[0]["threads"] == 1
+    outputs = [out["path"] for stage in locks[1]["stages"].values() for out in stage["outs"]]
+    written = [path for path in outputs if path.startswith("metrics/")]
+    assert len(written) > 10
+    for path in written:
+        for file in (folder / path).rglob("*") if (folder / path).is_dir() else [folder / path]:
+            assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_refusals_of_other_stages_reach_the_user_too(
+    run_to_change: Path, phantom: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(phantom, damaged)
+    sorted(damaged.glob("*/*_mask.tif"))[0].unlink()
+    archive, weights = tmp_path / "broken.zip", tmp_path / "weights.safetensors"
+    archive.write_bytes(b"PK")
+    weights.write_bytes(b"no tensors")
+    rows: list[tuple[dict[str, Any], str, str]] = [
+        ({"acquire__dataset": str(archive)}, "acquire", "no sound zip file"),
+        ({"acquire__dataset": str(damaged)}, "restructure", "scan without mask: data/raw/PHANTOM"),
+        ({"encoder__weights": str(weights)}, "fetch_encoder", "not a sound safetensors file"),
+        ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),
+    ]
+    for overrides, stage, message in rows:
+        write_params(run_to_change, **{**SMALL, **overrides})
+        done = dvc(run_to_change, "repro", stage)
+        assert done.returncode != 0, stage
+        assert ran(done)[-1] == stage
+        assert message in done.stderr
+        assert f"{stage}.py: error: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_experiment_changes_the_recipe_without_touching_code(run_to_change: Path) -> None:
+    overrides = {
+        "split.by": "slice",
+        "encoder.name": "resnet18",
+        "train.image_size": "64",
+        "train.learning_rate": "1e-5",
+    }
+    words = [word for name, value in overrides.items() for word in ("-S", f"{name}={value}")]
+    done = dvc(run_to_change, "exp", "run", "--name", "other-recipe", *words, "train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(done) == ["split", "fetch_encoder", "train"]
+    with safe_open(run_to_change / "models/unet.safetensors", framework="np") as file:
+        model = json.loads(file.metadata()["network"])
+    assert (model["encoder_name"], model["image_size"]) == ("resnet18", 64)
+    splits = pd.read_csv(run_to_change / "data/splits.csv")
+    assert splits.groupby("patient_id")["split"].nunique().max() == 3
+    lock = yaml.safe_load((run_to_change / "dvc.lock").read_text())["stages"]["train"]
+    assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
+
+
+def test_what_dvc_holds_is_not_fetched_again(
+    repository: Path, phantom: Path, tmp_path: Path
+) -> None:
+    """Another seed re-runs acquire and fetch_encoder; their sources may be out of reach by then."""
+    source = tmp_path / "source"
+    source.symlink_to(phantom)
+    random = tmp_path / "weights.safetensors"
+    write_params(repository, encoder__weights="none", acquire__dataset=str(source))
+    assert dvc(repository, "repro", "acquire", "fetch_encoder").returncode == 0
+    (repository / "models/encoder.safetensors").rename(random)
+    write_params(repository, acquire__dataset=str(source))
+    done = dvc(repository, "repro", "acquire", "fetch_encoder", ENCODER_WEIGHTS=str(random))
+    assert done.returncode == 0, done.stderr
+    lock = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
+    source.unlink()
+
+    write_params(repository, acquire__dataset=str(source), seed=2)
+    done = dvc(repository, "repro", "acquire", "fetch_encoder")
+    assert done.returncode == 0, done.stderr
+    assert set(ran(done)) == {"acquire", "fetch_encoder"}
+    assert "took data/raw from the copy that dvc.lock records" in done.stdout
+    assert "took models/encoder.safetensors from the copy that dvc.lock records" in done.stdout
+    again = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
+    for stage in ("acquire", "fetch_encoder"):
+        assert again[stage]["outs"] == lock[stage]["outs"]
+
+    write_params(repository, acquire__dataset=str(tmp_path / "elsewhere"))
+    done = dvc(repository, "repro", "acquire")
+    assert done.returncode != 0
+    assert "elsewhere', which is neither a folder nor a zip file" in done.stderr
