@@ -83,6 +83,12 @@ def n_epochs(log: Path) -> int:
     return log.read_text().count("\nepoch ") if log.exists() else 0
 
 
+def saved_at(repository: Path) -> float:
+    """Return when the training last saved its checkpoint; 0 if it never has."""
+    files = repository.glob(".dvc/tmp/training/*/checkpoint.safetensors")
+    return max((path.stat().st_mtime for path in files), default=0)
+
+
 def make_run(repository: Path, epochs: int) -> None:
     """Bring a repository to where training is what comes next."""
     (repository / "dvc.lock").unlink(missing_ok=True)
@@ -99,14 +105,18 @@ def locked_outputs(repository: Path) -> Any:
 def survive(repository: Path, kills: list[tuple[tuple[str, ...], str]], seed: int) -> list[int]:
     """Kill as listed, each after one or two epochs more; return the epochs that were resumed at.
 
-    When dvc alone is killed, its training goes on by itself.
+    Each has saved a checkpoint by then. When dvc alone is killed, its training goes on by itself.
     """
     draw, log = random.Random(seed), repository.parent / "log"  # noqa: S311
     orphans: list[psutil.Process] = []
     for words, victim in kills:
+        begin, wanted = time.time(), n_epochs(log) + draw.randint(1, 2)
         process = start(repository, log, *words)
-        wanted = n_epochs(log) + draw.randint(1, 2)
-        wait_for(lambda wanted=wanted: n_epochs(log) >= wanted, process, log)  # type: ignore[misc]
+
+        def far_enough(begin: float = begin, wanted: int = wanted) -> bool:
+            return n_epochs(log) >= wanted and saved_at(repository) > begin
+
+        wait_for(far_enough, process, log)
         time.sleep(draw.uniform(0, 0.3))
         orphans = trainers(process.pid)[:1] if victim == "dvc" else []
         for orphan in orphans:  # it goes on once somebody waits for it; in the long form never
@@ -153,7 +163,7 @@ def params_epochs(repository: Path) -> int:
 
 def test_four_kills_leave_no_trace(repository: Path) -> None:
     """The last one kills dvc alone: the next run waits for the training that goes on."""
-    make_run(repository, epochs=14)
+    make_run(repository, epochs=16)
     resumed = survive(repository, KILLS, seed=1)
     log = (repository.parent / "log").read_text()
     assert len(re.findall(r"process \d+ trains for the same result; waiting for it", log)) == 1
