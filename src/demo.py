@@ -2,8 +2,8 @@
 
     python src/demo.py demo
 
-The copy is a Git and DVC repository of its own, with the project's files as they are now, your
-edits included. Nothing else in the checkout changes, and DVC may be busy there at the same time.
+The copy is a separate Git and DVC repository with the project's files as they are now, including
+your edits. Nothing else in the checkout changes, and DVC may be busy there at the same time.
 """
 
 import json
@@ -37,27 +37,32 @@ PARAMS = {
 CODE = (".ci", ".github", "benchmarks", "docs", "src", "study", "tests")
 MARKER = ".git/made-by-demo"  # what has it may be replaced
 
-# A hook of Git hands GIT_DIR and the like to what it runs, DVC hands DVC_ROOT to a stage: not on to
-# the copy. In the copy the user's settings do not count either. The stages call `python`: this one.
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
-ISOLATED = CLEAN | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+# Settings under which nobody's own settings of Git and DVC apply.
+DEFAULTS = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "safe.directory",  # the user's own trust in this folder is among the rest
+    "GIT_CONFIG_KEY_0": "safe.directory",  # the user's trust in this folder is among those ignored
     "GIT_CONFIG_VALUE_0": "*",
+    "DVC_GLOBAL_CONFIG_DIR": "/nonexistent",
+    "DVC_SYSTEM_CONFIG_DIR": "/nonexistent",
+}
+# A Git hook sets GIT_DIR and the like, and DVC sets DVC_ROOT for a stage: neither is for the copy.
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
+ISOLATED = {
+    **CLEAN,
+    **DEFAULTS,
+    # The stages call `python`: it has to be this one.
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     "GIT_AUTHOR_NAME": "demo",
     "GIT_AUTHOR_EMAIL": "demo@example.org",
     "GIT_COMMITTER_NAME": "demo",
     "GIT_COMMITTER_EMAIL": "demo@example.org",
-    "DVC_GLOBAL_CONFIG_DIR": "/nonexistent",
-    "DVC_SYSTEM_CONFIG_DIR": "/nonexistent",
 }
 
 
 def git(*words: str, folder: Path | None = None) -> bytes:
-    """Return what Git prints, in the current folder or isolated in another one.
+    """Run Git in the current folder, or isolated in `folder`, and return its output.
 
     Raises Refusal with Git's own message when it fails.
     """
@@ -92,7 +97,7 @@ def project_files() -> list[Path]:
     if Path("dvc.yaml") not in paths:
         raise Refusal(
             f"Git does not list dvc.yaml in {Path.cwd()}: it ignores this folder, or the command "
-            "was started elsewhere. Start it in the root of the project, in a clone of its own."
+            "was started elsewhere. Start it in the root of a clone."
         )
     return [path for path in paths if path.is_file()]
 

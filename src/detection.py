@@ -39,7 +39,8 @@ def threshold_curves(
 def auroc(tp: Curve, fp: Curve) -> float:
     """Return the area under the ROC curve, by the trapezoidal rule.
 
-    NaN if all slices are of one kind."""
+    NaN if all slices are of one kind.
+    """
     return float(ratio(np.trapezoid(tp, fp), tp[-1] * fp[-1]))
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,18 +34,13 @@ from prediction import Prediction, predict
 from probability import encode, write_levels
 from slices import read_mask, slice_path
 
+if TYPE_CHECKING:
+    from report_inputs import Inputs, Written
+
 # Neither a Git hook that the tests were started from nor anybody's own settings reach a test.
 for name in [each for each in os.environ if each.startswith(("GIT_", "DVC_"))]:
     del os.environ[name]
-os.environ |= {
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "safe.directory",
-    "GIT_CONFIG_VALUE_0": "*",
-    "DVC_GLOBAL_CONFIG_DIR": "/nonexistent",
-    "DVC_SYSTEM_CONFIG_DIR": "/nonexistent",
-}
+os.environ |= demo.DEFAULTS
 # How long an example of Hypothesis takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -378,17 +373,42 @@ def clone_with_outputs(source: Path, folder: Path) -> Path:
     return folder
 
 
+def git(folder: Path, *words: str) -> str:
+    """Return what Git prints in a folder."""
+    return subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
 def commit_all(folder: Path) -> None:
     """Commit everything in a Git repository, by somebody with a name."""
-    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
-        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
-    for words in (["add", "-A"], ["commit", "-qm", "All of it"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    git(folder, "config", "user.name", "t")
+    git(folder, "config", "user.email", "t@example.org")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=All of it")
 
 
 def put_into_larger_repository(project: Path) -> Path:
     """Turn a repository into a subfolder of a Git repository around it; return that one's root."""
     shutil.rmtree(project / ".git")
-    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=project.parent, check=True)
+    git(project.parent, "init", "--quiet", "--initial-branch=main")
     commit_all(project.parent)
     return project.parent
+
+
+@pytest.fixture(scope="session")
+def inputs(
+    data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> "Inputs":
+    """Return what the report is made of; not to be written to."""
+    from report_inputs import make_inputs  # which imports this module
+
+    return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
+
+
+@pytest.fixture(scope="session")
+def written(inputs: "Inputs", tmp_path_factory: pytest.TempPathFactory) -> "Written":
+    """Return the report of these inputs; not to be written to either."""
+    from report_inputs import write_report
+
+    return write_report(inputs, tmp_path_factory.mktemp("written"))

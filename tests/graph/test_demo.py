@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 import demo
-from conftest import ROOT, dvc_environment
+from conftest import ROOT, dvc_environment, git
 from dotted import leaves
 from stage import Refusal
 
@@ -25,12 +25,6 @@ def test_the_demo_overrides_params_that_exist() -> None:
         assert name in known
         if known[name] != "auto":
             assert type(yaml.safe_load(str(value))) is type(known[name]), name
-
-
-def git(folder: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -158,8 +152,8 @@ def test_ctrl_c_ends_everything_before_the_demo_ends(repository: Path) -> None:
             assert running.poll() is None, lines
             lines.append(line)
         os.killpg(running.pid, signal.SIGINT)
-        told, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "ended" in told
-    assert told.rstrip().endswith("demo.py: interrupted; run the same command again")
+    assert "ended" in output
+    assert output.rstrip().endswith("demo.py: interrupted; run the same command again")
     assert not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == f"{repository}/demo"]

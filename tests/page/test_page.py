@@ -16,27 +16,15 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from conftest import SIZE, Data
+from conftest import SIZE
 from report import TABULATED
-from report_inputs import N_TESTED, Inputs, Written, make_inputs, write_report
+from report_inputs import N_TESTED, Inputs, Written
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no chromium and chromedriver (Debian: chromium-driver)"
 )
-
-
-@pytest.fixture(scope="module")
-def inputs(
-    data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
-) -> Inputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
-
-
-@pytest.fixture(scope="module")
-def written(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write_report(inputs, tmp_path_factory.mktemp("written"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +43,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 def browser(chromium: webdriver.Chrome, written: Written) -> Iterator[webdriver.Chrome]:
     """Return a browser that shows the page; afterwards nothing was logged or asked for.
 
-    Each test has a window of its own: a page that is loaded again keeps what was chosen in it.
+    Each test gets a new window, because a reloaded page keeps what was chosen in it.
     """
     first = chromium.current_window_handle
     chromium.switch_to.new_window("window")

@@ -14,24 +14,12 @@ import yaml
 
 import gallery
 import report
-from conftest import ROOT, Data, RunStage, noisy, run_names, write_maps
+from conftest import ROOT, RunStage, noisy, run_names, write_maps
 from glossary import DEFINITIONS, SCORES, tell, told
 from manifest import read_manifest
 from outputs import file_sha256
 from report import TABULATED
-from report_inputs import CURVES, PARAMS, Inputs, Written, make_inputs, write_report
-
-
-@pytest.fixture(scope="module")
-def inputs(
-    data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
-) -> Inputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
-
-
-@pytest.fixture(scope="module")
-def written(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write_report(inputs, tmp_path_factory.mktemp("written"))
+from report_inputs import CURVES, PARAMS, Inputs, Written
 
 
 def run_report(run_stage: RunStage, inputs: Inputs, folder: Path, **overrides: Any) -> Written:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conftest import dvc_environment, make_repository, put_into_larger_repository
+from conftest import dvc_environment, git, make_repository, put_into_larger_repository
 from manifest import read_manifest
 from slices import read_image, read_mask, slice_path
 
@@ -24,12 +24,6 @@ def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:
     return max(
         float(((flair > t) & mask).sum() / ((flair > t) | mask).sum()) for t in range(0, 256, 4)
     )
-
-
-def git(folder: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def test_the_demo_runs_in_a_subfolder_with_any_name_and_beats_any_threshold(tmp_path: Path) -> None:
