@@ -29,8 +29,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import albumentations
 
-from augmentation import augmentation
-from trainer import make_loss, make_schedule
+from learning.augmentation import augmentation
+from learning.optimization import make_loss, make_schedule
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

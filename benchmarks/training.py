@@ -32,18 +32,18 @@ from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
-import device
 import reference
 import restructure
 import train
-from augmentation import augmentation
-from dataset import BatchOrder, SliceDataset, Workers, loader
-from device import make_fabric, precision_name
+from learning import device
+from learning.augmentation import augmentation
+from learning.dataset import BatchOrder, SliceDataset, Workers, loader
+from learning.device import make_fabric, precision_name
+from learning.network import Encoder, Network, build_encoder, new_network, save_tensors
+from learning.optimization import make_loss, make_schedule, make_trainer, n_trained
 from measure import PeakMemory
-from network import Encoder, Network, build_encoder, new_network, save_tensors
-from phantom import FEWEST_SLICES, write_phantom
-from slices import sorted_slices
-from trainer import make_loss, make_schedule, make_trainer, n_trained
+from scans.phantom import FEWEST_SLICES, write_phantom
+from scans.slices import sorted_slices
 
 PHASES = ("wait", "forward", "backward", "step")
 # What ours does otherwise than smp and PyTorch left to themselves, for --without.

@@ -20,10 +20,10 @@ from typing import Annotated, NoReturn, TypeVar
 from pydantic import Field
 from tqdm import tqdm
 
-import lgg
-import versioned
-from outputs import replacing
-from stage import Refusal, Seed, refuse, run
+from pipeline import dvc_copy
+from pipeline.command import Refusal, Seed, refuse, run
+from pipeline.outputs import replacing
+from scans import lgg
 
 Member = TypeVar("Member", Path, zipfile.ZipInfo)
 
@@ -206,7 +206,7 @@ def acquire_lgg(raw: Path, target: Path) -> None:
     if local_copy:
         source = f"{LOCAL_COPY} ({local_copy})"
         copy_dataset(Path(local_copy), target, LOCAL_COPY)
-    elif versioned.restore(raw, target, stage="acquire", params={"acquire.dataset": "lgg"}):
+    elif dvc_copy.restore(raw, target, stage="acquire", params={"acquire.dataset": "lgg"}):
         source = "DVC's copy"
     else:
         folder = download()
@@ -231,12 +231,14 @@ def main(
     recorded = {"acquire.dataset": dataset}
     with replacing(raw) as [partial]:
         if dataset == "phantom":
-            from phantom import write_phantom  # SciPy and pandas: no other data set needs them
+            from scans.phantom import (
+                write_phantom,  # SciPy and pandas: no other data set needs them
+            )
 
             write_phantom(partial, seed=seed, patients=patients, image_size=image_size)
         elif dataset == "lgg":
             acquire_lgg(raw, partial)
-        elif Path(dataset).exists() or not versioned.restore(
+        elif Path(dataset).exists() or not dvc_copy.restore(
             raw, partial, stage="acquire", params=recorded
         ):
             copy_dataset(Path(dataset), partial, "acquire.dataset")

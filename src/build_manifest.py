@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm.contrib.concurrent import process_map
 
-from outputs import replacing
-from slices import (
+from pipeline.command import Refusal, run
+from pipeline.outputs import replacing
+from scans.slices import (
     SliceName,
     case_id,
     institution,
@@ -20,7 +21,6 @@ from slices import (
     slice_path,
     sorted_slices,
 )
-from stage import Refusal, run
 
 # The columns of data.csv, by readable names. Values stay the codes of the file, which comes without
 # a code book; ages are in years.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stage import Refusal, run
+from pipeline.command import Refusal, run
 
 # Small, and with one thread: several would wait for each other whenever the machine is busy.
 # Without a download the encoder has random weights, so it learns too.

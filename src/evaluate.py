@@ -18,23 +18,23 @@ from pydantic import Field
 from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
-from bootstrap import Bootstrap
-from calibration import (
+from pipeline.command import Seed, run
+from pipeline.outputs import DECIMALS, replacing, write_metrics
+from scans.cohort import groups, read_patients
+from scans.manifest import SPLITS, read_manifest
+from scans.probability_maps import LEVELS, PROBABILITIES, read_pair, segment
+from scoring.bootstrap import Bootstrap
+from scoring.calibration import (
     area_under_risk_coverage,
     expected_calibration_error,
     reliability,
     risk_coverage,
 )
-from cohort import groups, read_patients
-from definitions import NETWORK, definitions, trivial_counts
-from detection import detection
-from manifest import SPLITS, read_manifest
-from outputs import DECIMALS, replacing, write_metrics
-from overlap import COUNTS, count_pixels, iou
-from probability import LEVELS, PROBABILITIES, read_pair, segment
-from scores import per_patient, subgroups, summarize
-from stage import Seed, run
-from surface import hd95, surface_dice
+from scoring.definitions import NETWORK, definitions, trivial_counts
+from scoring.detection import detection
+from scoring.overlap import COUNTS, count_pixels, iou
+from scoring.scores import per_patient, subgroups, summarize
+from scoring.surface import hd95, surface_dice
 
 THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
 CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by

@@ -16,9 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
-from cohort import groups, read_patients
-from findings import KINDS, Finding, mask_findings, near_duplicates, thumbnail
-from looks import (
+from exploration.findings import KINDS, Finding, mask_findings, near_duplicates, thumbnail
+from exploration.measurements import (
     HUE_BINS,
     POSITIONS,
     TISSUES,
@@ -33,11 +32,12 @@ from looks import (
     peak,
     read_volume,
 )
-from manifest import read_manifest
-from outputs import DECIMALS, replacing, write_metrics
-from slices import SEQUENCES
-from stage import run
-from volume import components, stack
+from pipeline.command import run
+from pipeline.outputs import DECIMALS, replacing, write_metrics
+from scans.cohort import groups, read_patients
+from scans.manifest import read_manifest
+from scans.slices import SEQUENCES
+from scans.volume import components, stack
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 HUE_FIGURES = {"mean": circular_mean, "concentration": concentration, "peak": peak}
@@ -262,7 +262,9 @@ def main(
             str(name): Looks.sum(seen[member].looks for member in members)
             for name, members in cohort.groupby("institution").groups.items()
         }
-        from figures import draw  # Matplotlib: only now, so that the work above begins at once
+        from exploration.figures import (
+            draw,  # Matplotlib: only now, so that the work above begins at once
+        )
 
         for name, figure in draw(looks, by_institution, tables, area[area > 0]).items():
             path = folder / "figures" / f"{name}.png"

@@ -16,10 +16,10 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 
-import versioned
-from network import Encoder, build_encoder, load_encoder, save_tensors
-from outputs import file_sha256, replacing, write_metrics
-from stage import Refusal, Seed, run
+from learning.network import Encoder, build_encoder, load_encoder, save_tensors
+from pipeline import dvc_copy
+from pipeline.command import Refusal, Seed, run
+from pipeline.outputs import file_sha256, replacing, write_metrics
 
 LOCAL_COPY = "ENCODER_WEIGHTS"
 WAYS_OUT = f"""Three ways out:
@@ -101,7 +101,7 @@ def main(
             copy_local(Path(encoder_weights), encoder_name, partial)
         elif local_copy:
             copy_local(Path(local_copy), encoder_name, partial)
-        elif not versioned.restore(encoder, partial, stage="fetch_encoder", params=recorded):
+        elif not dvc_copy.restore(encoder, partial, stage="fetch_encoder", params=recorded):
             download(encoder_name, partial)
     n_parameters = sum(p.numel() for p in build_encoder(encoder_name).parameters())
     write_metrics(

@@ -20,15 +20,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from bootstrap import Bootstrap
-from candidates import compare
-from definitions import COPIED, EMPTY, NETWORK, REFERENCE
-from outputs import DECIMALS, replacing, write_metrics
-from overlap import ratio
-from scores import without_few
-from slices import institution
-from stage import Refusal, Seed, refuse, run
-from trainings import WAY_OUT, costs, join_tested, refuse_mixed, subfolders
+from comparison.candidates import compare
+from comparison.study_tables import WAY_OUT, costs, join_tested, refuse_mixed, subfolders
+from pipeline.command import Refusal, Seed, refuse, run
+from pipeline.outputs import DECIMALS, replacing, write_metrics
+from scans.slices import institution
+from scoring.bootstrap import Bootstrap
+from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
+from scoring.overlap import ratio
+from scoring.scores import without_few
 
 STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that params.yaml holds

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from tqdm.contrib.concurrent import process_map
 
-from intensity import LEVELS, tissue_statistics
-from outputs import DECIMALS, replacing
-from slices import SEQUENCES, SliceName, read_image, slice_path, sorted_slices
-from stage import Refusal, run
+from pipeline.command import Refusal, run
+from pipeline.outputs import DECIMALS, replacing
+from scans.intensity import LEVELS, tissue_statistics
+from scans.slices import SEQUENCES, SliceName, read_image, slice_path, sorted_slices
 
 
 def measure_volume(images: Path, names: list[SliceName]) -> list[dict[str, str | float]]:

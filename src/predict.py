@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from dataset import Workers
-from device import (
+from learning.dataset import Workers
+from learning.device import (
     Device,
     Precision,
     Threads,
@@ -23,13 +23,13 @@ from device import (
     make_fabric,
     repeat_exactly,
 )
-from intensity import read_normalization
-from manifest import read_manifest
-from network import load_network
-from outputs import replacing
-from prediction import predict
-from probability import encode, write_levels
-from stage import run
+from learning.inference import predict
+from learning.network import load_network
+from pipeline.command import run
+from pipeline.outputs import replacing
+from scans.intensity import read_normalization
+from scans.manifest import read_manifest
+from scans.probability_maps import encode, write_levels
 
 
 class Mirrored(nn.Module):

@@ -1,6 +1,6 @@
 """Write what a person opens: a page of figures, charts and scans, and the model's card.
 
-    python src/report.py src/templates data/slices/images data/slices/masks data/splits.csv \
+    python src/report.py src/page/templates data/slices/images data/slices/masks data/splits.csv \
         data/patients.csv data/predictions models/encoder.safetensors models/unet.safetensors \
         metrics/fetch_encoder.json metrics/train/metrics.json metrics/train/plots/metrics \
         metrics/evaluate.json metrics/evaluate metrics/explore.json metrics/explore \
@@ -22,20 +22,20 @@ import vl_convert
 from markupsafe import Markup
 from pydantic import Field
 
-from charts import (
+from page.charts import (
     curve_chart,
     patient_chart,
     reliability_chart,
     risk_chart,
     subgroup_chart,
 )
-from cohort import read_patients
-from dotted import leaves
-from gallery import album, albums, cards, chosen_for_display, ranked
-from glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
-from manifest import SPLITS, read_manifest
-from outputs import file_sha256, read_metrics, replacing
-from stage import Refusal, Seed, run
+from page.gallery import album, albums, cards, chosen_for_display, ranked
+from page.glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
+from pipeline.command import Refusal, Seed, run
+from pipeline.dotted import leaves
+from pipeline.outputs import file_sha256, read_metrics, replacing
+from scans.cohort import read_patients
+from scans.manifest import SPLITS, read_manifest
 
 WAY_OUT = "`dvc repro` writes it anew."
 SHOWN = "test"  # the split whose patients and charts are shown

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import process_map
 
-from outputs import replacing
-from slices import SliceName, case_id, read_image, read_mask, slice_path
-from stage import Refusal, refuse, run
+from pipeline.command import Refusal, refuse, run
+from pipeline.outputs import replacing
+from scans.slices import SliceName, case_id, read_image, read_mask, slice_path
 
 CLINICAL_FILE = "data.csv"
 LAYOUT = (

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from manifest import SPLITS, read_manifest
-from outputs import replacing
-from stage import Refusal, Seed, refuse, run
+from pipeline.command import Refusal, Seed, refuse, run
+from pipeline.outputs import replacing
+from scans.manifest import SPLITS, read_manifest
 
 
 def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:

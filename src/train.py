@@ -23,10 +23,10 @@ from torch import nn
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
-from augmentation import augmentation
-from checkpoint import Progress, fingerprint, held
-from dataset import BatchOrder, Loader, SliceDataset, Workers, loader
-from device import (
+from learning.augmentation import augmentation
+from learning.checkpoint import Progress, fingerprint, held
+from learning.dataset import BatchOrder, Loader, SliceDataset, Workers, loader
+from learning.device import (
     Device,
     Precision,
     Threads,
@@ -37,15 +37,15 @@ from device import (
     repeat_exactly,
     total,
 )
-from intensity import Normalization, read_normalization
-from manifest import read_manifest
-from network import Model, Normalize, new_network, save_tensors
-from outputs import DECIMALS, file_sha256, replacing, write_metrics
-from overlap import iou
-from prediction import overlap_counts, predict
-from slices import slice_path
-from stage import Refusal, Seed, run
-from trainer import Loss, Schedule, Trainer, make_trainer, n_trained
+from learning.inference import overlap_counts, predict
+from learning.network import Model, Normalize, new_network, save_tensors
+from learning.optimization import Loss, Schedule, Trainer, make_trainer, n_trained
+from pipeline.command import Refusal, Seed, run
+from pipeline.outputs import DECIMALS, file_sha256, replacing, write_metrics
+from scans.intensity import Normalization, read_normalization
+from scans.manifest import read_manifest
+from scans.slices import slice_path
+from scoring.overlap import iou
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

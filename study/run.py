@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from dotted import leaves  # noqa: E402
+from pipeline.dotted import leaves  # noqa: E402
 
 DVC = (sys.executable, "-m", "dvc")
 RUNS, KEPT = ROOT / "study/runs.yaml", ROOT / "study/runs"

@@ -25,14 +25,14 @@ import demo
 import measure_tissue
 import restructure
 import split
-import stage
-from intensity import NONE
-from manifest import read_manifest
-from network import Encoder, build_encoder, save_tensors
-from phantom import write_phantom
-from prediction import Prediction, predict
-from probability import encode, write_levels
-from slices import read_mask, slice_path
+from learning.inference import Prediction, predict
+from learning.network import Encoder, build_encoder, save_tensors
+from pipeline import command
+from scans.intensity import NONE
+from scans.manifest import read_manifest
+from scans.phantom import write_phantom
+from scans.probability_maps import encode, write_levels
+from scans.slices import read_mask, slice_path
 
 if TYPE_CHECKING:
     from report_inputs import Inputs, Written
@@ -50,7 +50,13 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = {path.stem: path for path in (ROOT / "src").glob("*.py")}
+SRC = ROOT / "src"
+PACKAGES = {path.parent.name for path in SRC.glob("*/__init__.py")}
+MODULES = {  # by dotted name; a script's has no dot
+    ".".join(path.relative_to(SRC).with_suffix("").parts): path
+    for path in SRC.rglob("*.py")
+    if path.name != "__init__.py"
+}
 SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested
 
 
@@ -88,8 +94,19 @@ class Told(nn.Module):
         return logits
 
 
+def direct_imports(module: str) -> set[str]:
+    """Return the project's modules that a module imports itself, at its top or in a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{each.name}" for each in node.names}
+    return names & MODULES.keys()
+
+
 def run_names(module: str) -> list[str]:
-    """Return the names of params that a script hands to stage.run."""
+    """Return the names of params that a script hands to command.run."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run":
             return [ast.literal_eval(argument) for argument in node.args[1:]]
@@ -172,7 +189,7 @@ def run_stage(
         Path("params.yaml").write_text(yaml.safe_dump(params(**overrides)))
         capsys.readouterr()
         try:
-            stage.run(main, *names, argv=[str(path) for path in paths])
+            command.run(main, *names, argv=[str(path) for path in paths])
         except SystemExit as end:
             return Outcome(int(end.code or 0), capsys.readouterr().err)
         return Outcome(0, capsys.readouterr().err)

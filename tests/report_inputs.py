@@ -13,9 +13,9 @@ import evaluate
 import explore
 import report
 from conftest import ROOT, Data, params, write_maps
-from manifest import read_manifest
-from network import Encoder, Model, build_encoder, save_tensors
-from outputs import file_sha256
+from learning.network import Encoder, Model, build_encoder, save_tensors
+from pipeline.outputs import file_sha256
+from scans.manifest import read_manifest
 
 N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them
 
@@ -71,7 +71,7 @@ def answers(masks: dict[str, np.ndarray], patient_of: dict[str, str]) -> dict[st
 def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     """Write what the graph would have left: tables, files of weights, and answers of each kind."""
     found = Inputs(
-        ROOT / "src/templates",
+        ROOT / "src/page/templates",
         data.images,
         data.masks,
         root / "splits.csv",

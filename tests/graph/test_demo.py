@@ -15,8 +15,8 @@ from filelock import FileLock
 
 import demo
 from conftest import ROOT, dvc_environment, git
-from dotted import leaves
-from stage import Refusal
+from pipeline.command import Refusal
+from pipeline.dotted import leaves
 
 
 def test_the_demo_overrides_params_that_exist() -> None:

@@ -16,13 +16,14 @@ from conftest import (
     ROOT,
     SMALL,
     clone_with_outputs,
+    direct_imports,
     dvc,
     params,
     ran,
     run_names,
     write_params,
 )
-from dotted import leaves
+from pipeline.dotted import leaves
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -85,13 +86,7 @@ def imported(module: str) -> set[str]:
     while waiting:
         name = waiting.pop()
         found.add(name)
-        for node in ast.walk(ast.parse(MODULES[name].read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            waiting |= {n for n in names if n in MODULES} - found
+        waiting |= direct_imports(name) - found
     return found
 
 
@@ -107,7 +102,7 @@ def entries(stage: dict[str, Any], *kinds: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", STAGES)
 def test_deps_are_the_script_and_exactly_what_it_imports(name: str) -> None:
     code = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert code == {f"src/{module}.py" for module in imported(name)}
+    assert code == {MODULES[module].relative_to(ROOT).as_posix() for module in imported(name)}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -165,7 +160,7 @@ def test_git_ignores_what_dvc_caches_and_nothing_else() -> None:
         assert not any(ignored(path) for path in entries(stage, "metrics", "plots"))
     assert ignored("data/.raw.partial")
     assert ignored("metrics/.evaluate.json.partial")
-    assert not any(ignored(f"src/{module}.py") for module in MODULES)
+    assert not any(ignored(str(path)) for path in MODULES.values())
     listed = subprocess.run(
         ["git", "ls-files", "*.gitignore"], cwd=ROOT, check=True, capture_output=True, text=True
     )

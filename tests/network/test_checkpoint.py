@@ -15,13 +15,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-import checkpoint
 import train
-from checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
 from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, run_names
-from manifest import read_manifest
-from network import Encoder, build_encoder, save_tensors
-from outputs import file_sha256
+from learning import checkpoint
+from learning.checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
+from learning.network import Encoder, build_encoder, save_tensors
+from pipeline.outputs import file_sha256
+from scans.manifest import read_manifest
 
 NAMES = run_names("train")
 SHORT: dict[str, Any] = QUICK | {"train__epochs": 4, "train__image_size": 32}
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_state_of_the_epoch_before(
             raise OSError(28, "No space left on device", str(arguments[-1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr("checkpoint.save_tensors", full)
+        patch.setattr("learning.checkpoint.save_tensors", full)
         outcome = train_in("a")
     assert outcome.code == 1
     assert "No space left on device" in outcome.error

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import device
-from device import (
+from learning import device
+from learning.device import (
     environment,
     failures_told,
     has_fast_bf16,
@@ -16,7 +16,7 @@ from device import (
     precision_name,
     repeat_exactly,
 )
-from stage import Refusal
+from pipeline.command import Refusal
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import fetch_encoder
 from conftest import ROOT, Outcome, RunStage, params, run_names
-from network import build_encoder, load_encoder
-from outputs import file_sha256
+from learning.network import build_encoder, load_encoder
+from pipeline.outputs import file_sha256
 from servers import hub, serving
 
 NAMES = run_names("fetch_encoder")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 
-from network import (
+from learning.network import (
     Encoder,
     Model,
     Network,
@@ -22,8 +22,8 @@ from network import (
     save_tensors,
     transposed_kernel,
 )
-from outputs import file_sha256
-from stage import Refusal
+from pipeline.command import Refusal
+from pipeline.outputs import file_sha256
 
 
 def encoder_file(folder: Path, name: str = "mobilenet_v2", **header: Any) -> Path:

@@ -9,10 +9,10 @@ import torch
 
 import predict
 from conftest import SIZE, Data, Outcome, RunStage, predicted, run_names
-from manifest import read_manifest
-from network import Model, Network, new_network, save_tensors
-from outputs import file_sha256
-from probability import PROBABILITIES, read_levels
+from learning.network import Model, Network, new_network, save_tensors
+from pipeline.outputs import file_sha256
+from scans.manifest import read_manifest
+from scans.probability_maps import PROBABILITIES, read_levels
 
 NAMES = run_names("predict")
 QUICK = {"compute__workers": 0, "compute__device": "cpu", "compute__precision": "32-true"}

@@ -18,11 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-import trainer
 from conftest import QUICK, Data, Outcome, RunStage, run_names
-from dataset import SliceDataset
-from manifest import read_manifest
-from network import (
+from learning import optimization
+from learning.dataset import SliceDataset
+from learning.network import (
     Encoder,
     Network,
     build_encoder,
@@ -30,9 +29,10 @@ from network import (
     new_network,
     save_tensors,
 )
-from outputs import file_sha256
-from stage import Refusal
-from trainer import Trainer, make_schedule
+from learning.optimization import Trainer, make_schedule
+from pipeline.command import Refusal
+from pipeline.outputs import file_sha256
+from scans.manifest import read_manifest
 
 NAMES = run_names("train")
 
@@ -154,7 +154,7 @@ def test_every_step_moves_the_schedule(
         made.append(make_schedule(*arguments, **settings))
         return made[-1]
 
-    monkeypatch.setattr(trainer, "make_schedule", remember)
+    monkeypatch.setattr(optimization, "make_schedule", remember)
     assert train_in("a").code == 0
     n_slices = len(read_manifest(data.splits).query("split == 'train'"))
     assert made[0].last_epoch == QUICK["train__epochs"] * (n_slices // 8)
@@ -244,7 +244,7 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return (images[..., 0].float() - 0.5) * self.weight
 
-    from dataset import Batch
+    from learning.dataset import Batch
 
     def batch(found: list[int], wanted: list[int]) -> Batch:
         images = torch.tensor(found, dtype=torch.uint8).reshape(1, 1, -1, 1).repeat(1, 1, 1, 3)

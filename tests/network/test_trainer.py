@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import Schedule, make_loss, make_schedule
+from learning.optimization import Schedule, make_loss, make_schedule
 
 
 def test_bce_dice_learns_on_a_batch_without_tumor() -> None:

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 import yaml
 
-import gallery
 import report
 from conftest import ROOT, RunStage, noisy, run_names, write_maps
-from glossary import DEFINITIONS, SCORES, tell, told
-from manifest import read_manifest
-from outputs import file_sha256
+from page import gallery
+from page.glossary import DEFINITIONS, SCORES, tell, told
+from pipeline.outputs import file_sha256
 from report import TABULATED
 from report_inputs import CURVES, PARAMS, Inputs, Written
+from scans.manifest import read_manifest
 
 
 def run_report(run_stage: RunStage, inputs: Inputs, folder: Path, **overrides: Any) -> Written:

@@ -11,10 +11,10 @@ import torch
 from segmentation_models_pytorch import Unet
 
 from conftest import ROOT, Data
-from manifest import read_manifest
+from learning.network import DecoderBlock, new_network
 from measure import PeakMemory, growth, run_command
-from network import DecoderBlock, new_network
 from reference import Slices, make_network, validate
+from scans.manifest import read_manifest
 from training import undo
 
 
@@ -114,7 +114,7 @@ def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
 def test_the_pipeline_benchmark_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, str(ROOT / "benchmarks/pipeline.py"), "--patients", "12", "24"),
+            *(sys.executable, str(ROOT / "benchmarks/data_stages.py"), "--patients", "12", "24"),
             *("--image-size=32", "--repeats=1", f"--json={tmp_path}/pipeline.json"),
         ],
         capture_output=True,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from conftest import dvc_environment, git, make_repository, put_into_larger_repository
-from manifest import read_manifest
-from slices import read_image, read_mask, slice_path
+from scans.manifest import read_manifest
+from scans.slices import read_image, read_mask, slice_path
 
 
 def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:

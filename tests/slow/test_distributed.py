@@ -17,14 +17,14 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from augmentation import augmentation
 from conftest import QUICK, ROOT, Data, params
-from dataset import BatchOrder, SliceDataset, loader
-from intensity import NONE
-from manifest import read_manifest
-from network import new_network
+from learning.augmentation import augmentation
+from learning.dataset import BatchOrder, SliceDataset, loader
+from learning.network import new_network
+from learning.optimization import make_loss, make_schedule
+from scans.intensity import NONE
+from scans.manifest import read_manifest
 from train import validate
-from trainer import make_loss, make_schedule
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 import evaluate
-import gallery
 import report
 from conftest import ROOT, RunStage, dvc, shared_repository
-from definitions import COPIED, definitions, trivial_counts
-from manifest import read_manifest
-from overlap import count_pixels
-from probability import write_levels
-from slices import read_mask, slice_path, sorted_slices
+from page import gallery
+from scans.manifest import read_manifest
+from scans.probability_maps import write_levels
+from scans.slices import read_mask, slice_path, sorted_slices
+from scoring.definitions import COPIED, definitions, trivial_counts
+from scoring.overlap import count_pixels
 from split import assign_folds
 
 pytestmark = pytest.mark.skipif(

@@ -13,8 +13,8 @@ import pytest
 from filelock import FileLock
 
 import acquire
-import lgg
 from conftest import Outcome, RunStage, run_names
+from scans import lgg
 from servers import kaggle, serving
 
 NAMES = run_names("acquire")

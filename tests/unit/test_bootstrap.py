@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bootstrap import Bootstrap
+from scoring.bootstrap import Bootstrap
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 
 import build_manifest
 from conftest import Data, Outcome, RunStage
-from manifest import read_manifest
-from slices import read_mask
+from scans.manifest import read_manifest
+from scans.slices import read_mask
 
 COLUMNS = [
     "slice_id", "patient_id", "institution", "slice_number", "image", "mask", "abnormal",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from calibration import (
+from scoring.calibration import (
     BINS,
     area_under_risk_coverage,
     expected_calibration_error,

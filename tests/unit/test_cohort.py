@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cohort import age_band, groups, missing_sequence, read_patients
 from conftest import Data
+from scans.cohort import age_band, groups, missing_sequence, read_patients
 
 
 @pytest.mark.parametrize(

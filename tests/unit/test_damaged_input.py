@@ -28,10 +28,10 @@ import restructure
 import split
 import train
 from conftest import SIZE, Data, Outcome, RunStage, run_names
-from network import Encoder, Model, build_encoder, new_network, save_tensors
-from outputs import file_sha256
-from phantom import write_phantom
-from probability import probability_path
+from learning.network import Encoder, Model, build_encoder, new_network, save_tensors
+from pipeline.outputs import file_sha256
+from scans.phantom import write_phantom
+from scans.probability_maps import probability_path
 
 P1, P2 = "PHANTOM_P1_0001_20000101", "PHANTOM_P2_0002_20000101"
 SCAN, MASK = f"{P1}/{P1}_3.tif", f"{P1}/{P1}_3_mask.tif"

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
-from augmentation import augmentation
 from conftest import SIZE, Data
-from dataset import (
+from learning.augmentation import augmentation
+from learning.dataset import (
     Batch,
     BatchOrder,
     SliceDataset,
@@ -24,8 +24,8 @@ from dataset import (
     padded_size,
     unfit,
 )
-from manifest import read_manifest
-from slices import read_image, read_mask, slice_path
+from scans.manifest import read_manifest
+from scans.slices import read_image, read_mask, slice_path
 
 STRONG = {"flip": True, "rotate": 90.0, "scale": 0.3, "translate": 0.2}
 LIGHT = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "gain": 0.3, "missing": 0.3}

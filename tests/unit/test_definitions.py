@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import jaccard_score
 
-from definitions import BATCH, COPIED, definitions, nearest_in_train, trivial_counts
-from overlap import COUNTS, count_pixels
+from scoring.definitions import BATCH, COPIED, definitions, nearest_in_train, trivial_counts
+from scoring.overlap import COUNTS, count_pixels
 
 
 def test_cases_by_hand() -> None:

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bootstrap import Bootstrap
-from detection import (
+from scoring.bootstrap import Bootstrap
+from scoring.detection import (
     auroc,
     average_precision,
     descending_ranks,

@@ -11,10 +11,10 @@ import pytest
 import evaluate
 import split
 from conftest import SIZE, Data, RunStage, noisy, write_maps
-from definitions import COPIED
-from manifest import SPLITS, read_manifest
-from overlap import dice
-from probability import LEVELS, PROBABILITIES, encode, write_levels
+from scans.manifest import SPLITS, read_manifest
+from scans.probability_maps import LEVELS, PROBABILITIES, encode, write_levels
+from scoring.definitions import COPIED
+from scoring.overlap import dice
 
 TABLES = ["definitions", "per_patient", "per_slice", "reliability", "risk_coverage", "subgroups"]
 

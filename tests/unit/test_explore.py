@@ -14,9 +14,9 @@ from scipy import ndimage
 import build_manifest
 import explore
 from conftest import SIZE, Data, RunStage
-from findings import KINDS
-from manifest import read_manifest
-from slices import read_image, read_mask, slice_path
+from exploration.findings import KINDS
+from scans.manifest import read_manifest
+from scans.slices import read_image, read_mask, slice_path
 
 TABLES = ["cohort", "findings", "hue", "per_patient", "position", "sequences"]
 FIGURES = ["hue", "intensity", "location", "position", "tumor_area"]

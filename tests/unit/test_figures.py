@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from figures import area_figure, hue_figure, location_figure, shares
-from looks import GRID, HUE_BINS, LEVELS, POSITIONS, Looks
+from exploration.figures import area_figure, hue_figure, location_figure, shares
+from exploration.measurements import GRID, HUE_BINS, LEVELS, POSITIONS, Looks
 
 
 def looks() -> Looks:

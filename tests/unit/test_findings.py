@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import findings
-from findings import Finding, mask_findings, near_duplicates, thumbnail
-from looks import Volume
+from exploration import findings
+from exploration.findings import Finding, mask_findings, near_duplicates, thumbnail
+from exploration.measurements import Volume
 
 MASKS = Path("masks")
 

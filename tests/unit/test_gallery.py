@@ -15,12 +15,12 @@ from matplotlib.path import Path as Polygon
 from PIL import Image
 
 from conftest import SIZE, Data, noisy, write_maps
-from gallery import album, area, outline, overlay, views, webp
-from manifest import read_manifest
-from overlap import COUNTS, count_pixels
-from slices import read_image, slice_path
-from stage import Refusal
-from volume import largest_component, stack
+from page.gallery import album, area, outline, overlay, views, webp
+from pipeline.command import Refusal
+from scans.manifest import read_manifest
+from scans.slices import read_image, slice_path
+from scans.volume import largest_component, stack
+from scoring.overlap import COUNTS, count_pixels
 
 MASKS = npst.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

@@ -8,16 +8,16 @@ import pytest
 
 import measure_tissue
 from conftest import Data
-from dataset import SliceDataset
-from intensity import (
+from learning.dataset import SliceDataset
+from pipeline.command import Refusal
+from scans.intensity import (
     NONE,
     STATISTICS,
     normalizing_levels,
     read_normalization,
     tissue_statistics,
 )
-from slices import SEQUENCES, patient_of, read_image, slice_path, sorted_slices
-from stage import Refusal
+from scans.slices import SEQUENCES, patient_of, read_image, slice_path, sorted_slices
 
 
 def histogram(values: dict[int, int]) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import join_folds
-from bootstrap import Bootstrap
 from conftest import Outcome, RunStage, run_names
-from definitions import COPIED, EMPTY, NETWORK, REFERENCE
+from scoring.bootstrap import Bootstrap
+from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
 
 TP = 60  # pixels of each patient
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import lgg
+from scans import lgg
 
 
 def test_the_digest_follows_names_and_bytes_and_not_the_order_on_disk(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from looks import (
+from exploration.measurements import (
     LEVELS,
     POSITIONS,
     Looks,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from manifest import SPLITS, TEXT, read_manifest
+from scans.manifest import SPLITS, TEXT, read_manifest
 
 
 def test_names_stay_text_and_counts_numbers(tmp_path: Path) -> None:

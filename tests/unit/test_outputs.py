@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from outputs import replacing, write_metrics
+from pipeline.outputs import replacing, write_metrics
 
 
 def contents(folder: Path) -> dict[str, str]:

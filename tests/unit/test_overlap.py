@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from overlap import count_pixels, dice, iou
+from scoring.overlap import count_pixels, dice, iou
 
 masks = arrays(np.bool_, (2, 5, 4), elements=st.booleans())
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from conftest import SIZE
-from phantom import make_volume, write_phantom
-from slices import read_image, read_mask, sorted_slices
+from scans.phantom import make_volume, write_phantom
+from scans.slices import read_image, read_mask, sorted_slices
 
 
 def digests(folder: Path) -> dict[str, str]:

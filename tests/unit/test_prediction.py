@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from conftest import SIZE, Data, Told, predicted
-from manifest import read_manifest
-from overlap import micro_iou
-from prediction import overlap_counts
-from slices import read_mask, slice_path
-from stage import Refusal
+from learning.inference import overlap_counts
+from pipeline.command import Refusal
+from scans.manifest import read_manifest
+from scans.slices import read_mask, slice_path
+from scoring.overlap import micro_iou
 
 
 @pytest.mark.parametrize("workers", [0, 2])

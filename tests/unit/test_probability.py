@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
-from probability import (
+from pipeline.command import Refusal
+from scans.probability_maps import (
     LEVELS,
     PROBABILITIES,
     encode,
@@ -15,7 +16,6 @@ from probability import (
     read_levels,
     write_levels,
 )
-from stage import Refusal
 
 
 def test_a_level_is_the_nearest_to_its_probability() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from candidates import read_dice
+from comparison.candidates import read_dice
+from comparison.study_tables import subfolders
 from conftest import ROOT
-from glossary import DEFINITIONS
 from join_folds import PUBLISHED_MEAN, PUBLISHED_MEDIAN
-from trainings import subfolders
+from page.glossary import DEFINITIONS
 
 PAGES = ("README.md", "docs/study.md")
 FIGURE = "metrics/study/figures/dice_by_patient.png"

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bootstrap import Bootstrap
-from overlap import COUNTS
-from scores import FEWEST, agreement, per_patient, subgroups, summarize
+from scoring.bootstrap import Bootstrap
+from scoring.overlap import COUNTS
+from scoring.scores import FEWEST, agreement, per_patient, subgroups, summarize
 
 NAN = np.nan
 

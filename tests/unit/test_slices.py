@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slices import SliceName, case_id, institution, read_image, read_mask, sorted_slices
-from stage import Refusal
+from pipeline.command import Refusal
+from scans.slices import SliceName, case_id, institution, read_image, read_mask, sorted_slices
 
 
 def test_slices_sort_by_patient_and_number(tmp_path: Path) -> None:

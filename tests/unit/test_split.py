@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import split
 from conftest import Data, RunStage
-from manifest import read_manifest
+from pipeline.command import Refusal
+from scans.manifest import read_manifest
 from split import check_split, split_manifest
-from stage import Refusal
 
 DEFAULTS: dict[str, Any] = {
     "by": "patient",

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from conftest import RunStage
-from stage import Param, Refusal, interrupt_held_back, read_params, refuse
+from pipeline.command import Param, Refusal, interrupt_held_back, read_params, refuse
 
 seen: dict[str, Any] = {}
 

@@ -8,7 +8,7 @@ import yaml
 
 import run
 from conftest import ROOT
-from dotted import leaves
+from pipeline.dotted import leaves
 
 
 def test_overrides_are_what_dvc_takes() -> None:

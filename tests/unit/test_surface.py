@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from surface import TOLERANCE, hd95, surface_dice
+from scoring.surface import TOLERANCE, hd95, surface_dice
 
 
 def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:

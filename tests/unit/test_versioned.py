@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from versioned import recorded_params, restore
+from pipeline.dvc_copy import recorded_params, restore
 
 LOCK = """\
 schema: '2.0'

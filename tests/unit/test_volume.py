@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from volume import components, largest_component, stack
+from scans.volume import components, largest_component, stack
 
 
 def test_slices_of_unequal_size_are_stacked_from_their_corner() -> None:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from intensity import NONE, Normalization
-from slices import read_image, read_mask, slice_path
-from stage import interrupt_held_back
+from pipeline.command import interrupt_held_back
+from scans.intensity import NONE, Normalization
+from scans.slices import read_image, read_mask, slice_path
 
 if TYPE_CHECKING:
     import albumentations  # slow to import, and not needed for prediction

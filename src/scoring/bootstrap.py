@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overlap import ratio
+from scoring.overlap import ratio
 
 PERCENTILES = (0.025, 0.975)
 

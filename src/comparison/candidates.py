@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from bootstrap import Bootstrap
-from scores import without_few
-from stage import Refusal, refuse
-from trainings import WAY_OUT, costs, join_tested, read_recipe, refuse_mixed
+from comparison.study_tables import WAY_OUT, costs, join_tested, read_recipe, refuse_mixed
+from pipeline.command import Refusal, refuse
+from scoring.bootstrap import Bootstrap
+from scoring.scores import without_few
 
 BASE = "base"  # the candidate that each other one differs from in one thing
 

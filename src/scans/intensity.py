@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from slices import SEQUENCES, patient_of
-from stage import Refusal, refuse
+from pipeline.command import Refusal, refuse
+from scans.slices import SEQUENCES, patient_of
 
 LEVELS = 256
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_median", "tissue_p99")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stage import Refusal
+from pipeline.command import Refusal
 
 SPLITS = ("train", "val", "test")
 TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")

@@ -20,8 +20,8 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
-from outputs import file_sha256
-from stage import Refusal
+from pipeline.command import Refusal
+from pipeline.outputs import file_sha256
 
 Tensors = dict[str, torch.Tensor]
 FEW_PIXELS = 64  # of a feature map, up to which its kernel is not worth transforming

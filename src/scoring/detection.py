@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from bootstrap import Bootstrap, Estimate
-from overlap import ratio
+from scoring.bootstrap import Bootstrap, Estimate
+from scoring.overlap import ratio
 
 SPECIFICITY = 0.95
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stage import Refusal
+from pipeline.command import Refusal
 
 # The channels of an image, in this order: three MRI sequences read as red, green and blue.
 SEQUENCES = ("pre_contrast", "flair", "post_contrast")

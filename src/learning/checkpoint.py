@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from network import Network, Tensors, load_tensors, save_tensors
-from outputs import discard, file_sha256, replacing
-from stage import Refusal
-from trainer import Trainer
+from learning.network import Network, Tensors, load_tensors, save_tensors
+from learning.optimization import Trainer
+from pipeline.command import Refusal
+from pipeline.outputs import discard, file_sha256, replacing
 
 EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in a main repository
 STATES = ".dvc/tmp/training"
@@ -44,7 +44,8 @@ def code_files() -> list[Path]:
     """Return the files of this project that the running program has imported, sorted."""
     found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     paths = {Path(path).resolve() for path in found if path}
-    return sorted(path for path in paths if path.parent == Path(__file__).resolve().parent)
+    src = Path(__file__).resolve().parents[1]
+    return sorted(path for path in paths if path.is_relative_to(src))
 
 
 def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:

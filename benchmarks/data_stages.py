@@ -1,6 +1,6 @@
 """Time and memory of the data stages as the number of patients grows, and of a repro with no work.
 
-    python benchmarks/pipeline.py --patients 110 330 1100
+    python benchmarks/data_stages.py --patients 110 330 1100
 
 Phantom patients of 128 px are made first, as a folder to acquire; then each stage runs as `dvc
 repro` would start it. Its memory is that of its process and children together, looked at every
@@ -25,7 +25,7 @@ from measure import growth, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
-from phantom import write_phantom
+from scans.phantom import write_phantom
 
 TO_SPLIT = ("acquire", "restructure", "build_manifest", "split")
 STAGES = (*TO_SPLIT, "explore")

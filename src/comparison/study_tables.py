@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from dotted import leaves
-from outputs import read_metrics
-from stage import Refusal, refuse
+from pipeline.command import Refusal, refuse
+from pipeline.dotted import leaves
+from pipeline.outputs import read_metrics
 
 COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
 SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from looks import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Looks
-from slices import SEQUENCES
+from exploration.measurements import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Looks
+from scans.slices import SEQUENCES
 
 # Of two tissues in one plot: told apart without color too.
 STYLES: dict[str, dict[str, Any]] = {

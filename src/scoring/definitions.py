@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from overlap import COUNTS, count_pixels, dice, iou
+from scoring.overlap import COUNTS, count_pixels, dice, iou
 
 BATCH = 16  # slices of a batch, in the order of a seeded shuffle, for batch_iou
 # Names of predictors: those but the network need none.

@@ -19,7 +19,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
-from stage import Refusal
+from pipeline.command import Refusal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -154,7 +154,7 @@ def failures_told(batch_size: str) -> Iterator[None]:
             "GPU of other programs (nvidia-smi lists them)"
         ) from None
     except Refusal as error:
-        told_by_worker = str(error).rpartition("stage.Refusal: ")[2]
+        told_by_worker = str(error).rpartition(f"{Refusal.__module__}.Refusal: ")[2]
         raise Refusal(told_by_worker.rstrip()) from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from slices import SEQUENCES, read_image, read_mask, slice_path
+from scans.slices import SEQUENCES, read_image, read_mask, slice_path
 
 Counts = NDArray[np.int64]
 

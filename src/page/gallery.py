@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.contrib.concurrent import process_map
 
-from cohort import missing_sequence
-from glossary import told
-from overlap import COUNTS, count_pixels
-from probability import read_pair, segment
-from slices import SEQUENCES, read_image, slice_path
-from stage import Refusal
+from page.glossary import told
+from pipeline.command import Refusal
+from scans.cohort import missing_sequence
+from scans.probability_maps import read_pair, segment
+from scans.slices import SEQUENCES, read_image, slice_path
+from scoring.overlap import COUNTS, count_pixels
 
 QUALITY = 75  # of WebP, 0 to 100
 EXTREMES = 3  # patients called the best, the median and the worst ones

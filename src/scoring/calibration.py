@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from overlap import ratio
+from scoring.overlap import ratio
 
 BINS = 20  # of equal width, of probability
 COVERAGES = 20  # shares of patients kept, 1/20 to all

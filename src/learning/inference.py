@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from dataset import BatchOrder, SliceDataset, Workers, loader, unfit
-from intensity import Normalization
-from overlap import COUNTS, count_pixels
-from stage import Refusal
+from learning.dataset import BatchOrder, SliceDataset, Workers, loader, unfit
+from pipeline.command import Refusal
+from scans.intensity import Normalization
+from scoring.overlap import COUNTS, count_pixels
 
 
 class Prediction(NamedTuple):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from looks import Volume
-from slices import slice_path
-from volume import components, stack
+from exploration.measurements import Volume
+from scans.slices import slice_path
+from scans.volume import components, stack
 
 SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
 THUMBNAIL = 32  # pixels along each side of a slice's thumbnail

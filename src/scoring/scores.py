@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from bootstrap import Bootstrap, Estimate
-from calibration import soft_dice_confidence
-from overlap import COUNTS, dice, iou, ratio
+from scoring.bootstrap import Bootstrap, Estimate
+from scoring.calibration import soft_dice_confidence
+from scoring.overlap import COUNTS, dice, iou, ratio
 
 FEWEST = 10  # patients; of a smaller group an interval by resampling is far too narrow
 

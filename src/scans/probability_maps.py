@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slices import read_mask, slice_path
-from stage import Refusal
-from volume import largest_component, stack
+from pipeline.command import Refusal
+from scans.slices import read_mask, slice_path
+from scans.volume import largest_component, stack
 
 LEVELS = 256
 PROBABILITIES = np.sin(np.pi / 2 * np.arange(LEVELS) / (LEVELS - 1)) ** 2  # of each level

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stage import Refusal
+from pipeline.command import Refusal
 
 DECIMALS = 5
 

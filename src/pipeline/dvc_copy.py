@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from outputs import discard
+from pipeline.outputs import discard
 
 LOCK_FILE = Path("dvc.lock")
 

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from network import Network
+from learning.network import Network
 
 Loss = Literal["bce_dice", "bce", "dice", "focal"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
