@@ -30,12 +30,7 @@ from scans.phantom import write_phantom
 TO_SPLIT = ("acquire", "restructure", "build_manifest", "split")
 STAGES = (*TO_SPLIT, "explore")
 # The whole graph, with as little training as there can be.
-QUICK = (
-    "encoder.weights=none",
-    "encoder.frozen=false",
-    "train.epochs=1",
-    "train.image_size=32",
-)
+QUICK = ("encoder.weights=none", "encoder.frozen=false", "train.epochs=1", "train.image_size=32")
 
 
 def make_clone(folder: Path, archive: Path) -> Path:

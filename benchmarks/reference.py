@@ -31,6 +31,7 @@ import albumentations
 
 from learning.augmentation import augmentation
 from learning.optimization import make_loss, make_schedule
+from learning.params import AugmentParams
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -133,7 +134,7 @@ def main() -> None:
     splits = pd.read_csv(arguments.splits)
     batches = {}
     for split in ("train", "val"):
-        augment = augmentation(**train["augment"]) if split == "train" else None
+        augment = augmentation(AugmentParams(**train["augment"])) if split == "train" else None
         if augment:
             augment.set_random_seed(arguments.seed)
         ids = splits.loc[splits["split"] == split, "slice_id"].tolist()
@@ -146,9 +147,7 @@ def main() -> None:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=train["learning_rate"])
     schedule = make_schedule(
-        train["schedule"],
-        optimizer,
-        n_steps=arguments.epochs * len(batches["train"]),
+        train["schedule"], optimizer, n_steps=arguments.epochs * len(batches["train"])
     )
     for epoch in range(1, arguments.epochs + 1):
         begin = time.perf_counter()

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from lightning_fabric import Fabric
@@ -34,16 +35,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 import reference
 import restructure
-import train
 from learning import device
 from learning.augmentation import augmentation
-from learning.dataset import BatchOrder, SliceDataset, Workers, loader
+from learning.batches import BatchOrder, loader
 from learning.device import make_fabric, precision_name
-from learning.network import Encoder, Network, build_encoder, new_network, save_tensors
+from learning.epochs import train_epoch
+from learning.network import Encoder, Network, build_encoder
 from learning.optimization import make_loss, make_schedule, make_trainer, n_trained
+from learning.params import ComputeParams, TrainParams, Workers
+from learning.slice_dataset import SliceDataset
+from learning.weights import new_network, save_tensors
 from measure import PeakMemory
+from scans.names import slice_path, sorted_slices
 from scans.phantom import FEWEST_SLICES, write_phantom
-from scans.slices import sorted_slices
 
 PHASES = ("wait", "forward", "backward", "step")
 # What ours does otherwise than smp and PyTorch left to themselves, for --without.
@@ -54,6 +58,8 @@ CHANGES = {
     "memory": "freed memory is kept for the next tensor; CPUs alone",
     "precision": "bf16 where the hardware has it",
 }
+
+FOLDERS, COLUMNS = ("images", "masks"), ("image", "mask")
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Job:
     steps: int
     epochs: int
     seed: int
-    params: dict[str, Any]
+    params: TrainParams
     folder: Path
     without: str | None  # one of CHANGES
 
@@ -178,37 +184,35 @@ def make_ours(job: Job, without: str = "") -> Contender:
     """Return the loop of the train stage, or the same without one of CHANGES."""
     if without == "memory":
         device.keep_freed_memory = lambda: None
-    fabric = make_fabric(job.device, "32-true" if without == "precision" else job.precision)
-    augment, settings = augmentation(**job.params["augment"]), job.params
+    compute = ComputeParams(
+        device=job.device,
+        precision="32-true" if without == "precision" else job.precision,
+        threads="auto",
+        compile=job.compiled,
+        workers=job.workers,
+    )
+    fabric = make_fabric(compute)
+    files = [(slice_path(job.folder / kind, i) for i in job.slice_ids) for kind in FOLDERS]
+    slices = pd.DataFrame(zip(job.slice_ids, *files, strict=True), columns=["slice_id", *COLUMNS])
     dataset = SliceDataset(
-        job.folder / "images",
-        job.folder / "masks",
-        job.slice_ids,
+        slices.assign(patient_id=""),
         image_size=job.image_size,
-        augment=augment,
+        augment=augmentation(job.params.augment),
         seed=job.seed,
     )
     order = BatchOrder(len(dataset), job.batch_size, seed=job.seed)
     batches = loader(dataset, order, workers=job.workers)
     torch.manual_seed(job.seed)
     network = new_network(job.folder / "encoder.safetensors", name=job.encoder, frozen=True)
-    trainer = make_trainer(
-        fabric,
-        network,
-        loss=settings["loss"],
-        learning_rate=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-        schedule=settings["schedule"],
-        n_steps=job.epochs * job.steps,
-        compiled=job.compiled,
-    )
+    n_steps = job.epochs * job.steps
+    trainer = make_trainer(fabric, network, job.params, n_steps=n_steps, compiled=job.compiled)
     undo(without, network)
     watch = Stopwatch(fabric.device)
     watch.watch([trainer.compute, trainer.loss_function], trainer.optimizer)
 
     def take_epoch(epoch: int) -> None:
         order.epoch = epoch
-        train.train_epoch(trainer, Awaited(batches, watch), epoch=epoch)  # type: ignore[arg-type]
+        train_epoch(trainer, Awaited(batches, watch), epoch=epoch)  # type: ignore[arg-type]
 
     description = precision_name(fabric) + (", compiled" if job.compiled else "")
     return Contender(fabric.device, description, n_trained(network), watch, take_epoch)
@@ -217,7 +221,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
 def make_reference(job: Job) -> Contender:
     """Return the loop of reference.py."""
     torch.manual_seed(job.seed)
-    augment = augmentation(**job.params["augment"])
+    augment = augmentation(job.params.augment)
     augment.set_random_seed(job.seed)
     slices = reference.Slices(
         job.folder / "images", job.folder / "masks", job.slice_ids, job.image_size, augment
@@ -226,13 +230,9 @@ def make_reference(job: Job) -> Contender:
     where = Fabric(accelerator=job.device, devices=1).device
     network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(where)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=job.params["learning_rate"])
-    schedule = make_schedule(
-        job.params["schedule"],
-        optimizer,
-        n_steps=job.epochs * job.steps,
-    )
-    loss_function, watch = make_loss(job.params["loss"]), Stopwatch(where)
+    optimizer = torch.optim.Adam(trained, lr=job.params.learning_rate)
+    schedule = make_schedule(job.params.schedule, optimizer, n_steps=job.epochs * job.steps)
+    loss_function, watch = make_loss(job.params.loss), Stopwatch(where)
     watch.watch([network, loss_function], optimizer)
 
     def take_epoch(_: int) -> None:
@@ -432,7 +432,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.image_size % 32:
         parser.error("--image-size: the reference takes multiples of 32")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
+    params = TrainParams(**yaml.safe_load((ROOT / "params.yaml").read_text())["train"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         patients = -(-arguments.steps * arguments.batch_size // FEWEST_SLICES)

@@ -15,15 +15,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-from pydantic import Field
 from tqdm import tqdm
 
 from pipeline import dvc_copy
-from pipeline.command import Refusal, Seed, refuse, run
+from pipeline.command import run
 from pipeline.outputs import replacing
+from pipeline.params import Seed
+from pipeline.refusals import Refusal, refuse
 from scans import lgg
+from scans.params import AcquireParams, PhantomParams
 
 Member = TypeVar("Member", Path, zipfile.ZipInfo)
 
@@ -220,14 +222,8 @@ def acquire_lgg(raw: Path, target: Path) -> None:
         )
 
 
-def main(
-    raw: Path,
-    *,
-    seed: Seed,
-    dataset: Annotated[str, Field(min_length=1)],
-    patients: Annotated[int, Field(ge=2, le=9999)],
-    image_size: Annotated[int, Field(ge=32, le=4096)],
-) -> None:
+def main(raw: Path, *, seed: Seed, acquire: AcquireParams, phantom: PhantomParams) -> None:
+    dataset = acquire.dataset
     recorded = {"acquire.dataset": dataset}
     with replacing(raw) as [partial]:
         if dataset == "phantom":
@@ -235,7 +231,9 @@ def main(
                 write_phantom,  # SciPy and pandas: no other data set needs them
             )
 
-            write_phantom(partial, seed=seed, patients=patients, image_size=image_size)
+            write_phantom(
+                partial, seed=seed, patients=phantom.patients, image_size=phantom.image_size
+            )
         elif dataset == "lgg":
             acquire_lgg(raw, partial)
         elif Path(dataset).exists() or not dvc_copy.restore(
@@ -247,4 +245,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, "seed", "acquire", "phantom")
+    run(main)

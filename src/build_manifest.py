@@ -5,22 +5,17 @@
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm.contrib.concurrent import process_map
 
-from pipeline.command import Refusal, run
+from pipeline.command import run
 from pipeline.outputs import replacing
-from scans.slices import (
-    SliceName,
-    case_id,
-    institution,
-    read_image,
-    read_mask,
-    slice_path,
-    sorted_slices,
-)
+from pipeline.parallel import in_parallel
+from pipeline.refusals import Refusal
+from scans.names import SliceName, case_id, institution, slice_path, sorted_slices
+from scans.tiff import read_image, read_mask
 
 # The columns of data.csv, by readable names. Values stay the codes of the file, which comes without
 # a code book; ages are in years.
@@ -118,9 +113,7 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
 def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Path) -> None:
     names = sorted_slices(images)
     n = len(names)
-    rows = process_map(
-        slice_row, names, [images] * n, [masks] * n, chunksize=32, desc="label", disable=None
-    )
+    rows = in_parallel(partial(slice_row, images=images, masks=masks), names, "label", unit="slice")
     slices = pd.DataFrame(rows)
     clinical_table = read_clinical(clinical)
     table = patients_table(slices, clinical_table)

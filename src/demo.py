@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.command import Refusal, run
+from pipeline.command import run
+from pipeline.refusals import Refusal
 
 # Small, and with one thread: several would wait for each other whenever the machine is busy.
 # Without a download the encoder has random weights, so it learns too.

@@ -1,6 +1,6 @@
 """Score the predictions on train, val and test, under every common definition.
 
-    python src/evaluate.py data/slices/masks data/splits.csv data/patients.csv data/predictions \
+    python src/evaluate.py data/splits.csv data/patients.csv data/predictions \
         metrics/evaluate.json metrics/evaluate
 
 Every slice is scored at its own size. Nothing here looks at the network: another predictor's
@@ -9,20 +9,21 @@ probability maps in the place of data/predictions are scored alike.
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
 from tqdm import tqdm
-from tqdm.contrib.concurrent import process_map
 
-from pipeline.command import Seed, run
-from pipeline.outputs import DECIMALS, replacing, write_metrics
+from pipeline.command import run
+from pipeline.outputs import replacing, write_metrics, write_tables
+from pipeline.parallel import in_parallel
+from pipeline.params import Seed
 from scans.cohort import groups, read_patients
 from scans.manifest import SPLITS, read_manifest
-from scans.probability_maps import LEVELS, PROBABILITIES, read_pair, segment
+from scans.probability_maps import PROBABILITIES
+from scans.tiff import LEVELS
 from scoring.bootstrap import Bootstrap
 from scoring.calibration import (
     area_under_risk_coverage,
@@ -32,16 +33,18 @@ from scoring.calibration import (
 )
 from scoring.definitions import NETWORK, definitions, trivial_counts
 from scoring.detection import detection
-from scoring.overlap import COUNTS, count_pixels, iou
+from scoring.overlap import COUNTS, iou
+from scoring.params import EvaluateParams
 from scoring.scores import per_patient, subgroups, summarize
-from scoring.surface import hd95, surface_dice
+from scoring.segmentation import read_pair, segment_volume
+from scoring.surface import surface_scores
 
 THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
 CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by
 
 
 class Assessed(NamedTuple):
-    """What is kept of a patient once its predictions are compared with the reference."""
+    """What is kept once predictions are compared with the reference, for D slices."""
 
     slices: pd.DataFrame  # one row a slice
     pixels: NDArray[np.int64]  # (D, 2, LEVELS) healthy and tumor pixels of each level
@@ -66,41 +69,40 @@ def best_threshold(counts: NDArray[np.int64]) -> float:
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def choose_threshold(slice_ids: list[str], masks: Path, predictions: Path) -> float:
-    """Return the best threshold on the given slices."""
+def choose_threshold(slices: pd.DataFrame, predictions: Path) -> float:
+    """Return the best threshold on slices, given by `slice_id` and `mask`."""
     pixels = np.zeros((2, LEVELS), dtype=np.int64)
-    for slice_id in tqdm(slice_ids, desc="threshold", unit="slice", leave=False, disable=None):
-        pixels += pixel_counts(*read_pair(slice_id, masks, predictions))
+    rows = zip(slices["slice_id"], slices["mask"], strict=True)
+    for slice_id, mask_file in tqdm(
+        rows, desc="threshold", unit="slice", total=len(slices), leave=False, disable=None
+    ):
+        pixels += pixel_counts(*read_pair(slice_id, mask_file, predictions))
     return best_threshold(pixels)
 
 
-def assess(
-    volume: pd.DataFrame, masks: Path, predictions: Path, *, threshold: float, largest: bool
-) -> Assessed:
+def assess(volume: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool) -> Assessed:
     """Compare a patient's predictions with the reference.
 
-    `volume` holds `slice_id`, `slice_number` and `split` of all its slices, in order.
+    `volume` holds `slice_id`, `slice_number`, `mask` and `split` of all its slices, in order.
     """
-    pairs = [read_pair(slice_id, masks, predictions) for slice_id in volume["slice_id"]]
-    references = [mask for _, mask in pairs]
-    predicted = segment([levels for levels, _ in pairs], threshold=threshold, largest=largest)
+    segmented = segment_volume(volume, predictions, threshold=threshold, largest=largest)
     rows = []
-    for (levels, mask), answer in zip(pairs, predicted, strict=True):
-        probability = PROBABILITIES[levels]
+    for each in segmented:
+        probability = PROBABILITIES[each.levels]
         rows.append(
             {
-                **count_pixels(answer, mask),
+                **each.counts(),
                 "max_probability": probability.max(),
                 "probability_sum": probability.sum(),
-                "probability_inside": probability[answer].sum(),
-                "hd95": hd95(answer, mask),
-                "surface_dice": surface_dice(answer, mask),
+                "probability_inside": probability[each.predicted].sum(),
+                **surface_scores(each.predicted, each.mask),
             }
         )
     slices = pd.DataFrame(rows, index=volume.index)
     numbers, splits = volume["slice_number"].tolist(), volume["split"].tolist()
-    pixels = np.stack([pixel_counts(levels, mask) for levels, mask in pairs])
-    return Assessed(slices, pixels, trivial_counts(references, numbers, splits))
+    pixels = np.stack([pixel_counts(each.levels, each.mask) for each in segmented])
+    trivial = trivial_counts([each.mask for each in segmented], numbers, splits)
+    return Assessed(slices, pixels, trivial)
 
 
 def definition_table(
@@ -110,7 +112,7 @@ def definition_table(
     names = dict.fromkeys(name for counts in trivial for name in counts)
     predictors = {NETWORK: slices} | {
         name: slices.drop(columns=list(COUNTS)).join(
-            pd.DataFrame([counts.get(name, {}) for counts in trivial], index=slices.index),
+            pd.DataFrame([counts.get(name, {}) for counts in trivial], index=slices.index)
         )
         for name in names
     }
@@ -150,8 +152,33 @@ def side_by_side(tables: dict[str, pd.DataFrame], key: str, value: str) -> pd.Da
     return pd.concat(renamed, axis="columns").reset_index()
 
 
+def assess_all(
+    manifest: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool
+) -> Assessed:
+    """Compare the predictions of all patients with the reference, several at once."""
+    volumes = [rows for _, rows in manifest.groupby("patient_id")]
+    compare = partial(assess, predictions=predictions, threshold=threshold, largest=largest)
+    assessed = in_parallel(compare, volumes, "evaluate")
+    joined = [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
+    return Assessed(
+        pd.concat(joined),
+        np.concatenate([each.pixels for each in assessed]),
+        [counts for each in assessed for counts in each.trivial],
+    )
+
+
+def print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    """Print the main scores of each split."""
+    for split, values in scores.items():
+        print(
+            f"{split}: IoU {values['iou']:.4f}, Dice by patient "
+            f"{values['dice_patient_mean']:.4f} mean ({values['dice_patient_mean_low']:.4f} to "
+            f"{values['dice_patient_mean_high']:.4f}), {values['dice_patient_median']:.4f} median, "
+            f"n = {values['n_patients']}"
+        )
+
+
 def main(
-    masks: Path,
     splits: Path,
     patients: Path,
     predictions: Path,
@@ -159,24 +186,15 @@ def main(
     evaluated: Path,
     *,
     seed: Seed,
-    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["val"],
-    largest_component: bool,
-    resamples: Annotated[int, Field(ge=100)],
+    evaluate: EvaluateParams,
 ) -> None:
-    manifest, bootstrap = read_manifest(splits, "split"), Bootstrap(resamples, seed)
-    val_ids = manifest.loc[manifest["split"] == "val", "slice_id"].tolist()
-    chosen = choose_threshold(val_ids, masks, predictions) if threshold == "val" else threshold
-    compare = partial(
-        assess, masks=masks, predictions=predictions, threshold=chosen, largest=largest_component
+    manifest = read_manifest(splits, "split", "mask")
+    bootstrap, threshold = Bootstrap(evaluate.resamples, seed), evaluate.threshold
+    if threshold == "val":
+        threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
+    slices, pixels, trivial = assess_all(
+        manifest, predictions, threshold=threshold, largest=evaluate.largest_component
     )
-    volumes = [rows for _, rows in manifest.groupby("patient_id")]
-    assessed: list[Assessed] = process_map(
-        compare, volumes, chunksize=1, desc="evaluate", unit="patient", disable=None
-    )
-    slices = pd.concat(
-        [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
-    )
-    pixels = np.concatenate([each.pixels for each in assessed])
     table = per_patient(slices)
 
     scores, bins, curves = {}, {}, {}
@@ -191,12 +209,10 @@ def main(
             "ece": expected_calibration_error(bins[split]),
             "ece_above_first_bin": expected_calibration_error(bins[split][1:]),
             "aurc": area_under_risk_coverage(*doubt),
-            "threshold": chosen,
+            "threshold": threshold,
         }
     tables = {
-        "definitions": definition_table(
-            slices, [counts for each in assessed for counts in each.trivial], seed=seed
-        ),
+        "definitions": definition_table(slices, trivial, seed=seed),
         "per_patient": table,
         "per_slice": slice_table(slices),
         "reliability": side_by_side(bins, "bin", "observed"),
@@ -205,17 +221,10 @@ def main(
     }
     with replacing(evaluated) as [folder]:
         folder.mkdir()
-        for name, each in tables.items():
-            each.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
+        write_tables(folder, tables)
     write_metrics(metrics, scores)
-    for split, values in scores.items():
-        print(
-            f"{split}: IoU {values['iou']:.4f}, Dice by patient "
-            f"{values['dice_patient_mean']:.4f} mean ({values['dice_patient_mean_low']:.4f} to "
-            f"{values['dice_patient_mean_high']:.4f}), {values['dice_patient_median']:.4f} median, "
-            f"n = {values['n_patients']}"
-        )
+    print_scores(scores)
 
 
 if __name__ == "__main__":
-    run(main, "seed", "evaluate")
+    run(main)

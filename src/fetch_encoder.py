@@ -16,10 +16,14 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 
-from learning.network import Encoder, build_encoder, load_encoder, save_tensors
+from learning.network import Encoder, build_encoder
+from learning.params import EncoderParams
+from learning.weights import load_encoder, save_tensors
 from pipeline import dvc_copy
-from pipeline.command import Refusal, Seed, run
+from pipeline.command import run
 from pipeline.outputs import file_sha256, replacing, write_metrics
+from pipeline.params import Seed
+from pipeline.refusals import Refusal
 
 LOCAL_COPY = "ENCODER_WEIGHTS"
 WAYS_OUT = f"""Three ways out:
@@ -68,8 +72,8 @@ def copy_local(source: Path, name: str, target: Path) -> None:
     Where the hub's config.json lies beside it, it says how the input is normalized; otherwise the
     file is copied byte for byte, and ImageNet's usual constants hold.
     """
-    way_out = f"Set encoder.weights or {LOCAL_COPY} to a file for it, or encoder.name to another."
-    encoder, tensors = load_encoder(source, name, way_out)
+    hint = f"Set encoder.weights or {LOCAL_COPY} to a file for it, or encoder.name to another."
+    encoder, tensors = load_encoder(source, name, hint)
     config = source.with_name("config.json")
     if config.is_file():
         try:
@@ -84,36 +88,30 @@ def copy_local(source: Path, name: str, target: Path) -> None:
         save_tensors(tensors, encoder, target)
 
 
-def main(
-    encoder: Path,
-    metrics: Path,
-    *,
-    seed: Seed,
-    encoder_name: str,
-    encoder_weights: str,
-) -> None:
+def main(encoder_file: Path, metrics: Path, *, seed: Seed, encoder: EncoderParams) -> None:
     local_copy = os.environ.get(LOCAL_COPY)
-    recorded = {"encoder.name": encoder_name, "encoder.weights": encoder_weights}
-    with replacing(encoder) as [partial]:
-        if encoder_weights == "none":
-            draw_random(encoder_name, seed, partial)
-        elif encoder_weights != "imagenet":
-            copy_local(Path(encoder_weights), encoder_name, partial)
+    name, weights = encoder.name, encoder.weights
+    recorded = {"encoder.name": name, "encoder.weights": weights}
+    with replacing(encoder_file) as [partial]:
+        if weights == "none":
+            draw_random(name, seed, partial)
+        elif weights != "imagenet":
+            copy_local(Path(weights), name, partial)
         elif local_copy:
-            copy_local(Path(local_copy), encoder_name, partial)
-        elif not dvc_copy.restore(encoder, partial, stage="fetch_encoder", params=recorded):
-            download(encoder_name, partial)
-    n_parameters = sum(p.numel() for p in build_encoder(encoder_name).parameters())
+            copy_local(Path(local_copy), name, partial)
+        elif not dvc_copy.restore(encoder_file, partial, stage="fetch_encoder", params=recorded):
+            download(name, partial)
+    n_parameters = sum(p.numel() for p in build_encoder(name).parameters())
     write_metrics(
         metrics,
         {
-            "name": encoder_name,
-            "weights": encoder_weights,
-            "sha256": file_sha256(encoder),
+            "name": name,
+            "weights": weights,
+            "sha256": file_sha256(encoder_file),
             "n_parameters": n_parameters,
         },
     )
 
 
 if __name__ == "__main__":
-    run(main, "seed", "encoder.name", "encoder.weights")
+    run(main)

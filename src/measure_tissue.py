@@ -1,50 +1,43 @@
 """Measure how bright the tissue of each patient is in each sequence.
 
-    python src/measure_tissue.py data/slices/images data/intensities.csv
+    python src/measure_tissue.py data/manifest.csv data/intensities.csv
 
 `train.normalize` brings patients to one scale by it; the masks are not looked at.
 """
 
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.contrib.concurrent import process_map
 
-from pipeline.command import Refusal, run
+from pipeline.command import run
 from pipeline.outputs import DECIMALS, replacing
-from scans.intensity import LEVELS, tissue_statistics
-from scans.slices import SEQUENCES, SliceName, read_image, slice_path, sorted_slices
+from pipeline.parallel import in_parallel
+from pipeline.refusals import Refusal
+from scans.intensity import tissue_statistics
+from scans.manifest import read_manifest
+from scans.tiff import LEVELS, SEQUENCES, read_image
 
 
-def measure_volume(images: Path, names: list[SliceName]) -> list[dict[str, str | float]]:
+def measure_volume(slices: pd.DataFrame) -> list[dict[str, str | float]]:
     """Return a row for each sequence of the patient whose slices these are."""
     counts = np.zeros((len(SEQUENCES), LEVELS), dtype=np.int64)
-    for name in names:
-        image = read_image(slice_path(images, name.slice_id))
+    for path in slices["image"]:
+        image = read_image(Path(path))
         counts += [np.bincount(channel.ravel(), minlength=LEVELS) for channel in image.T]
+    patient_id = slices["patient_id"].iloc[0]
     return [
-        {"patient_id": names[0].patient_id, "sequence": sequence, **tissue_statistics(levels)}
+        {"patient_id": patient_id, "sequence": sequence, **tissue_statistics(levels)}
         for sequence, levels in zip(SEQUENCES, counts, strict=True)
     ]
 
 
-def main(images: Path, intensities: Path) -> None:
-    volumes = [
-        list(names) for _, names in groupby(sorted_slices(images), key=lambda name: name.patient_id)
-    ]
-    if not volumes:
-        raise Refusal(f"{images}: no slices there. Run `dvc repro restructure`.")
-    rows = process_map(
-        measure_volume,
-        [images] * len(volumes),
-        volumes,
-        chunksize=1,
-        desc="measure",
-        unit="patient",
-        disable=None,
-    )
+def main(manifest: Path, intensities: Path) -> None:
+    slices = read_manifest(manifest, "image")
+    if slices.empty:
+        raise Refusal(f"{manifest}: no slices there. Run `dvc repro build_manifest`.")
+    volumes = [rows for _, rows in slices.groupby("patient_id")]
+    rows = in_parallel(measure_volume, volumes, "measure")
     table = pd.DataFrame([row for patient in rows for row in patient])
     with replacing(intensities) as [partial]:
         table.round(DECIMALS).to_csv(partial, index=False, na_rep="")

@@ -1,30 +1,22 @@
 """Let the trained network predict every slice: the probability of tumor, pixel by pixel.
 
-    python src/predict.py data/slices/images data/intensities.csv data/splits.csv \
-        models/encoder.safetensors models/unet.safetensors data/predictions
+    python src/predict.py data/intensities.csv data/splits.csv models/encoder.safetensors \
+        models/unet.safetensors data/predictions
 
 It is not shown the masks. Logits are resized to the slice's own size, whatever image size the
 network takes, before they become probabilities.
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from learning.dataset import Workers
-from learning.device import (
-    Device,
-    Precision,
-    Threads,
-    failures_told,
-    make_fabric,
-    repeat_exactly,
-)
-from learning.inference import predict
-from learning.network import load_network
+from learning.device import explained_failures, make_fabric, repeat_exactly
+from learning.inference import predict_slices
+from learning.params import ComputeParams, PredictParams
+from learning.slice_dataset import SliceDataset
+from learning.weights import load_network
 from pipeline.command import run
 from pipeline.outputs import replacing
 from scans.intensity import read_normalization
@@ -46,44 +38,36 @@ class Mirrored(nn.Module):
 
 
 def main(
-    images: Path,
     intensities: Path,
     splits: Path,
     encoder: Path,
     unet: Path,
     predictions: Path,
     *,
-    batch_size: Annotated[int, Field(ge=1)],
-    flips: bool,
-    compute_device: Device,
-    compute_precision: Precision,
-    compute_threads: Threads,
-    compute_workers: Workers,
+    predict: PredictParams,
+    compute: ComputeParams,
 ) -> None:
     network, model = load_network(unet, encoder)
     network.to(memory_format=torch.channels_last)
     repeat_exactly(also_on_gpus=True)
-    fabric = make_fabric(compute_device, compute_precision, compute_threads)
-    slice_ids = read_manifest(splits, "split")["slice_id"].tolist()
-    normalization = read_normalization(intensities, slice_ids, model.normalize)
-    with replacing(predictions) as [folder], failures_told("predict.batch_size"):
+    fabric = make_fabric(compute)
+    slices = read_manifest(splits, "split", "image")
+    normalization = read_normalization(intensities, slices["patient_id"], model.normalize)
+    dataset = SliceDataset(
+        slices, image_size=model.image_size, masks=False, normalization=normalization
+    )
+    with replacing(predictions) as [folder], explained_failures("predict.batch_size"):
         folder.mkdir()
-        for slice_id, logits, _ in predict(
-            fabric.setup(Mirrored(network) if flips else network),
-            images,
-            None,
-            slice_ids,
+        for slice_id, logits, _ in predict_slices(
+            fabric.setup(Mirrored(network) if predict.flips else network),
+            dataset,
             device=fabric.device,
-            image_size=model.image_size,
-            normalization=normalization,
-            batch_size=batch_size,
-            workers=compute_workers,
+            batch_size=predict.batch_size,
+            workers=compute.workers,
             title="predict",
         ):
             write_levels(encode(logits), folder, slice_id)
 
 
 if __name__ == "__main__":
-    run(
-        main, "predict", "compute.device", "compute.precision", "compute.threads", "compute.workers"
-    )
+    run(main)

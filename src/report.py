@@ -1,10 +1,9 @@
 """Write what a person opens: a page of figures, charts and scans, and the model's card.
 
-    python src/report.py src/page/templates data/slices/images data/slices/masks data/splits.csv \
-        data/patients.csv data/predictions models/encoder.safetensors models/unet.safetensors \
-        metrics/fetch_encoder.json metrics/train/metrics.json metrics/train/plots/metrics \
-        metrics/evaluate.json metrics/evaluate metrics/explore.json metrics/explore \
-        report/index.html MODEL_CARD.md
+    python src/report.py data/splits.csv data/patients.csv data/predictions \
+        models/encoder.safetensors models/unet.safetensors metrics/fetch_encoder.json \
+        metrics/train/metrics.json metrics/train/plots/metrics metrics/evaluate.json \
+        metrics/evaluate metrics/explore.json metrics/explore report/index.html MODEL_CARD.md
 
 Page and card are filled in from the same values. The page is one file that asks for nothing else;
 it shows slices of the data set, so it is kept by DVC and never in Git. A leaf of the graph.
@@ -12,7 +11,6 @@ it shows slices of the data set, so it is kept by DVC and never in Git. A leaf o
 
 import base64
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,79 +20,54 @@ import vl_convert
 from markupsafe import Markup
 from pydantic import Field
 
-from page.charts import (
-    curve_chart,
-    patient_chart,
-    reliability_chart,
-    risk_chart,
-    subgroup_chart,
+from learning.params import EncoderParams, PredictParams, TrainParams
+from page.charts import all_charts
+from page.facts import (
+    FIGURES,
+    FINDINGS,
+    SHOWN,
+    cohort_facts,
+    encoder_facts,
+    file_facts,
+    param_facts,
+    score_facts,
 )
-from page.gallery import album, albums, cards, chosen_for_display, ranked
-from page.glossary import DEFINITIONS, HEADLINE, SCORES, tell, told
-from pipeline.command import Refusal, Seed, run
-from pipeline.dotted import leaves
-from pipeline.outputs import file_sha256, read_metrics, replacing
+from page.gallery import albums, cards, chosen_for_display, ranked
+from pipeline.command import run
+from pipeline.outputs import read_metrics, replacing
+from pipeline.params import Section, Seed
+from pipeline.refusals import Refusal
 from scans.cohort import read_patients
-from scans.manifest import SPLITS, read_manifest
+from scans.manifest import read_manifest
+from scans.params import AcquireParams, SplitParams
+from scoring.params import EvaluateParams
 
-WAY_OUT = "`dvc repro` writes it anew."
-SHOWN = "test"  # the split whose patients and charts are shown
-TABULATED = ("test", "val", "train")  # in the order of a table's columns
-ARTIFACT = "unet"  # the model's name in dvc.yaml
-
-TABLES = (
-    "definitions",
-    "per_patient",
-    "per_slice",
-    "reliability",
-    "risk_coverage",
-    "subgroups",
-)
-COUNTED = ("slices", "patients", "batches")
+TEMPLATES = Path(__file__).parent / "page/templates"
+HINT = "`dvc repro` writes it anew."
+TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
 CURVES = ("train/loss", "train/iou", "val/iou")
 
-# The figures of explore, in order: a caption, and what of them is told to who cannot see them.
-FIGURES = {
-    "location": (
-        "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
-        "Heat map; {tumor_share_image_left:.0%} of tumor pixels lie in the left half of the image",
-    ),
-    "position": (
-        "Where tumors lie along the volume: share of slices that are abnormal, and of all tumor "
-        "pixels, at each position",
-        "Bars and a line, from the first slice to the last; {abnormal_fraction:.1%} of all slices "
-        "are abnormal",
-    ),
-    "tumor_area": (
-        "How large tumors are, by abnormal slice and by patient",
-        "Two histograms; the median is {tumor_area[median]:.1%} of an abnormal slice, and "
-        "{tumor_share_of_patient[median]:.1%} of a patient's pixels",
-    ),
-    "intensity": (
-        "How bright tumor and healthy tissue are in each sequence",
-        "Three histograms; in FLAIR the mean is {intensity[flair][tumor_mean]:.0f} in tumor and "
-        "{intensity[flair][healthy_mean]:.0f} in healthy tissue, of 255",
-    ),
-    "hue": (
-        "Hue of tumor and healthy tissue, of all patients and by institution",
-        "Histograms, of {hue[n_patients]} patients with all sequences",
-    ),
-}
-FINDINGS = {
-    "no_tumor": "patients without tumor",
-    "mask_touches_border": "masks that touch the border of the slice",
-    "speck": "specks beside a larger component",
-    "near_duplicate": "near-duplicate slices of two patients",
-}
+
+class ReportParams(Section):
+    """How much the page shows."""
+
+    patients: Annotated[int, Field(ge=3)]
 
 
 def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
     """Return a table of metrics; names stay text, empty fields are NaN."""
-    text = dict.fromkeys(("patient_id", "slice_id", "institution", "attribute", "group"), str)
+    text = dict.fromkeys(("patient_id", "institution", "attribute", "group"), str)
     try:
         return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read ({error}). {WAY_OUT}") from None
+        raise Refusal(f"{path}: cannot be read ({error}). {HINT}") from None
+
+
+def read_tables(evaluated: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables of evaluate; where a row is of one split, those of SHOWN."""
+    tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
+    by_split = ("definitions", "per_patient", "subgroups")
+    return tables | {name: tables[name].query("split == @SHOWN") for name in by_split}
 
 
 def read_curve(curves: Path, name: str) -> "pd.Series[float]":
@@ -107,124 +80,10 @@ def read_curve(curves: Path, name: str) -> "pd.Series[float]":
     return table.set_index("step")[column]
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Return a file's place, size in MB and SHA-256."""
-    return {
-        "path": path.as_posix(),
-        "megabytes": f"{path.stat().st_size / 1e6:.1f}",
-        "sha256": file_sha256(path),
-    }
-
-
-def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
-    """Return what is told of the encoder's file; refuse another file than was fetched."""
-    found = file_facts(path)
-    if found["sha256"] != fetched.get("sha256"):
-        raise Refusal(f"{path}: not the file that was fetched; `dvc repro fetch_encoder`")
-    return fetched | found
-
-
-def encoder_training(params: dict[str, Any], best_epoch: int) -> str:
-    """Return whether the encoder had learned when the epoch that is kept had ended."""
-    train = params["train"]
-    n_thawed = best_epoch - (train["epochs"] - train["thaw_epochs"])
-    if not params["encoder"]["frozen"]:
-        return "trained too"
-    return f"frozen, then trained too for {n_thawed} epochs" if n_thawed > 0 else "frozen"
-
-
-def param_rows(params: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the dotted name and the value of each param, as YAML writes it."""
-    return [
-        (name, str(value).lower() if isinstance(value, bool) else value)
-        for name, value in leaves(params)
-    ]
-
-
-def split_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return how many patients, slices and abnormal slices each split has."""
-    return [
-        {
-            "name": split,
-            "n_patients": rows["patient_id"].nunique(),
-            "n_slices": len(rows),
-            "n_abnormal": int(rows["abnormal"].sum()),
-        }
-        for split in SPLITS
-        for rows in [manifest[manifest["split"] == split]]
-    ]
-
-
-def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
-    """Return the predictors and, for each definition, what they score, as printed; then their n."""
-    rows = [
-        (label, [told(value) for value in definitions[name]]) for name, label in DEFINITIONS.items()
-    ]
-    rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
-    return {"predictors": definitions["predictor"].tolist(), "rows": rows}
-
-
-def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the groups of patients with their scores, as printed."""
-    rows = []
-    for row in subgroups.to_dict("records"):
-        low, high = (row[f"dice_patient_mean_{end}"] for end in ("low", "high"))
-        rows.append(
-            {
-                "attribute": row["attribute"],
-                "value": row["value"],
-                "n": row["n_patients_dice"],
-                "mean": told(row["dice_patient_mean"]),
-                "interval": "" if pd.isna(low) else f"{told(low)} to {told(high)}",
-                "median": told(row["dice_patient_median"]),
-                "iou": told(row["iou"]),
-            }
-        )
-    return rows
-
-
-def score_facts(
-    scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
-) -> dict[str, Any]:
-    """Return what page and card tell of the scores; rows of `tables` are of SHOWN alone."""
-    rows = [(score, [tell(score, scores[split]) for split in TABULATED]) for score in SCORES]
-    first = {score.key: (score, values[TABULATED.index(SHOWN)]) for score, values in rows}
-    return {
-        "tabulated": TABULATED,
-        "score_rows": rows,
-        "headline": [first[key] for key in HEADLINE],
-        "calibration": first["ece_above_first_bin"][1],
-        "threshold": scores[SHOWN]["threshold"],
-        "subgroups": subgroup_rows(tables["subgroups"]),
-        "definitions": definition_rows(tables["definitions"]),
-    }
-
-
-def charts(
-    curves: dict[str, "pd.Series[float]"],
-    best_epoch: int,
-    tables: dict[str, pd.DataFrame],
-    cohort: pd.DataFrame,
-) -> dict[str, dict[str, Any]]:
-    """Return the page's charts by name."""
-    kept = f"epoch {best_epoch}, the best on val"
-    ious = {"train": curves["train/iou"], "val": curves["val/iou"]}
-    patients = tables["per_patient"].merge(cohort[["patient_id", "institution"]], on="patient_id")
-    patients["tumor"] = patients["tp"] + patients["fn"]
-    return {
-        "iou": curve_chart(ious, "IoU", best_epoch, kept),
-        "loss": curve_chart({"train": curves["train/loss"]}, "loss", best_epoch, kept),
-        "patients": patient_chart(patients),
-        "subgroups": subgroup_chart(tables["subgroups"]),
-        "reliability": reliability_chart(tables["reliability"], SHOWN),
-        "risk": risk_chart(tables["risk_coverage"], SHOWN),
-    }
-
-
-def environment(templates: Path) -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
     found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -250,10 +109,26 @@ def picture(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
+def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tuple[str, str]:
+    """Return the page and the card; `shown` is what only the page has."""
+    jinja = environment()
+    html = jinja.get_template("report.html").render(
+        facts | shown,
+        findings=FINDINGS,
+        figures=[
+            (
+                picture(explored / "figures" / f"{name}.png"),
+                caption,
+                alt.format_map(facts["explored"]),
+            )
+            for name, (caption, alt) in FIGURES.items()
+        ],
+        vega=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")),  # noqa: S704
+    )
+    return html, jinja.get_template("MODEL_CARD.md").render(facts)
+
+
 def main(
-    templates: Path,
-    images: Path,
-    masks: Path,
     splits: Path,
     patients: Path,
     predictions: Path,
@@ -270,87 +145,50 @@ def main(
     card: Path,
     *,
     seed: Seed,
-    acquire: dict[str, Any],
-    split: dict[str, Any],
-    encoder: dict[str, Any],
-    train: dict[str, Any],
-    predict: dict[str, Any],
-    evaluate: dict[str, Any],
-    report_patients: Annotated[int, Field(ge=3)],
+    acquire: AcquireParams,
+    split: SplitParams,
+    encoder: EncoderParams,
+    train: TrainParams,
+    predict: PredictParams,
+    evaluate: EvaluateParams,
+    report: ReportParams,
 ) -> None:
-    manifest, cohort = read_manifest(splits, "split"), read_patients(patients)
-    scores, training, found = (
-        read_metrics(path, WAY_OUT) for path in (metrics, trained, exploration)
-    )
-    tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
-    tables |= {
-        name: tables[name].query("split == @SHOWN")
-        for name in ("definitions", "per_patient", "subgroups")
-    }
-    chosen = scores[SHOWN]["threshold"]
-    shown = chosen_for_display(ranked(tables["per_patient"]), report_patients)
-    take = partial(
-        album,
-        images=images,
-        masks=masks,
-        predictions=predictions,
-        split=SHOWN,
-        threshold=chosen if evaluate["threshold"] == "val" else evaluate["threshold"],
-        largest=evaluate["largest_component"],
-    )
-    slices = albums(shown, manifest, tables["per_slice"], take)
-    params = {"seed": seed, "acquire": acquire, "split": split, "encoder": encoder, "train": train}
-    params |= {"predict": predict, "evaluate": evaluate}
+    params: dict[str, Section | int] = {"seed": seed, "acquire": acquire, "split": split}
+    params |= {"encoder": encoder, "train": train, "predict": predict, "evaluate": evaluate}
+    manifest, cohort = read_manifest(splits, "split", "image", "mask"), read_patients(patients)
+    tables, best = read_tables(evaluated), read_metrics(trained, HINT)["best"]
     facts = {
-        "dataset": acquire["dataset"],
-        "params": params,
-        "param_rows": param_rows(params),
-        "n_patients": len(cohort),
-        "institutions": cohort["institution"].nunique(),
-        "splits": split_rows(manifest),
-        "explored": found,
-        "findings": FINDINGS,
-        "best": training["best"],
-        "artifact": ARTIFACT,
+        "dataset": acquire.dataset,
+        "explored": read_metrics(exploration, HINT),
+        "best": best,
         "model": file_facts(model_file),
-        "encoder_training": encoder_training(params, training["best"]["epoch"]),
-        "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, WAY_OUT)),
-        **score_facts(scores, tables),
+        "encoder_training": "frozen" if encoder.frozen else "trained too",
+        "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
+        **param_facts(params),
+        **cohort_facts(manifest, cohort),
+        **score_facts(read_metrics(metrics, HINT), tables),
     }
-    specs = charts(
-        {name: read_curve(curves, name) for name in CURVES},
-        training["best"]["epoch"],
-        tables,
-        cohort,
+    chosen = chosen_for_display(ranked(tables["per_patient"]), report.patients)
+    slices = albums(
+        chosen,
+        manifest,
+        predictions,
+        split=SHOWN,
+        threshold=facts["threshold"] if evaluate.threshold == "val" else evaluate.threshold,
+        largest=evaluate.largest_component,
     )
-    jinja = environment(templates)
-    html = jinja.get_template("report.html").render(
-        facts,
-        patients=cards(shown, cohort, slices),
-        n_tested=len(tables["per_patient"]),
-        figures=[
-            (picture(explored / "figures" / f"{name}.png"), caption, alt.format_map(found))
-            for name, (caption, alt) in FIGURES.items()
-        ],
-        slices=script_json(slices),
-        charts=script_json(specs),
-        vega=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")),  # noqa: S704
-    )
-    with replacing(page, card) as [page_partial, card_partial]:
-        page_partial.write_text(html, encoding="utf-8")
-        card_partial.write_text(jinja.get_template("MODEL_CARD.md").render(facts), encoding="utf-8")
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(shown)} patients; {card}")
+    drawn = {name: read_curve(curves, name) for name in CURVES}
+    shown = {
+        "patients": cards(chosen, cohort, slices),
+        "n_tested": len(tables["per_patient"]),
+        "slices": script_json(slices),
+        "charts": script_json(all_charts(drawn, best["epoch"], tables, cohort, SHOWN)),
+    }
+    with replacing(page, card) as partials:
+        for text, partial in zip(render(facts, shown, explored), partials, strict=True):
+            partial.write_text(text, encoding="utf-8")
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(chosen)} patients; {card}")
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        "seed",
-        "acquire",
-        "split",
-        "encoder",
-        "train",
-        "predict",
-        "evaluate",
-        "report.patients",
-    )
+    run(main)

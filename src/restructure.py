@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.contrib.concurrent import process_map
-
-from pipeline.command import Refusal, refuse, run
+from pipeline.command import run
 from pipeline.outputs import replacing
-from scans.slices import SliceName, case_id, read_image, read_mask, slice_path
+from pipeline.parallel import in_parallel
+from pipeline.refusals import Refusal, refuse
+from scans.names import SliceName, case_id, slice_path
+from scans.tiff import read_image, read_mask
 
 CLINICAL_FILE = "data.csv"
 LAYOUT = (
@@ -113,7 +114,7 @@ def checked_pairs(raw: Path) -> list[Pair]:
         patient_pairs, more = pairs_of(patient)
         pairs += patient_pairs
         problems += more
-    found = process_map(pair_problem, pairs, chunksize=32, desc="check", unit="slice", disable=None)
+    found = in_parallel(pair_problem, pairs, "check", unit="slice")
     problems += [problem for problem in found if problem]
     if problems:
         refuse(problems, LAYOUT)

@@ -9,17 +9,18 @@ the rest is folded once more: to choose between recipes without a look at the te
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from pipeline.command import Refusal, Seed, refuse, run
+from pipeline.command import run
 from pipeline.outputs import replacing
+from pipeline.params import Seed
+from pipeline.refusals import Refusal, refuse
 from scans.manifest import SPLITS, read_manifest
+from scans.params import SplitParams
 
 
 def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:
@@ -56,7 +57,7 @@ def choose_val(strata: NDArray[np.int64], *, n_val: int, seed: int) -> NDArray[n
 
 
 def split_units(
-    units: pd.DataFrame, *, by: str, folds: int, test_fold: int, val_fraction: float, seed: int
+    units: pd.DataFrame, split: SplitParams, *, test_fold: int, seed: int
 ) -> pd.DataFrame:
     """Return `split` and `fold` for each unit, whose column `abnormal` is a fraction in [0, 1].
 
@@ -66,20 +67,21 @@ def split_units(
 
     def strata(chosen: pd.DataFrame, members: int) -> NDArray[np.int64]:
         abnormal = chosen["abnormal"].to_numpy(dtype=np.float64)
-        return abnormal.astype(np.int64) if by == "slice" else abnormal_strata(abnormal, members)
+        by_slice = split.by == "slice"
+        return abnormal.astype(np.int64) if by_slice else abnormal_strata(abnormal, members)
 
-    if by == "institution":
+    if split.by == "institution":
         fold = np.unique(units["institution"], return_inverse=True)[1]
     else:
-        fold = assign_folds(strata(units, folds), folds=folds, seed=seed)
+        fold = assign_folds(strata(units, split.folds), folds=split.folds, seed=seed)
     rest = np.flatnonzero(fold != test_fold)
-    n_val = min(max(1, round(val_fraction * len(rest))), len(rest) - 1)
+    n_val = min(max(1, round(split.val_fraction * len(rest))), len(rest) - 1)
     members = -(-len(rest) // min(n_val, len(rest) - n_val))
     val = rest[choose_val(strata(units.iloc[rest], members), n_val=n_val, seed=seed)]
-    split = np.full(len(units), "train", dtype=object)
-    split[fold == test_fold] = "test"
-    split[val] = "val"
-    return pd.DataFrame({"split": split, "fold": fold}, index=units.index)
+    side = np.full(len(units), "train", dtype=object)
+    side[fold == test_fold] = "test"
+    side[val] = "val"
+    return pd.DataFrame({"split": side, "fold": fold}, index=units.index)
 
 
 def check_split(splits: pd.DataFrame, *, by: str) -> None:
@@ -101,11 +103,9 @@ def check_split(splits: pd.DataFrame, *, by: str) -> None:
 
 def split_manifest(
     manifest: pd.DataFrame,
+    split: SplitParams,
     *,
-    by: str,
-    folds: int,
     test_fold: int,
-    val_fraction: float,
     seed: int,
     name: str = "split.test_fold",
 ) -> pd.DataFrame:
@@ -113,10 +113,10 @@ def split_manifest(
 
     `name` is the param that `test_fold` comes from.
     """
-    key, unit = ("slice_id", "slice") if by == "slice" else ("patient_id", "patient")
-    grouped = manifest.groupby(key)
+    key, unit = ("slice_id", "slice") if split.by == "slice" else ("patient_id", "patient")
+    grouped, folds = manifest.groupby(key), split.folds
     units = grouped[["abnormal"]].mean()
-    if by == "institution":
+    if split.by == "institution":
         units = units.join(grouped["institution"].first())
         folds = units["institution"].nunique()
         if folds < 2:
@@ -126,36 +126,24 @@ def split_manifest(
             )
     if test_fold >= folds:
         raise Refusal(f"{name} is {test_fold}; with {folds} folds use 0 to {folds - 1}")
-    if by != "institution" and len(units) <= folds:
+    if split.by != "institution" and len(units) <= folds:
         raise Refusal(
             f"split.folds is {folds}, with {len(units)} {unit}s only; "
             f"use fewer folds or more {unit}s"
         )
-    assigned = split_units(
-        units, by=by, folds=folds, test_fold=test_fold, val_fraction=val_fraction, seed=seed
-    )
-    splits = manifest.join(assigned, on=key)
-    check_split(splits, by=by)
+    splits = manifest.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
+    check_split(splits, by=split.by)
     return splits
 
 
-def main(
-    manifest: Path,
-    splits: Path,
-    *,
-    seed: Seed,
-    by: Literal["patient", "institution", "slice"],
-    folds: Annotated[int, Field(ge=2)],
-    test_fold: Annotated[int, Field(ge=0)],
-    inner_fold: Annotated[int, Field(ge=0)] | Literal["none"],
-    val_fraction: Annotated[float, Field(gt=0, lt=1)],
-) -> None:
-    rows = read_manifest(manifest, *(["institution"] if by == "institution" else []))
-    options: dict[str, Any] = {"by": by, "folds": folds, "val_fraction": val_fraction, "seed": seed}
-    table = split_manifest(rows, test_fold=test_fold, **options)
-    if inner_fold != "none":
-        rest = rows[table["split"] != "test"]
-        table = split_manifest(rest, test_fold=inner_fold, name="split.inner_fold", **options)
+def main(manifest: Path, splits: Path, *, seed: Seed, split: SplitParams) -> None:
+    rows = read_manifest(manifest, *(["institution"] if split.by == "institution" else []))
+    table = split_manifest(rows, split, test_fold=split.test_fold, seed=seed)
+    if split.inner_fold != "none":
+        rest, inner_fold = rows[table["split"] != "test"], split.inner_fold
+        table = split_manifest(
+            rest, split, test_fold=inner_fold, seed=seed, name="split.inner_fold"
+        )
     with replacing(splits) as [partial]:
         table.to_csv(partial, index=False)
     counts = table.groupby("split").agg(
@@ -167,4 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, "seed", "split")
+    run(main)

@@ -1,18 +1,16 @@
 """Run trainings of the study that `study/runs.yaml` lists, and keep their tables.
 
     python study/run.py folds/frozen/1 folds/frozen/2     # these
-    python study/run.py                                   # all that study/runs/ does not have yet
+    python study/run.py                                   # all that have no row yet
 
 Each is a DVC experiment of the graph as far as `evaluate`, run aside: the checkout stays as it was
-but for `study/runs/<name>/`, which gets its params, scores, tables and cost. A training that was
-interrupted goes on where it was when the same command is given again.
+but for the tables `study/trainings.csv`, `patients.csv` and `definitions.csv`, which get its rows.
+A training that was interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
-import filecmp
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,20 +24,21 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from pipeline.dotted import leaves  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from comparison.study_tables import COST, add_training, training_rows  # noqa: E402
+from pipeline.params import leaves  # noqa: E402
 
 DVC = (sys.executable, "-m", "dvc")
-RUNS, KEPT = ROOT / "study/runs.yaml", ROOT / "study/runs"
-TABLES = {  # what is kept of an experiment, and its name there
-    "params.yaml": "params.yaml",
-    "metrics/evaluate.json": "evaluate.json",
-    "metrics/evaluate/definitions.csv": "definitions.csv",
-    "metrics/evaluate/per_patient.csv": "per_patient.csv",
-    "metrics/train/metrics.json": "train.json",
-    "metrics/train/plots/metrics/train/loss.tsv": "train_loss.tsv",
-    "metrics/train/plots/metrics/train/iou.tsv": "train_iou.tsv",
-    "metrics/train/plots/metrics/val/iou.tsv": "val_iou.tsv",
-}
+RUNS = ROOT / "study/runs.yaml"
+TABLES = [ROOT / f"study/{name}.csv" for name in ("trainings", "patients", "definitions")]
+RESULTS = (  # of an experiment, that rows are made of
+    "params.yaml",
+    "metrics/evaluate.json",
+    "metrics/evaluate/definitions.csv",
+    "metrics/evaluate/per_patient.csv",
+    "metrics/train/metrics.json",
+)
 
 
 def overrides_of(wanted: dict[str, Any]) -> list[str]:
@@ -47,8 +46,8 @@ def overrides_of(wanted: dict[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in leaves(wanted)]
 
 
-def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
-    """Return minutes of the train stage, its epochs, the median of their images/s and the device.
+def cost(lines: list[tuple[float, str]]) -> dict[str, float | str]:
+    """Return minutes of the train stage, the median of its epochs' images/s, and the device.
 
     `lines` are those that DVC has printed, each with the second at which it came. Empty where
     nothing was trained, for DVC had the model already, or it was resumed.
@@ -61,7 +60,6 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | int | str]:
     end = next(i for i, (_, line) in enumerate(lines) if i > begin and "Updating lock" in line)
     return {
         "minutes": round((lines[end][0] - lines[begin][0]) / 60, 1),
-        "epochs": len(rates),
         "images_per_s": round(statistics.median(rates), 1),
         "device": device,
     }
@@ -92,8 +90,18 @@ def check_letters() -> None:
         )
 
 
+def kept_cost(row: pd.DataFrame) -> dict[str, float | str]:
+    """Return the cost that a training's row has already, if the same training is in it."""
+    if not TABLES[0].exists():
+        return {}
+    table = pd.read_csv(TABLES[0], dtype=str, keep_default_na=False)
+    same = table.drop(columns=COST).merge(row.drop(columns=COST))
+    found = table[table["training"].isin(same["training"])]
+    return dict(found.iloc[0][COST]) if len(found) else {}
+
+
 def run(name: str, wanted: dict[str, Any]) -> None:
-    """Run one experiment and keep its tables; all of them or none."""
+    """Run one experiment and keep its rows; in all tables or in none."""
     experiment = "study-" + name.replace("/", "-")
     known = output_of(*DVC, "exp", "list", "--all-commits", "--name-only")
     if experiment in known.split():
@@ -107,31 +115,28 @@ def run(name: str, wanted: dict[str, Any]) -> None:
             lines.append((time.monotonic(), line.rstrip()))
     if running.returncode:
         sys.exit(f"{name}: dvc exp run ended with {running.returncode}; see above")
-    with tempfile.TemporaryDirectory(dir=KEPT.parent, prefix=".") as folder:
-        kept = Path(folder) / "kept"
-        kept.mkdir()
-        below_git_root = output_of("git", "rev-parse", "--show-prefix")
-        for path, target in TABLES.items():
+    below_git_root = output_of("git", "rev-parse", "--show-prefix")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in RESULTS:
+            target = Path(folder) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
             source = ["--rev", experiment, ".", below_git_root + path]
-            output_of(*DVC, "get", *source, "--out", str(kept / target))
-        found = cost(lines)
-        same = ["params.yaml", "train.json"]
-        if not found and filecmp.cmpfiles(KEPT / name, kept, same, shallow=False)[0] == same:
-            found = json.loads((KEPT / name / "cost.json").read_text())
-        (kept / "cost.json").write_text(json.dumps(found, indent=2) + "\n")
-        shutil.rmtree(KEPT / name, ignore_errors=True)
-        (KEPT / name).parent.mkdir(parents=True, exist_ok=True)
-        kept.rename(KEPT / name)
+            output_of(*DVC, "get", *source, "--out", str(target))
+        rows = training_rows(name, Path(folder), cost(lines))
+    if not rows[0]["minutes"].iloc[0]:
+        rows[0] = rows[0].assign(**kept_cost(rows[0]))
+    add_training(TABLES, rows)
 
 
 def main() -> None:
-    """Run the named ones, or those that are lacking."""
+    """Run the named ones, or those that have no row."""
     runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
+    done = set(pd.read_csv(TABLES[0])["training"]) if TABLES[0].exists() else set()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
-    names = parser.parse_args().names or [name for name in runs if not (KEPT / name).exists()]
+    names = parser.parse_args().names or [name for name in runs if name not in done]
     unknown = [name for name in names if name not in runs]
     if unknown:
         parser.error(f"{RUNS} has no {', '.join(unknown)}, but {', '.join(runs)}")

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -25,14 +26,18 @@ import demo
 import measure_tissue
 import restructure
 import split
-from learning.inference import Prediction, predict
-from learning.network import Encoder, build_encoder, save_tensors
+from learning.inference import Prediction, predict_slices
+from learning.network import Encoder, build_encoder
+from learning.slice_dataset import SliceDataset
+from learning.weights import save_tensors
 from pipeline import command
-from scans.intensity import NONE
+from pipeline.params import Section
 from scans.manifest import read_manifest
+from scans.names import slice_path
+from scans.params import SplitParams
 from scans.phantom import write_phantom
 from scans.probability_maps import encode, write_levels
-from scans.slices import read_mask, slice_path
+from scans.tiff import read_mask
 
 if TYPE_CHECKING:
     from report_inputs import Inputs, Written
@@ -105,12 +110,20 @@ def direct_imports(module: str) -> set[str]:
     return names & MODULES.keys()
 
 
-def run_names(module: str) -> list[str]:
-    """Return the names of params that a script hands to command.run."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run":
-            return [ast.literal_eval(argument) for argument in node.args[1:]]
-    raise AssertionError(f"{module} does not call run")
+def rows_of(data: Data, slice_ids: list[str]) -> pd.DataFrame:
+    """Return the rows of these slices in the manifest, in this order."""
+    table = read_manifest(data.splits).set_index("slice_id", drop=False)
+    return table.loc[slice_ids].reset_index(drop=True)
+
+
+def moved(table: pd.DataFrame, **folders: Path) -> pd.DataFrame:
+    """Return a manifest whose files, `image` or `mask`, lie in other folders."""
+    return table.assign(
+        **{
+            column: [(folder / Path(path).name).as_posix() for path in table[column]]
+            for column, folder in folders.items()
+        }
+    )
 
 
 def predicted(
@@ -123,14 +136,10 @@ def predicted(
     workers: int = 0,
 ) -> Iterator[Prediction]:
     """Let a network predict slices of the phantom on the CPU."""
-    return predict(
+    return predict_slices(
         network,
-        data.images,
-        data.masks,
-        slice_ids,
+        SliceDataset(rows_of(data, slice_ids), image_size=image_size),
         device=torch.device("cpu"),
-        image_size=image_size,
-        normalization=NONE,
         batch_size=batch_size,
         workers=workers,
         title="test",
@@ -162,6 +171,16 @@ def params(**overrides: Any) -> dict[str, Any]:
     return values
 
 
+S = TypeVar("S", bound=Section)
+
+
+def section(kind: type[S], **changes: Any) -> S:
+    """Return a section of params.yaml as its model, with some values changed."""
+    name = kind.__name__.removesuffix("Params").lower()
+    values = params()[name] if name != "augment" else params()["train"][name]
+    return kind(**values | changes)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Have PyTorch draw the same in each test, whichever ran before."""
@@ -182,14 +201,12 @@ def run_stage(
 ) -> RunStage:
     """Run a stage's main through its edge, in an empty folder with a params.yaml of its own."""
 
-    def run(
-        main: Callable[..., None], paths: Sequence[Path], *names: str, **overrides: Any
-    ) -> Outcome:
+    def run(main: Callable[..., None], paths: Sequence[Path], **overrides: Any) -> Outcome:
         monkeypatch.chdir(tmp_path)
         Path("params.yaml").write_text(yaml.safe_dump(params(**overrides)))
         capsys.readouterr()
         try:
-            command.run(main, *names, argv=[str(path) for path in paths])
+            command.run(main, argv=[str(path) for path in paths])
         except SystemExit as end:
             return Outcome(int(end.code or 0), capsys.readouterr().err)
         return Outcome(0, capsys.readouterr().err)
@@ -228,17 +245,8 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     build_manifest.main(
         paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients
     )
-    measure_tissue.main(paths.images, paths.intensities)
-    split.main(
-        paths.manifest,
-        paths.splits,
-        seed=1,
-        by="patient",
-        folds=5,
-        test_fold=0,
-        inner_fold="none",
-        val_fraction=0.15,
-    )
+    measure_tissue.main(paths.manifest, paths.intensities)
+    split.main(paths.manifest, paths.splits, seed=1, split=section(SplitParams))
     return paths
 
 

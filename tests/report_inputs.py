@@ -1,5 +1,6 @@
 """What the report is made of, written by the tests: no network has been trained for it."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -7,15 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 import evaluate
 import explore
 import report
-from conftest import ROOT, Data, params, write_maps
-from learning.network import Encoder, Model, build_encoder, save_tensors
+from conftest import Data, params, section, write_maps
+from learning.network import Encoder, build_encoder
+from learning.weights import Model, save_tensors
 from pipeline.outputs import file_sha256
+from pipeline.params import check_params
 from scans.manifest import read_manifest
+from scoring.params import EvaluateParams
 
 N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them
 
@@ -23,9 +26,6 @@ N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among
 class Inputs(NamedTuple):
     """Everything that the stage reads, in its order."""
 
-    templates: Path
-    images: Path
-    masks: Path
     splits: Path
     patients: Path
     predictions: Path
@@ -71,9 +71,6 @@ def answers(masks: dict[str, np.ndarray], patient_of: dict[str, str]) -> dict[st
 def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     """Write what the graph would have left: tables, files of weights, and answers of each kind."""
     found = Inputs(
-        ROOT / "src/page/templates",
-        data.images,
-        data.masks,
         root / "splits.csv",
         data.patients,
         root / "predictions",
@@ -95,20 +92,15 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     patient_of = dict(zip(manifest["slice_id"], manifest["patient_id"], strict=True))
     write_maps(found.predictions, answers(masks, patient_of))
     evaluate.main(
-        found.masks,
         found.splits,
         found.patients,
         found.predictions,
         found.metrics,
         found.evaluated,
         seed=1,
-        threshold=0.5,
-        largest_component=False,
-        resamples=100,
+        evaluate=section(EvaluateParams, resamples=100, largest_component=False),
     )
-    explore.main(
-        found.images, found.masks, data.manifest, found.patients, found.exploration, found.explored
-    )
+    explore.main(data.manifest, found.patients, found.exploration, found.explored)
     write_curves(found.curves)
     found.trained.write_text(json.dumps({"best": {"epoch": 2, "val_iou": 0.5}}))
     encoder = build_encoder("mobilenet_v2").state_dict()
@@ -138,8 +130,10 @@ PARAMS = {
 def write_report(inputs: Inputs, folder: Path) -> Written:
     """Let the stage write page and card into a folder."""
     found = Written(folder / "report/index.html", folder / "MODEL_CARD.md")
-    values = yaml.safe_load(yaml.safe_dump(params(**PARAMS)))  # in the order of run_stage's file
-    sections = ("seed", "acquire", "split", "encoder", "train", "predict", "evaluate")
-    told_params = {name: values[name] for name in sections}
-    report.main(*inputs, *found, **told_params, report_patients=30)
+    kinds = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(report.main).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    report.main(*inputs, *found, **check_params(kinds, params(**PARAMS)))
     return found

@@ -1,105 +1,168 @@
-"""The folder of tables that a training of the study leaves, as `study/run.py` keeps it."""
+"""The study's tables: what was trained, which patients it was tested on, and what it scored.
 
-from collections.abc import Iterable
+A training's name is `<kind>/<recipe>/<part>`, such as `folds/frozen/0`. It has one row in
+`study/trainings.csv`, one for each tested patient in `study/patients.csv`, and in
+`study/definitions.csv` its rows of `metrics/evaluate/definitions.csv`.
+"""
+
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
-from pipeline.command import Refusal, refuse
-from pipeline.dotted import leaves
-from pipeline.outputs import read_metrics
+from pipeline.outputs import replacing
+from pipeline.params import leaves, read_yaml
+from pipeline.refusals import Refusal, refuse
 
 COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
 SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
-WAY_OUT = "`python study/run.py` writes it."
+COST = ["minutes", "images_per_s", "device"]  # blank where DVC had the model, or it was resumed
+HINT = "`python study/run.py` writes it."
 
 
-def subfolders(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders within each folder that has some, by name."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*/*/")):
-        found.setdefault(path.parent.name, []).append(path)
+class Study(NamedTuple):
+    """The tables, each with a column `training`."""
+
+    trainings: pd.DataFrame  # indexed by `training`; its params are `seed` and names with a dot
+    patients: pd.DataFrame
+    definitions: pd.DataFrame
+
+
+def read_table(path: Path, text: list[str], numbers: list[str]) -> pd.DataFrame:
+    """Return a table of the study, empty fields as NaN; refuse one without these columns."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        table = table.astype(dict.fromkeys(text, str))
+        return table.assign(**table[numbers].apply(pd.to_numeric))
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{path}: not a table of the study ({error}). {HINT}") from None
+
+
+def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
+    """Return the study's tables; refuse trainings that are listed twice or tested nobody."""
+    study = Study(
+        read_table(trainings, ["training"], COST[:2]),
+        read_table(patients, ["training", "patient_id"], [*COUNTED, *SCORED]),
+        read_table(definitions, ["training", "split", "predictor"], []),
+    )
+    names = study.trainings["training"]
+    problems = [f"{trainings}: {name} is listed twice" for name in names[names.duplicated()]]
+    untested = names[~names.isin(study.patients["training"])]
+    problems += [f"{patients}: no patient of {name}" for name in untested]
+    if problems:
+        refuse(problems, HINT)
+    return study._replace(trainings=study.trainings.set_index("training"))
+
+
+def recipes(study: Study, kind: str) -> dict[str, list[str]]:
+    """Return the names of the trainings of a kind by recipe, both sorted."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(study.trainings.index):
+        if name.startswith(f"{kind}/"):
+            found.setdefault(name.split("/")[1], []).append(name)
     return found
 
 
-def read_tested(folder: Path) -> pd.DataFrame:
-    """Return the rows of per_patient.csv of the patients that a training was tested on.
+def refuse_mixed(study: Study, names: list[str], *free: str) -> None:
+    """Refuse trainings that are to be joined and differ in other params than the `free` ones.
 
-    Refuses what is no such table.
+    A param that only one of them has was added to the project between the two.
     """
-    path = folder / "per_patient.csv"
-    try:
-        table = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False, na_values=[""])
-        tested = table[table["split"] == "test"].set_index("patient_id")
-        numeric: pd.DataFrame = tested[[*COUNTED, *SCORED]].apply(pd.to_numeric)
-    except (OSError, ValueError, KeyError) as error:
-        raise Refusal(f"{path}: no table of patients ({error}). {WAY_OUT}") from None
-    return numeric.reset_index()
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Return the params of a training by dotted name; refuse a folder without them."""
-    path = folder / "params.yaml"
-    try:
-        return dict(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise Refusal(f"{path}: no params ({error}). {WAY_OUT}") from None
-
-
-def refuse_mixed(folders: list[Path], *free: str) -> None:
-    """Refuse trainings that are to be joined and differ in more than the `free` params.
-
-    A param that only one of them has came to the project between them.
-    """
-    problems = []
-    first = read_recipe(folders[0])
-    for folder in folders[1:]:
-        other = read_recipe(folder)
-        problems += [
-            f"{folder}: {name} is {other[name]}, in {folders[0].name} {first[name]}"
-            for name in sorted(first.keys() & other.keys() - {*free})
-            if first[name] != other[name]
-        ]
+    first, *others = (study.trainings.loc[name].dropna() for name in names)
+    params = [name for name in first.index if "." in name or name == "seed"]
+    problems = [
+        f"{other.name}: {param} is {other[param]}, in {first.name} {first[param]}"
+        for other in others
+        for param in params
+        if param not in free and param in other and other[param] != first[param]
+    ]
     if problems:
-        refuse(problems, f"Trainings of one recipe are joined: run them again. {WAY_OUT}")
+        refuse(problems, f"Trainings of one recipe are joined: run them again. {HINT}")
 
 
-def join_tested(groups: list[list[Path]]) -> list[pd.DataFrame]:
-    """Return the tested patients of each group of folders, by id, `fold` being the folder's name.
+def join_tested(study: Study, groups: list[list[str]]) -> list[pd.DataFrame]:
+    """Return the patients tested by each group of trainings, by id; `fold` is a training's part.
 
     Refuses patients who are tested twice in a group.
     """
     tables, problems = [], []
-    for folders in groups:
-        found = [read_tested(folder).assign(fold=folder.name) for folder in folders]
-        table = pd.concat(found).sort_values(["patient_id", "fold"], ignore_index=True)
+    for names in groups:
+        tested = study.patients[study.patients["training"].isin(names)]
+        table = tested[["patient_id", *COUNTED, *SCORED]].assign(
+            fold=tested["training"].str.rpartition("/")[2]
+        )
+        table = table.sort_values(["patient_id", "fold"], ignore_index=True)
         twice = table[table["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"]
         problems += [
-            f"{folders[0].parent}: {patient} is tested in folds {', '.join(f)}"
-            for patient, f in twice
+            f"{names[0].rpartition('/')[0]}: {patient} is tested in folds {', '.join(folds)}"
+            for patient, folds in twice
         ]
         tables.append(table)
     if problems:
-        refuse(problems, f"Each fold is to test its own patients: run them again. {WAY_OUT}")
+        refuse(problems, f"Each fold is to test its own patients: run them again. {HINT}")
     return tables
 
 
-def costs(folders: Iterable[Path]) -> dict[str, float | str]:
-    """Return minutes of training of all folders together, the mean of their images/s, the devices.
+def costs(study: Study, names: list[str]) -> dict[str, float | str]:
+    """Return minutes of training of all of these together, the mean of their images/s, the devices.
 
-    Empty unless all of them were trained for it, at once.
+    Empty if one of them has no cost.
     """
-    found = [read_metrics(folder / "cost.json", WAY_OUT) for folder in folders]
-    if not all(found):
+    rows = study.trainings.loc[names, COST]
+    if rows.isna().any(axis=None):
         return {}
-    try:
-        return {
-            "minutes": sum(cost["minutes"] for cost in found),
-            "images_per_s": sum(cost["images_per_s"] for cost in found) / len(found),
-            "device": ", ".join(sorted({cost["device"] for cost in found})),
-        }
-    except (KeyError, TypeError) as error:
-        names = ", ".join(str(folder / "cost.json") for folder in folders)
-        raise Refusal(f"one of {names} is no table of costs ({error!r}). {WAY_OUT}") from None
+    return {
+        "minutes": float(rows["minutes"].sum()),
+        "images_per_s": float(rows["images_per_s"].mean()),
+        "device": ", ".join(sorted(set(rows["device"]))),
+    }
+
+
+def as_text(value: Any) -> str:
+    """Return a param as a field of the tables."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> list[pd.DataFrame]:
+    """Return a training's rows of the three tables.
+
+    `results` holds its params.yaml and metrics; `cost` has the values of COST, or none.
+    """
+    metrics = results / "metrics"
+    scores = json.loads((metrics / "evaluate.json").read_text(encoding="utf-8"))
+    best = json.loads((metrics / "train/metrics.json").read_text(encoding="utf-8"))["best"]
+    training: dict[str, Any] = {
+        "training": name,
+        **{column: cost.get(column, "") for column in COST},
+        "best_epoch": best["epoch"],
+        "best_val_iou": best["val_iou"],
+        **{
+            f"{n}_{split}": values[n]
+            for n in ("n_patients", "n_slices")
+            for split, values in scores.items()
+        },
+        **{param: as_text(value) for param, value in leaves(read_yaml(results / "params.yaml"))},
+    }
+    tables = [
+        pd.read_csv(metrics / f"evaluate/{table}.csv", dtype=str, keep_default_na=False)
+        for table in ("per_patient", "definitions")
+    ]
+    tested = tables[0].query("split == 'test'")[["patient_id", *COUNTED, *SCORED]]
+    rows = [pd.DataFrame([training]).astype(str), tested, tables[1].drop(columns="name")]
+    for table in rows[1:]:
+        table.insert(0, "training", name)
+    return rows
+
+
+def add_training(files: list[Path], rows: list[pd.DataFrame]) -> None:
+    """Put a training's rows into the three tables' files, in place of its earlier ones."""
+    name = rows[0]["training"].iloc[0]
+    with replacing(*files) as partials:
+        for file, new, partial in zip(files, rows, partials, strict=True):
+            parts = [new]
+            if file.exists():
+                old = pd.read_csv(file, dtype=str, keep_default_na=False)
+                parts.insert(0, old[old["training"] != name])
+            table = pd.concat(parts).fillna("").sort_values("training", kind="stable")
+            table.to_csv(partial, index=False)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from exploration.measurements import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Looks
-from scans.slices import SEQUENCES
+from exploration.measurements import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Measurements
+from scans.tiff import SEQUENCES
 
 # Of two tissues in one plot: told apart without color too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -26,19 +26,19 @@ def shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(100 * counts / max(1, counts.sum()))
 
 
-def location_figure(looks: Looks) -> Figure:
+def location_figure(measured: Measurements) -> Figure:
     """Return the heat map of tumor pixels over the slice plane, with each half's share."""
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(10 * shares(looks.location), cmap="magma", extent=(0, 1, 1, 0))
+    drawn = axes.imshow(10 * shares(measured.location), cmap="magma", extent=(0, 1, 1, 0))
     figure.colorbar(drawn, label=f"‰ of all tumor pixels in a cell of 1/{GRID} × 1/{GRID}")
-    left = shares(looks.location)[:, : GRID // 2].sum()
+    left = shares(measured.location)[:, : GRID // 2].sum()
     for column, share, side in ((0.02, left, "left"), (0.98, 100 - left, "right")):
         text = f"{side} of the image:\n{share:.0f} % of tumor pixels"
         axes.text(column, 0.02, text, color="white", ha=side, va="top", fontsize=8)
     axes.axvline(0.5, color="white", linewidth=0.5, linestyle=":")
     axes.set(
-        title=f"Where tumors are in the slice, n = {looks.location.sum():,} pixels",
+        title=f"Where tumors are in the slice, n = {measured.location.sum():,} pixels",
         xlabel="column, fraction of width",
         ylabel="row, fraction of height",
     )
@@ -92,18 +92,18 @@ def area_figure(area: NDArray[np.float64], patients: NDArray[np.float64]) -> Fig
     return figure
 
 
-def draw_hue(axes: Axes, looks: Looks) -> None:
+def draw_hue(axes: Axes, measured: Measurements) -> None:
     """Draw the hue histogram of each tissue."""
     degrees = np.arange(HUE_BINS) * 360 / HUE_BINS
-    for tissue, counts in zip(TISSUES, looks.hue, strict=True):
+    for tissue, counts in zip(TISSUES, measured.hue, strict=True):
         if counts.sum() >= FEW_PIXELS:
             axes.plot(degrees, shares(counts), label=LABELS[tissue], **STYLES[tissue])
     axes.set(xlim=(0, 360), xticks=range(0, 361, 60))
 
 
-def hue_figure(looks: Looks, by_institution: dict[str, Looks]) -> Figure:
+def hue_figure(measured: Measurements, by_institution: dict[str, Measurements]) -> Figure:
     """Return the hue histograms of tumor and healthy tissue, of all and by institution."""
-    panels = {"all institutions": looks, **by_institution}
+    panels = {"all institutions": measured, **by_institution}
     figure = Figure(figsize=(7.4, 1 + 1.9 * -(-len(panels) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(panels) // 2), 2, sharex=True, squeeze=False)
     for axes in grid.ravel()[len(panels) :]:
@@ -118,11 +118,11 @@ def hue_figure(looks: Looks, by_institution: dict[str, Looks]) -> Figure:
     return figure
 
 
-def intensity_figure(looks: Looks) -> Figure:
+def intensity_figure(measured: Measurements) -> Figure:
     """Return the histogram of each sequence's intensities in tumor and healthy tissue."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     panels = figure.subplots(1, len(SEQUENCES), sharey=True)
-    for axes, sequence, tissues in zip(panels, SEQUENCES, looks.levels, strict=True):
+    for axes, sequence, tissues in zip(panels, SEQUENCES, measured.levels, strict=True):
         for tissue, counts in zip(TISSUES, tissues, strict=True):
             axes.plot(shares(counts), label=LABELS[tissue], **STYLES[tissue])
         axes.set(
@@ -137,16 +137,16 @@ def intensity_figure(looks: Looks) -> Figure:
 
 
 def draw(
-    looks: Looks,
-    by_institution: dict[str, Looks],
+    measured: Measurements,
+    by_institution: dict[str, Measurements],
     tables: dict[str, pd.DataFrame],
     area: NDArray[np.float64],
 ) -> dict[str, Figure]:
     """Return the figures by name; `area` is of each abnormal slice, as a fraction of it."""
     return {
-        "location": location_figure(looks),
+        "location": location_figure(measured),
         "position": position_figure(tables["position"]),
         "tumor_area": area_figure(area, tables["per_patient"]["tumor_fraction"].to_numpy()),
-        "hue": hue_figure(looks, by_institution),
-        "intensity": intensity_figure(looks),
+        "hue": hue_figure(measured, by_institution),
+        "intensity": intensity_figure(measured),
     }

@@ -1,6 +1,5 @@
 """What a person should be warned of before trusting the data: each finding names its file."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -9,7 +8,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exploration.measurements import Volume
-from scans.slices import slice_path
 from scans.volume import components, stack
 
 SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
@@ -36,8 +34,8 @@ def touches_border(mask: NDArray[np.bool_]) -> int:
     return int(mask.sum() - inner.sum())
 
 
-def specks(volume: Volume) -> list[tuple[str, int]]:
-    """Return the slice and the size in pixels of components too small to be a lesion.
+def specks(volume: Volume) -> list[tuple[int, int]]:
+    """Return the slice's position and the size in pixels of components too small to be a lesion.
 
     Size is over the volume; the slice is the one that holds most of it.
     """
@@ -46,23 +44,22 @@ def specks(volume: Volume) -> list[tuple[str, int]]:
     for label in np.flatnonzero(sizes < SPECK_SIZE) + 1 if len(sizes) > 1 else []:
         if label != 1 + sizes.argmax():
             fullest = int((labels == label).sum(axis=(1, 2)).argmax())
-            found.append((volume.slice_ids[fullest], int(sizes[label - 1])))
+            found.append((fullest, int(sizes[label - 1])))
     return found
 
 
-def mask_findings(patient_id: str, volume: Volume, masks: Path) -> list[Finding]:
+def mask_findings(volume: Volume) -> list[Finding]:
     """Return what is remarkable about a patient's masks."""
+    files, patient_id = volume.rows["mask"].tolist(), volume.rows["patient_id"].iloc[0]
     if not any(mask.any() for mask in volume.masks):
-        first = slice_path(masks, volume.slice_ids[0]).as_posix()
-        return [Finding("no_tumor", first, patient_id, len(volume.masks), "")]
+        return [Finding("no_tumor", files[0], patient_id, len(volume.masks), "")]
     border = [
-        Finding("mask_touches_border", slice_path(masks, slice_id).as_posix(), patient_id, n, "")
-        for slice_id, mask in zip(volume.slice_ids, volume.masks, strict=True)
-        if (n := touches_border(mask))
+        Finding("mask_touches_border", file, patient_id, n_pixels, "")
+        for file, mask in zip(files, volume.masks, strict=True)
+        if (n_pixels := touches_border(mask))
     ]
     small = [
-        Finding("speck", slice_path(masks, slice_id).as_posix(), patient_id, size, "")
-        for slice_id, size in specks(volume)
+        Finding("speck", files[position], patient_id, size, "") for position, size in specks(volume)
     ]
     return border + small
 
@@ -77,16 +74,14 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(centered / np.linalg.norm(centered))
 
 
-def near_duplicates(
-    slices: pd.DataFrame, thumbnails: NDArray[np.float32], images: Path
-) -> list[Finding]:
+def near_duplicates(slices: pd.DataFrame, thumbnails: NDArray[np.float32]) -> list[Finding]:
     """Return pairs of slices of two patients whose thumbnails correlate at ALIKE or above.
 
-    `slices` holds `slice_id` and `patient_id` of each row of `thumbnails`. A copy is found whatever
+    `slices` holds `image` and `patient_id` of each row of `thumbnails`. A copy is found whatever
     its brightness and contrast, with noise, and shifted by a pixel; one that is mirrored or shifted
     by several is not. The correlation of two vectors of mean 0 and norm 1 is their product.
     """
-    slice_ids, patient_ids = slices["slice_id"].to_numpy(), slices["patient_id"].to_numpy()
+    files, patient_ids = slices["image"].to_numpy(), slices["patient_id"].to_numpy()
     positions, exact = np.arange(len(slices)), thumbnails.astype(np.float64)
     found = []
     for patient_id in dict.fromkeys(patient_ids):  # one by one, or large data would fill the memory
@@ -94,7 +89,8 @@ def near_duplicates(
         alike = exact[own] @ exact.T
         later = (patient_ids != patient_id) & (positions > own[:, None])
         for row, other in np.argwhere((alike >= ALIKE) & later):
-            file, twin = (slice_path(images, slice_ids[at]).as_posix() for at in (own[row], other))
             value = float(alike[row, other])
-            found.append(Finding("near_duplicate", file, patient_id, value, twin))
+            found.append(
+                Finding("near_duplicate", files[own[row]], patient_id, value, files[other])
+            )
     return found

@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from scans.slices import SEQUENCES, read_image, read_mask, slice_path
+from scans.tiff import LEVELS, SEQUENCES, read_image, read_mask
 
 Counts = NDArray[np.int64]
 
 GRID = 64  # cells of the heat map along each side of a slice
 HUE_BINS = 180  # bin k is around 2 k degrees, as OpenCV rounds hue in 8 bits
-LEVELS = 256  # intensities of a sequence
 POSITIONS = 20  # bins along the volume, first slice to last
 TISSUES = ("tumor", "healthy")
 TISSUE_LEVEL = 20  # of 255 in FLAIR; what is darker, air mostly, is no healthy tissue
@@ -31,14 +31,14 @@ PEAK_WEIGHTS = (1, 2, 3, 4, 3, 2, 1)  # of bins: 8-bit channels are often equal,
 class Volume(NamedTuple):
     """A patient's slices in the order of their numbers; sizes may differ."""
 
-    slice_ids: list[str]
+    rows: pd.DataFrame  # of the manifest: `patient_id`, `slice_id`, `image`, `mask`
     images: list[NDArray[np.uint8]]  # (H, W, 3) each
     masks: list[NDArray[np.bool_]]  # (H, W) each
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What was counted in a patient's slices; looks of several patients add up."""
+class Measurements:
+    """What was counted in a patient's slices; measurements of several patients add up."""
 
     location: Counts  # (GRID, GRID) tumor pixels by place in the slice plane
     position: Counts  # (POSITIONS, 3) slices, abnormal slices, tumor pixels along the volume
@@ -47,18 +47,18 @@ class Looks:
     n_pixels: int
 
     @classmethod
-    def sum(cls, looks: Iterable["Looks"]) -> "Looks":
+    def sum(cls, measured: Iterable["Measurements"]) -> "Measurements":
         """Return what was counted in all of them together."""
-        columns = zip(*(vars(each).values() for each in looks), strict=True)
+        columns = zip(*(vars(each).values() for each in measured), strict=True)
         return cls(*(sum(column[1:], start=column[0]) for column in columns))
 
 
-def read_volume(images: Path, masks: Path, slice_ids: list[str]) -> Volume:
-    """Return a patient's scans and masks."""
+def read_volume(rows: pd.DataFrame) -> Volume:
+    """Return a patient's scans and masks, from its rows of the manifest."""
     return Volume(
-        slice_ids,
-        [read_image(slice_path(images, slice_id)) for slice_id in slice_ids],
-        [read_mask(slice_path(masks, slice_id)) for slice_id in slice_ids],
+        rows,
+        [read_image(Path(path)) for path in rows["image"]],
+        [read_mask(Path(path)) for path in rows["mask"]],
     )
 
 
@@ -96,15 +96,8 @@ def level_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
     return np.stack([np.bincount(channel, minlength=LEVELS) for channel in image[where].T])
 
 
-def missing(images: list[NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """Return which SEQUENCES are missing: copies of FLAIR in every slice."""
-    flair = SEQUENCES.index("flair")
-    copies = [(image == image[..., [flair]]).all(axis=(0, 1)) for image in images]
-    return np.asarray(np.all(copies, axis=0) & (np.arange(len(SEQUENCES)) != flair))
-
-
-def look(volume: Volume) -> Looks:
-    """Return what is counted in a patient's slices."""
+def measure(volume: Volume, missing: list[bool]) -> Measurements:
+    """Return what is counted in a patient's slices; `missing` says which SEQUENCES it lacks."""
     location = np.zeros((GRID, GRID), dtype=np.int64)
     hue = np.zeros((len(TISSUES), HUE_BINS), dtype=np.int64)
     levels = np.zeros((len(SEQUENCES), len(TISSUES), LEVELS), dtype=np.int64)
@@ -114,11 +107,10 @@ def look(volume: Volume) -> Looks:
         for index, where in enumerate((mask, tissue)):
             hue[index] += hue_counts(image, where)
             levels[:, index] += level_counts(image, where)
-    absent = missing(volume.images)
-    levels[absent] = 0
-    hue *= not absent.any()  # a copy of FLAIR would add a line at cyan
+    levels[missing] = 0
+    hue *= not any(missing)  # a copy of FLAIR would add a line at cyan
     n_pixels = sum(mask.size for mask in volume.masks)
-    return Looks(location, position_counts(volume.masks), hue, levels, n_pixels)
+    return Measurements(location, position_counts(volume.masks), hue, levels, n_pixels)
 
 
 def resultant(counts: Counts) -> complex:
@@ -161,7 +153,7 @@ def level_mean(counts: Counts) -> float:
     return float(np.average(np.arange(LEVELS), weights=counts)) if counts.any() else float("nan")
 
 
-def image_left_share(looks: Looks) -> float:
+def image_left_share(measured: Measurements) -> float:
     """Return the share of tumor pixels in the left half of the image; NaN without tumor."""
-    total = looks.location.sum()
-    return float(looks.location[:, : GRID // 2].sum() / total) if total else float("nan")
+    total = measured.location.sum()
+    return float(measured.location[:, : GRID // 2].sum() / total) if total else float("nan")

@@ -5,7 +5,8 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from scans.slices import SEQUENCES
+from learning.params import AugmentParams
+from scans.tiff import SEQUENCES
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
 import albumentations
@@ -31,18 +32,7 @@ class MissingSequences(albumentations.ImageOnlyTransform):  # type: ignore[misc]
         return {"both": self.py_random.random() < 0.5}
 
 
-def augmentation(
-    *,
-    flip: bool,
-    rotate: float,
-    scale: float,
-    translate: float,
-    brightness: float,
-    contrast: float,
-    gamma: float,
-    gain: float,
-    missing: float,
-) -> albumentations.Compose:
+def augmentation(augment: AugmentParams) -> albumentations.Compose:
     """Return the augmentation of a scan and its mask.
 
     `rotate` in degrees; `scale`, `translate`, `brightness` and `contrast` as fractions, each drawn
@@ -50,26 +40,27 @@ def augmentation(
     of all intensities and a factor of each sequence on its own; `missing` is a probability.
     """
     transforms: list[albumentations.BasicTransform] = (
-        [albumentations.HorizontalFlip(p=0.5)] if flip else []
+        [albumentations.HorizontalFlip(p=0.5)] if augment.flip else []
     )
-    if rotate or scale or translate:
+    if augment.rotate or augment.scale or augment.translate:
         transforms.append(
             albumentations.Affine(
-                scale=(1 - scale, 1 + scale),
-                translate_percent=(-translate, translate),
-                rotate=(-rotate, rotate),
+                scale=(1 - augment.scale, 1 + augment.scale),
+                translate_percent=(-augment.translate, augment.translate),
+                rotate=(-augment.rotate, augment.rotate),
                 balanced_scale=True,
                 p=1.0,
             )
         )
-    if brightness or contrast:
-        transforms.append(albumentations.RandomBrightnessContrast(brightness, contrast, p=1.0))
-    if gamma:
-        percent = 100 * (1 - gamma), 100 * (1 + gamma)
+    if augment.brightness or augment.contrast:
+        brightness_and_contrast = augment.brightness, augment.contrast
+        transforms.append(albumentations.RandomBrightnessContrast(*brightness_and_contrast, p=1.0))
+    if augment.gamma:
+        percent = 100 * (1 - augment.gamma), 100 * (1 + augment.gamma)
         transforms.append(albumentations.RandomGamma(percent, p=1.0))
-    if gain:
-        factors = 1 - gain, 1 + gain
+    if augment.gain:
+        factors = 1 - augment.gain, 1 + augment.gain
         transforms.append(albumentations.MultiplicativeNoise(factors, per_channel=True, p=1.0))
-    if missing:
-        transforms.append(MissingSequences(p=missing))
+    if augment.missing:
+        transforms.append(MissingSequences(p=augment.missing))
     return albumentations.Compose(transforms)

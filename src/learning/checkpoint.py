@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from learning.network import Network, Tensors, load_tensors, save_tensors
+from learning.network import Network, Tensors
 from learning.optimization import Trainer
-from pipeline.command import Refusal
 from pipeline.outputs import discard, file_sha256, replacing
 
 EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in a main repository
@@ -82,39 +81,7 @@ class Progress:
             self.best_tensors = network.trained_tensors()
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return copies of what an optimizer knows of each parameter, by the parameter's number."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        f"{number}.{name}": value.detach().clone().contiguous().cpu()
-        for number, parameter in enumerate(parameters)
-        for name, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Give an optimizer back what optimizer_tensors has returned."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
-        # A fused step goes through a parameter and its state side by side: strides must agree.
-        place = torch.empty_like(parameter if value.shape == parameter.shape else value)
-        optimizer.state[parameter][name] = place.to(parameter.device).copy_(value)
-
-
-def prefixed(prefix: str, tensors: Tensors) -> Tensors:
-    """Return the tensors with a prefix before each name."""
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: Tensors) -> Tensors:
-    """Return those of the tensors whose name has the prefix, without it."""
-    start = f"{prefix}/"
-    return {n.removeprefix(start): tensor for n, tensor in tensors.items() if n.startswith(start)}
-
-
-def random_state(device: torch.device) -> Tensors:
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of the generators that dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
@@ -130,79 +97,66 @@ class State:
     def file(self) -> Path:
         """The checkpoint."""
         assert self.folder is not None
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / "checkpoint.pt"
 
-    def save(self, progress: Progress, trainer: Trainer, network: Network) -> None:
+    def save(self, progress: Progress, trainer: Trainer) -> None:
         """Replace the checkpoint by one of this moment, between two epochs."""
         if self.folder is None:
             return
-        optimizer = trainer.schedule.optimizer
-        tensors = (
-            prefixed("network", network.trained_tensors())
-            | prefixed("best", progress.best_tensors)
-            | prefixed("optimizer", optimizer_tensors(optimizer))
-            | prefixed("random", random_state(trainer.fabric.device))
-        )
-        rest = {
-            "curves": progress.curves,
-            "best": [progress.best_epoch, progress.best_iou],
-            "groups": [
-                {name: value for name, value in group.items() if name != "params"}
-                for group in optimizer.param_groups
-            ],
+        content = {
+            "progress": vars(progress),
+            "network": trainer.network.trained_tensors(),
+            "optimizer": trainer.schedule.optimizer.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "precision": trainer.fabric.strategy.precision.state_dict(),
+            "random": random_state(trainer.fabric.device),
         }
         with replacing(self.file) as [partial]:
-            save_tensors(tensors, rest, partial)
+            torch.save(content, partial)
 
-    def read(self) -> tuple[Tensors, dict[str, Any]] | None:
-        """Return the checkpoint's tensors and the rest of it, None where there is none."""
+    def read(self) -> dict[str, Any] | None:
+        """Return what the checkpoint holds; None where there is none that can be read."""
         if self.folder is None or not self.file.exists():
             return None
         try:
-            return load_tensors(self.file, "Training starts over.")
-        except Refusal as problem:
-            print(problem)
+            content: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes torch fail in many ways
+            print(f"{self.file}: not a sound checkpoint ({error}). Training starts over.")
             return None
+        return content
 
-    def load(self, trainer: Trainer, network: Network) -> Progress:
-        """Set network and trainer to the checkpoint's state; return what it had come to.
+    def load(self, trainer: Trainer) -> Progress:
+        """Set the trainer to the checkpoint's state; return what it had come to.
 
         Only the first of several processes reads it, for others may be on other machines.
         """
         content = trainer.fabric.broadcast(self.read())
         if content is None:
             return Progress()
-        tensors, rest = content
-        network.unet.load_state_dict(without_prefix("network", tensors), strict=False)
-        optimizer = trainer.schedule.optimizer
-        restore_optimizer(optimizer, without_prefix("optimizer", tensors))
-        for group, kept in zip(optimizer.param_groups, rest["groups"], strict=True):
-            group.update(kept)
-        trainer.schedule.load_state_dict(rest["schedule"])
-        trainer.fabric.strategy.precision.load_state_dict(rest["precision"])
-        random = without_prefix("random", tensors)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"])
+        trainer.network.unet.load_state_dict(content["network"], strict=False)
+        trainer.schedule.optimizer.load_state_dict(content["optimizer"])
+        trainer.schedule.load_state_dict(content["schedule"])
+        trainer.fabric.strategy.precision.load_state_dict(content["precision"])
+        torch.set_rng_state(content["random"]["cpu"])
+        if "cuda" in content["random"]:
+            torch.cuda.set_rng_state(content["random"]["cuda"])
+        progress = Progress(**content["progress"])
         if trainer.fabric.is_global_zero:
-            print(f"resumed at epoch {len(rest['curves'])}")
-        best_epoch, best_iou = rest["best"]
-        return Progress(rest["curves"], best_epoch, best_iou, without_prefix("best", tensors))
+            print(f"resumed at epoch {progress.epoch}")
+        return progress
 
-    def way_on(self, epoch: int) -> str:
-        """Return what to tell whoever interrupts the training after so many epochs."""
+    def hint(self, epoch: int) -> str:
+        """Return how to go on, for whoever interrupts the training after so many epochs."""
         kept = epoch if self.folder is not None else 0
         return f"{kept} epochs are kept; the same training goes on from there"
 
     def finish(self, model: Path) -> None:
-        """Note which model was written: once DVC holds it, the state is of no more use."""
+        """Note which model was written: once DVC has it, the state is of no more use."""
         if self.folder is not None:
             (self.folder / WRITTEN).write_text(hashlib.md5(model.read_bytes()).hexdigest())  # noqa: S324
 
 
-def is_held_by_dvc(md5: str, repository: Path) -> bool:
+def is_in_dvc_cache(md5: str, repository: Path) -> bool:
     """Return whether the repository's cache has a content."""
     from dvc.repo import Repo  # takes a second, and is seldom needed
 
@@ -210,40 +164,40 @@ def is_held_by_dvc(md5: str, repository: Path) -> bool:
         return bool(repo.cache.local.exists(md5))
 
 
-def lock_of(folder: Path) -> FileLock:
+def state_lock(folder: Path) -> FileLock:
     """Return the lock of a state, a file beside its folder, which is never removed."""
     return FileLock(folder.with_suffix(".lock"))
 
 
-def tidy(states: Path, but: Path) -> None:
-    """Remove states but one that are finished or untouched for a month, unless they are held."""
+def delete_old(states: Path, but: Path) -> None:
+    """Delete other states that are finished or older than KEPT_DAYS, except locked ones."""
     for folder in states.iterdir():
         if not folder.is_dir() or folder == but:
             continue
         idle_days = (time.time() - folder.stat().st_mtime) / (24 * 3600)
         if (folder / WRITTEN).exists() or idle_days > KEPT_DAYS:
-            with suppress(Timeout), lock_of(folder).acquire(timeout=0):
+            with suppress(Timeout), state_lock(folder).acquire(timeout=0):
                 discard(folder)
 
 
-def acquire(lock: FileLock, holder: Path) -> bool:
+def acquire(lock: FileLock) -> bool:
     """Take a lock; return whether it had to wait, which it says beforehand."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        pid = holder.read_text() if holder.exists() else "unknown"
-        print(f"process {pid} trains for the same result; waiting for it")
+        print(f"another process trains for the same result; waiting for {lock.lock_file}")
         lock.acquire()
         return True
     return False
 
 
 @contextmanager
-def held(key: str | None) -> Iterator[State]:
-    """Yield the state of the training of that fingerprint, which no other process may change.
+def locked_state(key: str | None) -> Iterator[State]:
+    """Yield the state of the training of that fingerprint, locked against other processes.
 
-    Waits while another one trains for the same result, then goes on from what that one left. The
-    state of a finished training whose model DVC holds is dropped: who trains again wants it so.
+    Waits while another process trains for the same result, then goes on from what it left. The
+    state of a finished training whose model is in DVC's cache is dropped: training it once more was
+    asked for (`dvc repro --force`).
     """
     repository = main_repository()
     if key is None or repository is None:
@@ -251,13 +205,12 @@ def held(key: str | None) -> Iterator[State]:
         return
     folder = repository / STATES / key
     folder.mkdir(parents=True, exist_ok=True)
-    lock, written = lock_of(folder), folder / WRITTEN
-    waited = acquire(lock, folder / "holder")
+    lock, written = state_lock(folder), folder / WRITTEN
+    waited = acquire(lock)
     try:
-        tidy(folder.parent, but=folder)
+        delete_old(folder.parent, but=folder)
         folder.mkdir(exist_ok=True)
-        (folder / "holder").write_text(str(os.getpid()))
-        if not waited and written.exists() and is_held_by_dvc(written.read_text(), repository):
+        if not waited and written.exists() and is_in_dvc_cache(written.read_text(), repository):
             discard(State(folder).file)
         discard(written)
         yield State(folder)

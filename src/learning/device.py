@@ -11,31 +11,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pydantic import Field
 
-from pipeline.command import Refusal
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-Threads = Annotated[int, Field(ge=1)] | Literal["auto"]  # auto: one for each core
+from learning.params import ComputeParams
+from pipeline.refusals import Refusal
 
 # What the bytes of a trained network may depend on.
 PACKAGES = (
-    "albumentations",
-    "lightning-fabric",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "segmentation-models-pytorch",
-    "timm",
-    "torch",
-    "torchvision",
+    *("albumentations", "lightning-fabric", "numpy", "opencv-python-headless", "pillow"),
+    *("segmentation-models-pytorch", "timm", "torch", "torchvision"),
 )
 
 
@@ -69,14 +58,15 @@ def repeat_exactly(*, also_on_gpus: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def make_fabric(device: Device, precision: Precision, threads: Threads = "auto") -> Fabric:
+def make_fabric(compute: ComputeParams) -> Fabric:
     """Return a Fabric on one device, or on one for each process that torchrun started.
 
-    `auto` takes an accelerator, and bf16, where there is one. The number of `threads` on a CPU
+    `auto` takes an accelerator, and bf16, where there is one. The number of threads on a CPU
     decides in which order sums are taken, and so on their last bits.
     """
-    if threads != "auto":
-        torch.set_num_threads(threads)
+    device, precision = compute.device, compute.precision
+    if compute.threads != "auto":
+        torch.set_num_threads(compute.threads)
     try:
         chosen = Fabric(accelerator=device, devices=1)
     except RuntimeError:
@@ -140,11 +130,11 @@ def environment(fabric: Fabric) -> dict[str, Any]:
 
 
 @contextmanager
-def failures_told(batch_size: str) -> Iterator[None]:
+def explained_failures(batch_size: str) -> Iterator[None]:
     """Say what to do when memory or a process that loads slices fails within the block.
 
-    `batch_size` is the name of the param that decides how much memory the block takes. What such a
-    process refuses is told as it would be here.
+    `batch_size` is the name of the param that decides how much memory the block takes. A refusal in
+    such a process is raised again without that process's traceback.
     """
     try:
         yield
@@ -154,8 +144,8 @@ def failures_told(batch_size: str) -> Iterator[None]:
             "GPU of other programs (nvidia-smi lists them)"
         ) from None
     except Refusal as error:
-        told_by_worker = str(error).rpartition(f"{Refusal.__module__}.Refusal: ")[2]
-        raise Refusal(told_by_worker.rstrip()) from None
+        message = str(error).rpartition(f"{Refusal.__module__}.Refusal: ")[2]
+        raise Refusal(message.rstrip()) from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             raise Refusal(f"out of memory: lower {batch_size} or train.image_size") from None

@@ -1,7 +1,8 @@
 """A network and all that changes its weights: loss, optimizer and schedule."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import segmentation_models_pytorch as smp
 import torch
@@ -9,9 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from learning.network import Network
-
-Loss = Literal["bce_dice", "bce", "dice", "focal"]
-Schedule = Literal["one_cycle", "cosine", "constant"]
+from learning.params import Loss, Schedule, TrainParams
 
 
 class BCEDiceLoss(nn.Module):
@@ -33,13 +32,13 @@ class BCEDiceLoss(nn.Module):
 
 def make_loss(name: Loss) -> nn.Module:
     """Return a loss of logits and masks, both (N, S, S) float32."""
-    if name == "bce_dice":
-        return BCEDiceLoss()
-    if name == "bce":
-        return nn.BCEWithLogitsLoss()
-    losses = {"dice": smp.losses.DiceLoss, "focal": smp.losses.FocalLoss}
-    chosen: nn.Module = losses[name]("binary")
-    return chosen
+    losses: dict[str, Callable[[], nn.Module]] = {
+        "bce_dice": BCEDiceLoss,
+        "bce": nn.BCEWithLogitsLoss,
+        "dice": partial(smp.losses.DiceLoss, "binary"),
+        "focal": partial(smp.losses.FocalLoss, "binary"),
+    }
+    return losses[name]()
 
 
 def make_schedule(
@@ -65,7 +64,7 @@ class Trainer:
     """A network and all that changes its weights."""
 
     fabric: Fabric
-    network: nn.Module
+    network: Network
     compute: nn.Module  # the network in its precision, one of several processes where there are
     loss_function: nn.Module
     optimizer: torch.optim.Optimizer
@@ -73,21 +72,11 @@ class Trainer:
 
 
 def make_trainer(
-    fabric: Fabric,
-    network: Network,
-    *,
-    loss: Loss,
-    learning_rate: float,
-    weight_decay: float,
-    schedule: Schedule,
-    n_steps: int,
-    compiled: bool,
-    thaws: bool = False,
-    encoder_rate: float = 1.0,
+    fabric: Fabric, network: Network, train: TrainParams, *, n_steps: int, compiled: bool
 ) -> Trainer:
     """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained.
 
-    The encoder, where it learns or `thaws` later, has the learning rate times `encoder_rate`.
+    The encoder, where it learns, has the learning rate times `encoder_rate`.
     """
     network.to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
@@ -97,10 +86,10 @@ def make_trainer(
         network.compile()
     encoder = list(network.unet.encoder.parameters())
     others = [*network.unet.decoder.parameters(), *network.unet.segmentation_head.parameters()]
-    groups = [{"params": others, "lr": learning_rate}]
-    if thaws or not network.frozen:  # what has no gradient yet, AdamW leaves alone
-        groups.append({"params": encoder, "lr": encoder_rate * learning_rate})
-    adamw = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
-    rates = make_schedule(schedule, adamw, n_steps=n_steps)
+    groups = [{"params": others, "lr": train.learning_rate}]
+    if not network.frozen:
+        groups.append({"params": encoder, "lr": train.encoder_rate * train.learning_rate})
+    adamw = torch.optim.AdamW(groups, weight_decay=train.weight_decay, fused=True)
+    schedule = make_schedule(train.schedule, adamw, n_steps=n_steps)
     compute, optimizer = fabric.setup(network, adamw)
-    return Trainer(fabric, network, compute, make_loss(loss), optimizer, rates)
+    return Trainer(fabric, network, compute, make_loss(train.loss), optimizer, schedule)

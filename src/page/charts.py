@@ -92,8 +92,7 @@ def subgroup_chart(subgroups: pd.DataFrame) -> Spec:
     columns = ["name", "dice_patient_mean", "dice_patient_mean_low", "dice_patient_mean_high"]
     base = alt.Chart(table[columns]).encode(y=y)
     points = base.mark_point(size=70, filled=True, color=TUMOR).encode(
-        x=share("mean Dice by patient", "dice_patient_mean", alt.X),
-        tooltip=columns,
+        x=share("mean Dice by patient", "dice_patient_mean", alt.X), tooltip=columns
     )
     intervals = base.mark_rule(color=TUMOR).encode(
         x="dice_patient_mean_low:Q", x2="dice_patient_mean_high:Q"
@@ -144,3 +143,25 @@ def risk_chart(risk: pd.DataFrame, split: str) -> Spec:
         .properties(height=HEIGHT)
     )
     return finished(chart, "Risk, 1 - mean Dice, against the share of patients kept")
+
+
+def all_charts(
+    curves: dict[str, "pd.Series[float]"],
+    best_epoch: int,
+    tables: dict[str, pd.DataFrame],
+    cohort: pd.DataFrame,
+    split: str,
+) -> dict[str, Spec]:
+    """Return the page's charts by name; `tables` are those of evaluate, of `split` alone."""
+    kept = f"epoch {best_epoch}, the best on val"
+    ious = {"train": curves["train/iou"], "val": curves["val/iou"]}
+    patients = tables["per_patient"].merge(cohort[["patient_id", "institution"]], on="patient_id")
+    patients["tumor"] = patients["tp"] + patients["fn"]
+    return {
+        "iou": curve_chart(ious, "IoU", best_epoch, kept),
+        "loss": curve_chart({"train": curves["train/loss"]}, "loss", best_epoch, kept),
+        "patients": patient_chart(patients),
+        "subgroups": subgroup_chart(tables["subgroups"]),
+        "reliability": reliability_chart(tables["reliability"], split),
+        "risk": risk_chart(tables["risk_coverage"], split),
+    }

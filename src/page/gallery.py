@@ -6,7 +6,8 @@ of the slice, so that a browser draws them sharply at any size.
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ import pandas as pd
 from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm.contrib.concurrent import process_map
 
-from page.glossary import told
-from pipeline.command import Refusal
+from page.glossary import formatted
+from pipeline.parallel import in_parallel
 from scans.cohort import missing_sequence
-from scans.probability_maps import read_pair, segment
-from scans.slices import SEQUENCES, read_image, slice_path
-from scoring.overlap import COUNTS, count_pixels
+from scans.tiff import SEQUENCES, read_image
+from scoring.overlap import COUNTS
+from scoring.segmentation import segment_volume
 
 QUALITY = 75  # of WebP, 0 to 100
 EXTREMES = 3  # patients called the best, the median and the worst ones
@@ -81,38 +81,24 @@ def views(image: NDArray[np.uint8]) -> list[str]:
 
 
 def album(
-    volume: pd.DataFrame,
-    images: Path,
-    masks: Path,
-    predictions: Path,
-    *,
-    split: str,
-    threshold: float,
-    largest: bool,
+    volume: pd.DataFrame, predictions: Path, *, split: str, threshold: float, largest: bool
 ) -> list[dict[str, Any]]:
     """Return what a page needs of a patient's slices in `split`, in order.
 
-    `volume` holds `slice_id`, `slice_number`, `split` and, from evaluate's table, COUNTS of all
-    slices of the patient. Refuses predictions that are others than those that were scored.
+    `volume` holds `slice_id`, `slice_number`, `image`, `mask` and `split` of all its slices.
     """
-    pairs = [read_pair(slice_id, masks, predictions) for slice_id in volume["slice_id"]]
-    answers = segment([levels for levels, _ in pairs], threshold=threshold, largest=largest)
+    segmented = segment_volume(volume, predictions, threshold=threshold, largest=largest)
     shown = []
-    for row, (_, mask), predicted in zip(volume.to_dict("records"), pairs, answers, strict=True):
-        counts = count_pixels(predicted, mask)
-        if any(counts[name] != row[name] for name in COUNTS):
-            raise Refusal(
-                f"slice {row['slice_id']}: the predictions are not those that were scored; "
-                "`dvc repro evaluate`"
-            )
+    for row, each in zip(volume.to_dict("records"), segmented, strict=True):
         if row["split"] == split:
+            counts = each.counts()
             shown.append(
                 {
                     "number": row["slice_number"],
-                    "size": mask.shape[::-1],
+                    "size": each.mask.shape[::-1],
                     "counts": [counts[name] for name in COUNTS[:3]],
-                    "views": views(read_image(slice_path(images, row["slice_id"]))),
-                    "paths": overlay(predicted, mask),
+                    "views": views(read_image(Path(row["image"]))),
+                    "paths": overlay(each.predicted, each.mask),
                 }
             )
     return shown
@@ -157,26 +143,18 @@ def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
 def albums(
     shown: pd.DataFrame,
     manifest: pd.DataFrame,
-    slices: pd.DataFrame,
-    take: Callable[[pd.DataFrame], list[dict[str, Any]]],
+    predictions: Path,
+    *,
+    split: str,
+    threshold: float,
+    largest: bool,
 ) -> list[list[dict[str, Any]]]:
-    """Return the album of each of `shown` patients, in their order; `take` makes it of a volume."""
-    table = manifest.merge(slices[["slice_id", *COUNTS]], on="slice_id")
-    if not len(table) == len(manifest) == len(slices):
-        raise Refusal(
-            f"{len(slices)} slices were scored, of which {len(table)} are among the "
-            f"{len(manifest)} of the split; `dvc repro evaluate`"
-        )
-    volumes = dict(list(table.groupby("patient_id")))
-    found: list[list[dict[str, Any]]] = process_map(
-        take,
-        [volumes[patient_id] for patient_id in shown["patient_id"]],
-        chunksize=1,
-        desc="report",
-        unit="patient",
-        disable=None,
+    """Return the album of each of `shown` patients, in their order."""
+    volumes = dict(list(manifest.groupby("patient_id")))
+    make = partial(
+        album, predictions=predictions, split=split, threshold=threshold, largest=largest
     )
-    return found
+    return in_parallel(make, (volumes[name] for name in shown["patient_id"]), "report")
 
 
 def most_telling(counts: list[int]) -> tuple[int, int]:
@@ -219,8 +197,8 @@ def cards(
                 "rank": row["rank"],
                 "place": row["place"],
                 "sort": "" if pd.isna(row["dice"]) else row["dice"],
-                "dice": told(row["dice"]),
-                "iou": told(row["iou"]),
+                "dice": formatted(row["dice"]),
+                "iou": formatted(row["iou"]),
                 "tumor": row["tp"] + row["fn"],
                 "steps": area_steps(counts),
                 "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),

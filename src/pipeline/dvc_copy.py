@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.outputs import discard
+from pipeline.params import leaves
 
 LOCK_FILE = Path("dvc.lock")
 
@@ -20,11 +21,7 @@ def recorded_params(stage: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
         return {}
     lock = yaml.safe_load(lock_file.read_text(encoding="utf-8")) or {}
     files = lock.get("stages", {}).get(stage, {}).get("params", {})
-    values: dict[str, Any] = {}
-    for name, value in files.get("params.yaml", {}).items():
-        section = value if isinstance(value, dict) else {"": value}
-        values |= {f"{name}.{key}".rstrip("."): item for key, item in section.items()}
-    return values
+    return dict(leaves(files.get("params.yaml", {})))
 
 
 def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -> bool:

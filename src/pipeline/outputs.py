@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.command import Refusal
+from pipeline.refusals import Refusal
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import, and not needed by all stages
 
 DECIMALS = 5
 
@@ -53,6 +56,12 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def write_tables(folder: Path, tables: "dict[str, pd.DataFrame]") -> None:
+    """Write each table as `<name>.csv` into a folder, floats at five decimals."""
+    for name, table in tables.items():
+        table.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
+
+
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Write metrics as JSON that `dvc metrics` can show: plain numbers, floats at five decimals."""
     with replacing(path) as [partial]:
@@ -60,12 +69,12 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def read_metrics(path: Path, way_out: str) -> dict[str, Any]:
+def read_metrics(path: Path, hint: str) -> dict[str, Any]:
     """Return what write_metrics has written; refuse a file that is missing or damaged."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read ({error}). {way_out}") from None
+        raise Refusal(f"{path}: cannot be read ({error}). {hint}") from None
     return content
 
 

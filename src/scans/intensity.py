@@ -9,19 +9,19 @@ comes out the same, but for rounding and what was clipped at 255.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.command import Refusal, refuse
-from scans.slices import SEQUENCES, patient_of
+from pipeline.refusals import Refusal, refuse
+from scans.tiff import LEVELS, SEQUENCES
 
-LEVELS = 256
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_median", "tissue_p99")
-WAY_OUT = "`dvc repro measure_tissue` writes it anew."
+HINT = "`dvc repro measure_tissue` writes it anew."
+Normalize = Literal["none", "percentile", "median", "z_score"]
 
 # percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the
 # scale, for tumors may be brighter. median: that of tissue becomes 75, where percentile brings it
@@ -46,7 +46,7 @@ def tissue_statistics(counts: NDArray[np.int64]) -> dict[str, float]:
     return dict(zip(STATISTICS, map(float, (mean, std, median, p99)), strict=True))
 
 
-def normalizing_levels(statistics: Mapping[Any, float], normalize: str) -> NDArray[np.uint8]:
+def normalizing_levels(statistics: Mapping[Any, float], normalize: Normalize) -> NDArray[np.uint8]:
     """Return the level that each of the 256 levels of a sequence becomes, clipped to 0 and 255.
 
     A sequence without contrast, whose statistics say nothing, stays as it is.
@@ -67,20 +67,20 @@ class Normalization:
 
     tables: dict[str, NDArray[np.uint8]]  # empty: scans stay as they are
 
-    def __call__(self, image: NDArray[np.uint8], slice_id: str) -> NDArray[np.uint8]:
-        """Return the scan, (H, W, 3), normalized as its patient's."""
+    def __call__(self, image: NDArray[np.uint8], patient_id: str) -> NDArray[np.uint8]:
+        """Return the patient's scan, (H, W, 3), normalized."""
         if not self.tables:
             return image
-        return np.asarray(cv2.LUT(image, self.tables[patient_of(slice_id)]), dtype=np.uint8)
+        return np.asarray(cv2.LUT(image, self.tables[patient_id]), dtype=np.uint8)
 
 
 NONE = Normalization({})
 
 
 def read_normalization(
-    intensities: Path, slice_ids: Iterable[str], normalize: str
+    intensities: Path, patient_ids: Iterable[str], normalize: Normalize
 ) -> Normalization:
-    """Return how to normalize the slices, from the table of the stage `measure_tissue`."""
+    """Return how to normalize patients' slices, from the table of the stage `measure_tissue`."""
     if normalize == "none":
         return NONE
     try:
@@ -89,8 +89,8 @@ def read_normalization(
         rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
     except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
         reason = " ".join(str(error).split())
-        raise Refusal(f"{intensities}: no table of intensities ({reason}); {WAY_OUT}") from None
-    patients = sorted({patient_of(slice_id) for slice_id in slice_ids})
+        raise Refusal(f"{intensities}: no table of intensities ({reason}); {HINT}") from None
+    patients = sorted(set(patient_ids))
     problems = [
         f"{intensities}: {patient_id} has no {sequence}"
         for patient_id in patients
@@ -98,7 +98,7 @@ def read_normalization(
         if (patient_id, sequence) not in rows
     ]
     if problems:
-        refuse(problems, WAY_OUT)
+        refuse(problems, HINT)
     return Normalization(
         {
             patient_id: np.stack(

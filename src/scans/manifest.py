@@ -1,15 +1,17 @@
-"""The manifest: a table with one row a slice, labelled by build_manifest, completed by split."""
+"""The manifest: a table with one row a slice, labelled by build_manifest, completed by split.
+
+It is where a slice's files are looked up: `image` and `mask` are their paths, relative to the
+repository's root.
+"""
 
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.command import Refusal
+from pipeline.refusals import Refusal
 
 SPLITS = ("train", "val", "test")
 TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")
-
-
 REQUIRED = ("slice_id", "patient_id", "abnormal")
 
 

@@ -6,6 +6,7 @@ slices, and distractors as bright in FLAIR that are no lesion. It is no model of
 score reached on it says nothing about patients.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm.contrib.concurrent import process_map
+
+from pipeline.parallel import in_parallel
 
 Floats = NDArray[np.float64]
 Grid = tuple[Floats, Floats, Floats]
 
 INSTITUTIONS = ("P1", "P2", "P3", "P4")
+MISSING = {0: ("pre_contrast", "post_contrast"), 1: ("post_contrast",)}  # by patient
 ABNORMAL_FRACTION = 0.35  # of a patient's slices
 FEWEST_SLICES, MOST_SLICES = 14, 26  # of a patient
 
@@ -143,14 +146,12 @@ def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDAr
     return volume.clip(0, 1), lesion
 
 
-def write_patient(
-    index: int, folder: Path, *, seed: int, image_size: int, missing: tuple[str, ...]
-) -> None:
+def write_patient(index: int, folder: Path, *, seed: int, image_size: int) -> None:
     """Write a patient's slices and masks; FLAIR fills a missing sequence, as in the real data."""
     rng = np.random.default_rng([seed, index])
     volume, lesion = make_volume(rng, image_size)
     for channel, sequence in ((0, "pre_contrast"), (2, "post_contrast")):
-        if sequence in missing:
+        if sequence in MISSING.get(index, ()):
             volume[..., channel] = volume[..., 1]
     name = patient_id(index)
     (folder / name).mkdir(parents=True)
@@ -177,15 +178,8 @@ def write_phantom(folder: Path, *, seed: int, patients: int, image_size: int) ->
     One patient has FLAIR alone and one lacks the sequence after contrast. The same seed gives the
     same bytes, and a patient's do not depend on how many there are.
     """
-    missing = {0: ("pre_contrast", "post_contrast"), 1: ("post_contrast",)}
-    jobs = [(index, folder, seed, image_size, missing.get(index, ())) for index in range(patients)]
     folder.mkdir(parents=True, exist_ok=True)
-    process_map(write_job, jobs, desc="phantom", unit="patient", chunksize=1, disable=None)
+    write = partial(write_patient, folder=folder, seed=seed, image_size=image_size)
+    in_parallel(write, range(patients), "phantom")
     table = clinical_table(np.random.default_rng([seed, patients]), patients)
     table.to_csv(folder / "data.csv", index=False)
-
-
-def write_job(job: tuple[int, Path, int, int, tuple[str, ...]]) -> None:
-    """Call write_patient with a tuple, as a pool of processes hands it over."""
-    index, folder, seed, image_size, missing = job
-    write_patient(index, folder, seed=seed, image_size=image_size, missing=missing)

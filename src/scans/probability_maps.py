@@ -6,18 +6,15 @@ Anscombe, Biometrika 35:246, 1948). Level 0 is 0, level 255 is 1, and 0.5 lies b
 so that a mask of 0 and 255 is a map too, and nothing is lost for a threshold of 0.5.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.command import Refusal
-from scans.slices import read_mask, slice_path
-from scans.volume import largest_component, stack
+from pipeline.refusals import Refusal
+from scans.tiff import LEVELS
 
-LEVELS = 256
 PROBABILITIES = np.sin(np.pi / 2 * np.arange(LEVELS) / (LEVELS - 1)) ** 2  # of each level
 
 
@@ -56,34 +53,3 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
             f"{path}: no probability map that can be read ({type(error).__name__}); "
             "`dvc repro --force predict`"
         ) from None
-
-
-def read_pair(
-    slice_id: str, masks: Path, predictions: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a slice's levels of probability and its reference, both (H, W)."""
-    levels = read_levels(predictions, slice_id)
-    mask = read_mask(slice_path(masks, slice_id))
-    if levels.shape != mask.shape:
-        raise Refusal(
-            f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
-            f"{mask.shape}; `dvc repro --force predict`"
-        )
-    return levels, mask
-
-
-def segment(
-    levels: Sequence[NDArray[np.uint8]], *, threshold: float, largest: bool
-) -> list[NDArray[np.bool_]]:
-    """Return the predicted masks of all slices of a patient, in order, from their levels, (H, W).
-
-    Tumor is where the probability is above `threshold`; of that, with `largest`, the patient's
-    largest connected component in 3-D.
-    """
-    predicted = [PROBABILITIES[each] > threshold for each in levels]
-    if not largest:
-        return predicted
-    kept = largest_component(stack(predicted))
-    return [
-        whole[: mask.shape[0], : mask.shape[1]] for whole, mask in zip(kept, predicted, strict=True)
-    ]

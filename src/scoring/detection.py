@@ -54,7 +54,12 @@ def average_precision(tp: Curve, fp: Curve) -> float:
 
 
 def sensitivity_at_specificity(tp: Curve, fp: Curve) -> float:
-    """Return the highest sensitivity of a threshold whose specificity is SPECIFICITY or more."""
+    """Return the highest sensitivity of a threshold whose specificity is SPECIFICITY or more.
+
+    NaN if all slices are of one kind.
+    """
+    if not tp[-1] * fp[-1]:
+        return float("nan")
     return float((tp / tp[-1])[fp / fp[-1] <= 1 - SPECIFICITY + 1e-12].max())
 
 
@@ -71,14 +76,6 @@ def detection(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | i
         "detection_fn": int((~found & abnormal).sum()),
         "detection_tn": int((~found & ~abnormal).sum()),
     }
-    if abnormal.all() or not abnormal.any():
-        undefined = Estimate(np.nan, np.nan, np.nan)
-        return {
-            **undefined.named("detection_auroc"),
-            **undefined.named("detection_average_precision"),
-            "detection_sensitivity_at_95_specificity": np.nan,
-            **matrix,
-        }
     ranks = descending_ranks(slices["max_probability"])
     patient, patient_ids = pd.factorize(slices["patient_id"], sort=True)
     n_patients = len(patient_ids)

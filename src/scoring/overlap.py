@@ -6,7 +6,6 @@ a silent 0 or 1. Definitions as in Taha and Hanbury, BMC Medical Imaging 15:29 (
 """
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -38,8 +37,3 @@ def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
     """Return 2 |P ∩ R| / (|P| + |R|) in [0, 1], elementwise; NaN where both masks are empty."""
     tp, fp, fn = np.asarray(tp), np.asarray(fp), np.asarray(fn)
     return ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def micro_iou(counts: pd.DataFrame) -> float:
-    """Return the IoU over all pixels of all slices together; NaN where both masks are empty."""
-    return float(iou(counts["tp"].sum(), counts["fp"].sum(), counts["fn"].sum()))

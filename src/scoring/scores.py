@@ -1,5 +1,7 @@
 """The scores of a split, from tables with one row a slice and one row a patient."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -62,27 +64,46 @@ def agreement(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float]:
     }
 
 
+# Scores of patients, each with its interval, from their rows: micro IoU, precision and recall over
+# all pixels together, and means and the median over patients, each as one volume.
+PATIENT_SCORES: dict[str, Callable[[pd.DataFrame, Bootstrap], Estimate]] = {
+    "dice_patient_mean": lambda rows, bootstrap: bootstrap.mean(rows["dice"]),
+    "dice_patient_median": lambda rows, bootstrap: bootstrap.median(rows["dice"]),
+    "iou_patient_mean": lambda rows, bootstrap: bootstrap.mean(rows["iou"]),
+    "iou": lambda rows, bootstrap: bootstrap.ratio(
+        rows["tp"], rows["tp"] + rows["fp"] + rows["fn"]
+    ),
+    "precision": lambda rows, bootstrap: bootstrap.ratio(rows["tp"], rows["tp"] + rows["fp"]),
+    "recall": lambda rows, bootstrap: bootstrap.ratio(rows["tp"], rows["tp"] + rows["fn"]),
+}
+
+
+def patient_scores(
+    patients: pd.DataFrame, bootstrap: Bootstrap, *names: str
+) -> dict[str, float | int]:
+    """Return those of PATIENT_SCORES, or all of them, of rows of patients; NaN where undefined."""
+    scores: dict[str, float | int] = {}
+    for name in names or PATIENT_SCORES:
+        scores |= PATIENT_SCORES[name](patients, bootstrap).named(name)
+    return scores
+
+
 def summarize(
     slices: pd.DataFrame, patients: pd.DataFrame, bootstrap: Bootstrap
 ) -> dict[str, float | int]:
     """Return the scores of one split from its rows of slices and of patients.
 
-    `iou`, `precision` and `recall` are over all pixels of the split together (micro);
-    `…_slice_…` the mean over slices, `…_patient_…` over patients, each as one volume. Distances are
-    in pixels and 2-D. Undefined values are left out of a mean, whose n then stands beside it.
+    Those of PATIENT_SCORES, and `…_slice_…`, the mean over slices. Distances are in pixels and 2-D.
+    Undefined values are left out of a mean, whose n then stands beside it.
     """
-    tp, fp, fn = (patients[name] for name in ("tp", "fp", "fn"))
     abnormal = slices["abnormal"] == 1
     slice_iou = pd.Series(iou(slices["tp"], slices["fp"], slices["fn"]), slices.index)
     healthy_fp = slices["fp"].where(~abnormal)
+    over_patients = ("dice_patient_mean", "dice_patient_median", "iou_patient_mean")
     return {
-        **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
-        **bootstrap.ratio(tp, tp + fp).named("precision"),
-        **bootstrap.ratio(tp, tp + fn).named("recall"),
+        **patient_scores(patients, bootstrap, "iou", "precision", "recall"),
         **slice_mean(slices, slice_iou.where(abnormal), bootstrap).named("iou_slice_abnormal"),
-        **bootstrap.mean(patients["dice"]).named("dice_patient_mean"),
-        **bootstrap.median(patients["dice"]).named("dice_patient_median"),
-        **bootstrap.mean(patients["iou"]).named("iou_patient_mean"),
+        **patient_scores(patients, bootstrap, *over_patients),
         **slice_mean(slices, slices["hd95"], bootstrap).named("hd95_slice_mean"),
         **slice_mean(slices, slices["surface_dice"], bootstrap).named("surface_dice_slice_mean"),
         **slice_mean(slices, healthy_fp, bootstrap).named("fp_area_slice_healthy"),
@@ -113,11 +134,10 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
     rows = []
     joined = patients.merge(groups, on="patient_id")
     for (split, attribute, value), chosen in joined.groupby(["split", "attribute", "value"]):
-        tp, fp, fn = (chosen[name] for name in ("tp", "fp", "fn"))
         figures = {
-            **bootstrap.mean(chosen["dice"]).named("dice_patient_mean"),
+            **patient_scores(chosen, bootstrap, "dice_patient_mean"),
             "dice_patient_median": chosen["dice"].median(),
-            **bootstrap.ratio(tp, tp + fp + fn).named("iou"),
+            **patient_scores(chosen, bootstrap, "iou"),
         }
         n_dice = int(chosen["dice"].count())
         rows.append(

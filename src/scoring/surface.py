@@ -34,28 +34,20 @@ def border_distances(
     ]
 
 
-def hd95(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float:
-    """Return the 95th percentile of the Hausdorff distance of two masks (H, W), in pixels.
+def surface_scores(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Return `hd95` and `surface_dice` of two masks (H, W).
 
-    The larger of the two directed ones; NaN where a mask is empty, for then there is no distance.
+    `hd95` is the larger of the two directed 95th percentiles of the Hausdorff distance, in pixels;
+    NaN where a mask is empty, for then there is no distance. `surface_dice` is the share of both
+    borders within TOLERANCE of the other one, in [0, 1]; 0 where one mask is empty, NaN where both
+    are. It is also called normalized surface distance (Nikolov et al., arXiv 1809.04430).
     """
     if not (predicted.any() and mask.any()):
-        return float("nan")
+        one_is_empty = predicted.any() or mask.any()
+        return {"hd95": np.nan, "surface_dice": 0.0 if one_is_empty else np.nan}
     distances = border_distances(predicted, mask)
-    return max(
-        float(np.float32(np.quantile(each.astype(np.float64), QUANTILE))) for each in distances
-    )
-
-
-def surface_dice(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float:
-    """Return the share of both borders within TOLERANCE of the other one, in [0, 1].
-
-    Also called normalized surface distance (Nikolov et al., arXiv 1809.04430). 0 where one mask is
-    empty, NaN where both are.
-    """
-    if not (predicted.any() or mask.any()):
-        return float("nan")
-    if not (predicted.any() and mask.any()):
-        return 0.0
-    distances = np.concatenate(border_distances(predicted, mask))
-    return float(np.float32((distances <= TOLERANCE).mean()))
+    directed = [np.quantile(each.astype(np.float64), QUANTILE) for each in distances]
+    return {
+        "hd95": float(np.float32(max(directed))),
+        "surface_dice": float(np.float32((np.concatenate(distances) <= TOLERANCE).mean())),
+    }

@@ -15,8 +15,8 @@ from filelock import FileLock
 
 import demo
 from conftest import ROOT, dvc_environment, git
-from pipeline.command import Refusal
-from pipeline.dotted import leaves
+from pipeline.params import leaves
+from pipeline.refusals import Refusal
 
 
 def test_the_demo_overrides_params_that_exist() -> None:

@@ -16,14 +16,22 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 import train
-from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, run_names
+from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage
 from learning import checkpoint
-from learning.checkpoint import Progress, State, fingerprint, held, lock_of, main_repository
-from learning.network import Encoder, build_encoder, save_tensors
+from learning.checkpoint import (
+    Progress,
+    State,
+    fingerprint,
+    locked_state,
+    main_repository,
+    state_lock,
+)
+from learning.epochs import train_epoch
+from learning.network import Encoder, build_encoder
+from learning.weights import save_tensors
 from pipeline.outputs import file_sha256
 from scans.manifest import read_manifest
 
-NAMES = run_names("train")
 SHORT: dict[str, Any] = QUICK | {"train__epochs": 4, "train__image_size": 32}
 Train = Callable[..., Outcome]
 
@@ -47,9 +55,9 @@ def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> 
 
     def run(folder: str, encoder: Path = encoder, **overrides: Any) -> Outcome:
         out = tmp_path / folder
-        inputs = [data.images, data.masks, data.intensities, splits, encoder]
+        inputs = [data.intensities, splits, encoder]
         paths = [*inputs, out / "unet", out / "train"]
-        return run_stage(train.main, paths, *NAMES, **(SHORT | overrides))
+        return run_stage(train.main, paths, **(SHORT | overrides))
 
     return run
 
@@ -58,7 +66,6 @@ def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> 
 def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the epochs that are trained, as they begin; a negative one will be interrupted."""
     begun: list[int] = []
-    train_epoch = train.train_epoch
 
     def watched(*arguments: Any, epoch: int) -> dict[str, float]:
         if -epoch in begun:
@@ -73,7 +80,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "frozen": {},
-    "thawed": {"train__thaw_epochs": 3, "train__encoder_rate": 0.1},
+    "learning": {"encoder__frozen": False, "train__encoder_rate": 0.1},
     "dropout": {"encoder__name": "mit_b0", "encoder__frozen": False, "train__schedule": "cosine"},
 }
 
@@ -120,7 +127,9 @@ def test_the_fingerprint_changes_with_settings_inputs_and_code(
     a, b, code = (tmp_path / name for name in ("a", "b", "module.py"))
     for path in (a, b, code):
         path.write_text(path.name)
-    assert {MODULES["train"], MODULES["checkpoint"]} <= set(checkpoint.code_files())
+    assert {MODULES["train"], MODULES["learning.checkpoint"], MODULES["scans.tiff"]} <= set(
+        checkpoint.code_files()
+    )
     monkeypatch.setattr(checkpoint, "code_files", lambda: [code])
 
     def prints() -> list[str]:
@@ -171,7 +180,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def finish(key: str, model: Path) -> None:
     """Leave the state of a finished training."""
-    with held(key) as state:
+    with locked_state(key) as state:
         state.file.write_text("checkpoint")
         state.finish(model)
 
@@ -183,14 +192,14 @@ def test_the_state_of_a_finished_training_serves_until_dvc_holds_the_model(
     model = tmp_path / "model"
     model.write_bytes(b"weights")
     finish("key", model)
-    with held("key") as state:
+    with locked_state("key") as state:
         assert state.file.exists()
     finish("key", model)
     md5 = hashlib.md5(b"weights").hexdigest()  # noqa: S324
     cached = tmp_path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"weights")
-    with held("key") as state:
+    with locked_state("key") as state:
         assert not state.file.exists()
 
 
@@ -198,28 +207,28 @@ def test_a_second_trainer_waits_and_takes_what_the_first_has_come_to(
     states: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also when DVC holds the model by then: nobody has asked for another training."""
-    monkeypatch.setattr(checkpoint, "is_held_by_dvc", lambda *_: True)
+    monkeypatch.setattr(checkpoint, "is_in_dvc_cache", lambda *_: True)
     seen: list[bool] = []
 
     def second() -> None:
-        with held("key") as state:
+        with locked_state("key") as state:
             seen.append(state.file.exists())
 
     thread = threading.Thread(target=second)
-    with held("key") as state:
+    with locked_state("key") as state:
         thread.start()
         told, deadline = "", time.monotonic() + 30
         while not told and time.monotonic() < deadline:
             time.sleep(0.05)
             told = capsys.readouterr().out
-        assert told == f"process {os.getpid()} trains for the same result; waiting for it\n"
+        assert told.startswith("another process trains for the same result; waiting for /")
         assert seen == []
         state.file.write_text("checkpoint")
         state.finish(ROOT / "LICENSE")
     thread.join(30)
     assert seen == [True]
     finish("key", ROOT / "LICENSE")
-    with held("key") as state:
+    with locked_state("key") as state:
         assert not state.file.exists()
 
 
@@ -231,7 +240,7 @@ def test_old_and_finished_states_are_removed_unless_held(states: Path) -> None:
     (states / "old" / checkpoint.WRITTEN).unlink()
     long_ago = time.time() - 31 * 24 * 3600
     os.utime(states / "old", (long_ago, long_ago))
-    with lock_of(states / "held"), held("key"):
+    with state_lock(states / "held"), locked_state("key"):
         pass
     assert sorted(path.name for path in states.iterdir() if path.is_dir()) == ["held", "key", "new"]
 
@@ -241,12 +250,12 @@ def test_a_damaged_checkpoint_starts_over_and_says_so(
 ) -> None:
     epochs.append(-3)
     assert train_in("a").code == 130
-    (kept,) = tmp_path.glob(".dvc/tmp/training/*/checkpoint.safetensors")
+    (kept,) = tmp_path.glob(".dvc/tmp/training/*/checkpoint.pt")
     kept.write_bytes(kept.read_bytes()[:-100])
-    with held(kept.parent.name) as state:
+    with locked_state(kept.parent.name) as state:
         assert state.read() is None
     told = capsys.readouterr().out
-    assert "checkpoint.safetensors: not a sound safetensors file" in told
+    assert "checkpoint.pt: not a sound checkpoint" in told
     assert told.endswith(". Training starts over.\n")
     assert train_in("a").code == 0
     assert epochs == [1, 2, 1, 2, 3, 4]
@@ -255,19 +264,21 @@ def test_a_damaged_checkpoint_starts_over_and_says_so(
 def test_a_full_disk_leaves_the_state_of_the_epoch_before(
     train_in: Train, epochs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any) -> None:
-        save_tensors(*arguments)
+    save = torch.save
+
+    def full(content: Any, path: Path) -> None:
+        save(content, path)
         if len(epochs) == 3:
-            arguments[-1].write_bytes(b"half")
-            raise OSError(28, "No space left on device", str(arguments[-1]))
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("learning.checkpoint.save_tensors", full)
+        patch.setattr(torch, "save", full)
         outcome = train_in("a")
     assert outcome.code == 1
     assert "No space left on device" in outcome.error
     (folder,) = (path for path in (tmp_path / ".dvc/tmp/training").iterdir() if path.is_dir())
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "holder"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt"]
     assert not (tmp_path / "a/unet").exists()
     assert train_in("a").code == 0
     assert epochs == [1, 2, 3, 3, 4]
@@ -293,9 +304,9 @@ def test_outside_of_a_repository_nothing_is_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    with held("key") as state:
+    with locked_state("key") as state:
         assert state == State(None)
-        assert state.way_on(3).startswith("0 epochs are kept")
+        assert state.hint(3).startswith("0 epochs are kept")
     assert list(tmp_path.iterdir()) == []
 
 

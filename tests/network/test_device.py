@@ -7,21 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from learning import device
+from conftest import section
 from learning.device import (
     environment,
-    failures_told,
+    explained_failures,
     has_fast_bf16,
     make_fabric,
     precision_name,
     repeat_exactly,
 )
-from pipeline.command import Refusal
+from learning.params import ComputeParams, Precision
+from pipeline.refusals import Refusal
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_what_is_told_is_done(precision: device.Precision) -> None:
-    fabric = make_fabric("cpu", precision)
+def test_what_is_told_is_done(precision: Precision) -> None:
+    fabric = make_fabric(section(ComputeParams, device="cpu", precision=precision))
     assert (fabric.device.type, precision_name(fabric)) == ("cpu", precision)
     layer = fabric.setup(torch.nn.Linear(4, 4))
     inner: list[torch.dtype] = []
@@ -43,7 +44,7 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], chosen: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert precision_name(make_fabric("cpu", "auto")) == chosen
+    assert precision_name(make_fabric(section(ComputeParams, device="cpu"))) == chosen
     assert not has_fast_bf16(torch.device("mps"))
 
 
@@ -61,19 +62,21 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
     ],
 )
 def test_out_of_memory_names_what_to_lower(error: RuntimeError, told: str) -> None:
-    with pytest.raises(Refusal, match=told), failures_told("predict.batch_size"):
+    with pytest.raises(Refusal, match=told), explained_failures("predict.batch_size"):
         raise error
 
 
 def test_other_failures_are_passed_on() -> None:
-    with pytest.raises(RuntimeError, match="a mistake"), failures_told("predict.batch_size"):
+    with pytest.raises(RuntimeError, match="a mistake"), explained_failures("predict.batch_size"):
         raise RuntimeError("a mistake")
-    with pytest.raises(Refusal, match=r"^two\nlines$"), failures_told("predict.batch_size"):
+    with pytest.raises(Refusal, match=r"^two\nlines$"), explained_failures("predict.batch_size"):
         raise Refusal("two\nlines")
 
 
 def test_the_environment_is_what_a_result_depends_on() -> None:
-    found = environment(make_fabric("cpu", "32-true", threads=1))
+    found = environment(
+        make_fabric(section(ComputeParams, device="cpu", precision="32-true", threads=1))
+    )
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert (found["device"], found["precision"], found["threads"]) == ("cpu", "32-true", 1)
     assert not {socket.gethostname(), str(Path.home())} & set(map(str, found.values()))
@@ -93,4 +96,4 @@ def test_exact_repetition_is_asked_of_gpus_where_it_is_wanted(everywhere: bool) 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(Refusal, match="compute.device is 'cuda', which this machine"):
-        make_fabric("cuda", "auto")
+        make_fabric(section(ComputeParams, device="cuda"))

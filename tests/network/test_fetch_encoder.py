@@ -12,12 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import fetch_encoder
-from conftest import ROOT, Outcome, RunStage, params, run_names
-from learning.network import build_encoder, load_encoder
+from conftest import ROOT, Outcome, RunStage, params
+from learning.network import build_encoder
+from learning.weights import load_encoder
 from pipeline.outputs import file_sha256
 from servers import hub, serving
-
-NAMES = run_names("fetch_encoder")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,7 @@ def outputs(tmp_path: Path) -> list[Path]:
 
 
 def fetch(run_stage: RunStage, tmp_path: Path, **overrides: object) -> Outcome:
-    return run_stage(fetch_encoder.main, outputs(tmp_path), *NAMES, **overrides)
+    return run_stage(fetch_encoder.main, outputs(tmp_path), **overrides)
 
 
 def test_random_weights_follow_the_seed(run_stage: RunStage, tmp_path: Path) -> None:

@@ -10,20 +10,11 @@ from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 
-from learning.network import (
-    Encoder,
-    Model,
-    Network,
-    build_encoder,
-    folded,
-    load_encoder,
-    load_network,
-    new_network,
-    save_tensors,
-    transposed_kernel,
-)
-from pipeline.command import Refusal
+from learning.decoder import transposed_kernel
+from learning.network import Encoder, Network, build_encoder, folded
+from learning.weights import Model, load_encoder, load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
+from pipeline.refusals import Refusal
 
 
 def encoder_file(folder: Path, name: str = "mobilenet_v2", **header: Any) -> Path:
@@ -287,20 +278,3 @@ def test_the_transposed_kernel_by_hand() -> None:
         [5, 8, 5, 2],
         [0, 0, 0, 0],
     ]
-
-
-def test_a_thawed_encoder_learns_and_keeps_its_statistics(tmp_path: Path) -> None:
-    network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True)
-    before = network.eval()(scans())
-    kept = {name: tensor.clone() for name, tensor in network.unet.encoder.state_dict().items()}
-    assert not any(name.startswith("encoder.") for name in network.trained_tensors())
-    network.thaw()
-    torch.testing.assert_close(network.eval()(scans()), before, atol=1e-3, rtol=1e-3)
-    learn(network, 1)
-    changed = {
-        name.rpartition(".")[2]
-        for name, tensor in network.unet.encoder.state_dict().items()
-        if not torch.equal(tensor, kept[name])
-    }
-    assert changed == {"weight", "bias"}
-    assert any(name.startswith("encoder.") for name in network.trained_tensors())

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import predict
-from conftest import SIZE, Data, Outcome, RunStage, predicted, run_names
-from learning.network import Model, Network, new_network, save_tensors
+from conftest import SIZE, Data, Outcome, RunStage, predicted
+from learning.network import Network
+from learning.weights import Model, new_network, save_tensors
 from pipeline.outputs import file_sha256
 from scans.manifest import read_manifest
 from scans.probability_maps import PROBABILITIES, read_levels
 
-NAMES = run_names("predict")
 QUICK = {"compute__workers": 0, "compute__device": "cpu", "compute__precision": "32-true"}
 IMAGE_SIZE = 32  # smaller than a slice
 
@@ -33,10 +33,10 @@ def network(encoder: Path, tmp_path: Path) -> Network:
 
 def run_predict(run_stage: RunStage, data: Data, folder: Path, out: str, **options: Any) -> Outcome:
     unet = folder / "unet.safetensors"
-    inputs = [data.images, data.intensities, data.splits, folder / "encoder.safetensors"]
+    inputs = [data.intensities, data.splits, folder / "encoder.safetensors"]
     paths = [*inputs, unet, folder / out]
     overrides = {f"predict__{name}": value for name, value in options.items()}
-    return run_stage(predict.main, paths, *NAMES, **QUICK, **overrides)
+    return run_stage(predict.main, paths, **QUICK, **overrides)
 
 
 def probabilities(folder: Path, slice_ids: list[str]) -> np.ndarray:

@@ -18,24 +18,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from conftest import QUICK, Data, Outcome, RunStage, run_names
+from conftest import QUICK, Data, Outcome, RunStage, moved
 from learning import optimization
-from learning.dataset import SliceDataset
-from learning.network import (
-    Encoder,
-    Network,
-    build_encoder,
-    load_network,
-    new_network,
-    save_tensors,
-)
+from learning.batches import Batch
+from learning.epochs import refuse_bad_steps, train_epoch
+from learning.network import Encoder, Network, build_encoder
 from learning.optimization import Trainer, make_schedule
-from pipeline.command import Refusal
+from learning.slice_dataset import SliceDataset
+from learning.weights import load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
+from pipeline.refusals import Refusal
 from scans.manifest import read_manifest
-
-NAMES = run_names("train")
-
 
 Train = Callable[..., Outcome]
 
@@ -53,13 +46,11 @@ def data(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
 def train_in(run_stage: RunStage, data: Data, encoder: Path, tmp_path: Path) -> Train:
     """Train on the phantom, in a folder of the given name."""
 
-    def run(
-        folder: str, splits: Path = data.splits, images: Path = data.images, **overrides: Any
-    ) -> Outcome:
+    def run(folder: str, splits: Path = data.splits, **overrides: Any) -> Outcome:
         out = tmp_path / folder
-        inputs = [images, data.masks, data.intensities, splits, encoder]
+        inputs = [data.intensities, splits, encoder]
         paths = [*inputs, out / "unet.safetensors", out / "train"]
-        return run_stage(train.main, paths, *NAMES, **(QUICK | overrides))
+        return run_stage(train.main, paths, **(QUICK | overrides))
 
     return run
 
@@ -122,12 +113,10 @@ def test_the_stored_model_is_that_of_the_best_epoch_on_val(
 
     iou = iter([0.25, 0.75, 0.5])
 
-    def validate(
-        _: Fabric, network: Any, images: Path, masks: Path, slice_ids: list[str], **__: Any
-    ) -> float:
+    def validate(_: Fabric, network: Any, dataset: SliceDataset, **__: Any) -> float:
         network.eval()  # as the real one does
         scored.append(network.module.trained_tensors())
-        asked.append(slice_ids)
+        asked.append([row["slice_id"] for row in dataset.slices])
         return next(iou)
 
     monkeypatch.setattr(train, "validate", validate)
@@ -171,10 +160,10 @@ def test_dropout_is_the_same_with_any_number_of_workers(
     curves = []
     for workers in (0, 2):
         out = tmp_path / f"workers {workers}"
-        inputs = [data.images, data.masks, data.intensities, data.splits, encoder]
+        inputs = [data.intensities, data.splits, encoder]
         paths = [*inputs, out / "unet", out / "train"]
         settings = {**QUICK, **changes, "compute__workers": workers}
-        assert run_stage(train.main, paths, *NAMES, **settings).code == 0
+        assert run_stage(train.main, paths, **settings).code == 0
         curves.append((out / "train/plots/metrics/train/loss.tsv").read_text())
     assert curves[0] == curves[1]
 
@@ -215,10 +204,11 @@ def test_what_a_loading_process_refuses_is_told_without_its_traceback(
     train_in: Train, data: Data, tmp_path: Path
 ) -> None:
     images = Path(shutil.copytree(data.images, tmp_path / "images"))
-    train_ids = read_manifest(data.splits).query("split == 'train'")["slice_id"]
-    damaged = images / f"{train_ids.iloc[0]}.tif"
+    table = moved(read_manifest(data.splits), image=images)
+    table.to_csv(tmp_path / "splits.csv", index=False)
+    damaged = Path(table.query("split == 'train'")["image"].iloc[0])
     damaged.write_bytes(damaged.read_bytes()[:999])
-    outcome = train_in("a", images=images, compute__workers=1)
+    outcome = train_in("a", tmp_path / "splits.csv", compute__workers=1)
     assert outcome.code == 1
     assert f"error: {damaged}: damaged TIFF image" in outcome.error
     assert "Traceback" not in outcome.error
@@ -229,8 +219,8 @@ def test_the_step_before_a_bad_loss_counts_as_good() -> None:
     losses, ids = torch.tensor([1.0, float("inf"), float("nan")]), [["a"], ["b", "c"], ["d"]]
     told = "the loss is inf in epoch 4, step 2 of 3, slices b, c; try"
     with pytest.raises(Refusal, match=told):
-        train.refuse_bad_steps(losses, ids, epoch=4)
-    train.refuse_bad_steps(losses[:1], ids[:1], epoch=4)
+        refuse_bad_steps(losses, ids, epoch=4)
+    refuse_bad_steps(losses[:1], ids[:1], epoch=4)
 
 
 def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
@@ -244,18 +234,16 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return (images[..., 0].float() - 0.5) * self.weight
 
-    from learning.dataset import Batch
-
     def batch(found: list[int], wanted: list[int]) -> Batch:
         images = torch.tensor(found, dtype=torch.uint8).reshape(1, 1, -1, 1).repeat(1, 1, 1, 3)
         return Batch(images, torch.tensor([[wanted]], dtype=torch.uint8), [], ["a"])
 
     network = Echo()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    scores = train.train_epoch(
+    scores = train_epoch(
         Trainer(
             Fabric(accelerator="cpu", devices=1),
-            network,
+            network,  # type: ignore[arg-type]
             network,
             nn.BCEWithLogitsLoss(),
             optimizer,
@@ -303,27 +291,12 @@ def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path
     assert "splits.csv: no abnormal slice in val (0 slices); take other patients" in outcome.error
 
 
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        ({"encoder__frozen": False}, "train.thaw_epochs is 2 and encoder.frozen false; "),
-        ({"train__epochs": 1}, "train.thaw_epochs is 2 of train.epochs 1; take fewer"),
-    ],
-)
-def test_a_thaw_that_cannot_be_is_refused(
-    train_in: Train, overrides: dict[str, Any], told: str
-) -> None:
-    outcome = train_in("out", **({"train__thaw_epochs": 2} | overrides))
-    assert outcome.code == 1
-    assert told in outcome.error
-
-
-@pytest.mark.parametrize(("thaw_epochs", "frozen"), [(0, True), (2, False)])
+@pytest.mark.parametrize("frozen", [True, False])
 def test_a_model_holds_the_encoder_where_it_has_learned(
-    train_in: Train, encoder: Path, tmp_path: Path, thaw_epochs: int, frozen: bool
+    train_in: Train, encoder: Path, tmp_path: Path, frozen: bool
 ) -> None:
-    settings = {"train__thaw_epochs": thaw_epochs, "train__normalize": "z_score"}
-    assert train_in("out", **settings).code == 0
+    settings = {"encoder__frozen": frozen, "train__normalize": "z_score"}
+    assert train_in("out", train__epochs=1, **settings).code == 0
     network, model = load_network(tmp_path / "out/unet.safetensors", encoder)
     assert (model.encoder_frozen, model.normalize) == (frozen, "z_score")
     kept, learned = load_file(encoder), network.unet.encoder.state_dict()

@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from conftest import SIZE
-from report import TABULATED
+from page.facts import TABULATED
 from report_inputs import N_TESTED, Inputs, Written
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

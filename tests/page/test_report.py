@@ -2,30 +2,27 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 import yaml
 
 import report
-from conftest import ROOT, RunStage, noisy, run_names, write_maps
+from conftest import ROOT, RunStage
 from page import gallery
-from page.glossary import DEFINITIONS, SCORES, tell, told
+from page.facts import TABULATED, subgroup_rows
+from page.glossary import DEFINITIONS, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
-from report import TABULATED
 from report_inputs import CURVES, PARAMS, Inputs, Written
 from scans.manifest import read_manifest
 
 
 def run_report(run_stage: RunStage, inputs: Inputs, folder: Path, **overrides: Any) -> Written:
     written = Written(folder / "report/index.html", folder / "MODEL_CARD.md")
-    names = run_names("report")
-    outcome = run_stage(report.main, [*inputs, *written], *names, **{**PARAMS, **overrides})
+    outcome = run_stage(report.main, [*inputs, *written], **{**PARAMS, **overrides})
     assert outcome.code == 0, outcome.error
     return written
 
@@ -75,7 +72,7 @@ def test_page_and_card_tell_the_figures_of_evaluate(inputs: Inputs, written: Wri
     card = written.card.read_text()
     lines = card.splitlines()
     for score in SCORES:
-        shown = [tell(score, scores[split]) for split in TABULATED]
+        shown = [format_score(score, scores[split]) for split in TABULATED]
         assert found.rows[score.key] == [each.text for each in shown]
         assert found.stored[score.key] == [scores[split][score.key] for split in TABULATED]
         [row] = [each for each in lines if re.match(rf"\| {score.label} \| .*, n = ", each)]
@@ -98,10 +95,15 @@ def test_every_score_and_its_n_is_told_as_stored() -> None:
     }  # fmt: skip
     by_key = {score.key: score for score in SCORES}
     of = "slices of 8 patients"
-    assert tell(by_key["iou"], values) == (0.5, "0.500", "0.250 to 0.750", f"3,000 {of}")
-    assert tell(by_key["hd95_slice_mean"], values) == (1234.56, "1,234.6", "", f"900 {of}")
-    assert tell(by_key["fp_area_slice_healthy"], values) == (3.04, "3.0", "", f"2,000 {of}")
-    assert tell(by_key["dice_patient_mean"], values) == (None, "undefined", "", "7 patients")
+    assert format_score(by_key["iou"], values) == (0.5, "0.500", "0.250 to 0.750", f"3,000 {of}")
+    assert format_score(by_key["hd95_slice_mean"], values) == (1234.56, "1,234.6", "", f"900 {of}")
+    assert format_score(by_key["fp_area_slice_healthy"], values) == (3.04, "3.0", "", f"2,000 {of}")
+    assert format_score(by_key["dice_patient_mean"], values) == (
+        None,
+        "undefined",
+        "",
+        "7 patients",
+    )
 
 
 def test_no_score_of_evaluate_is_left_out(inputs: Inputs) -> None:
@@ -132,21 +134,6 @@ def test_the_card_names_files_by_their_hash_and_the_declared_artifact(
     assert "50 epochs; epoch 2 was kept, the best on val (IoU 0.500)." in card
 
 
-@pytest.mark.parametrize(
-    ("frozen", "best_epoch", "told"),
-    [
-        (False, 50, "trained too"),
-        (True, 45, "frozen"),
-        (True, 48, "frozen, then trained too for 3 epochs"),
-    ],
-)
-def test_the_encoder_is_told_as_it_was_in_the_epoch_that_is_kept(
-    frozen: bool, best_epoch: int, told: str
-) -> None:
-    params = {"encoder": {"frozen": frozen}, "train": {"epochs": 50, "thaw_epochs": 5 * frozen}}
-    assert report.encoder_training(params, best_epoch) == told
-
-
 def test_subgroups_and_definitions_are_those_of_the_tables(
     inputs: Inputs, written: Written
 ) -> None:
@@ -163,7 +150,7 @@ def test_subgroups_and_definitions_are_those_of_the_tables(
         assert f'<tr><th scope="row">{name}</th>{cells}</tr>' in page
     table = pd.read_csv(inputs.evaluated / "definitions.csv").query("split == 'test'")
     for name, label in DEFINITIONS.items():
-        cells = "".join(f"<td>{told(value)}</td>" for value in table[name])
+        cells = "".join(f"<td>{formatted(value)}</td>" for value in table[name])
         assert f'<tr><th scope="row">{label}</th>{cells}</tr>' in page
     cells = "".join(f"<td>{n}</td>" for n in table["n_patients"])
     assert f'<tr><th scope="row">n, patients</th>{cells}</tr>' in page
@@ -179,7 +166,7 @@ def test_a_group_with_an_interval_has_it_in_order() -> None:
     row = {"attribute": "a|b", "value": "<c>", "n_patients_dice": 12, "dice_patient_mean": 0.5}
     row |= {"dice_patient_mean_low": 0.4, "dice_patient_mean_high": 0.625}
     row |= {"dice_patient_median": 0.55, "iou": np.nan}
-    [told_row] = report.subgroup_rows(pd.DataFrame([row]))
+    [told_row] = subgroup_rows(pd.DataFrame([row]))
     assert (told_row["mean"], told_row["interval"]) == ("0.500", "0.400 to 0.625")
     assert (told_row["median"], told_row["iou"], told_row["n"]) == ("0.550", "undefined", 12)
     assert report.cell("a|b\n<c>") == "a\\|b &lt;c>"
@@ -307,29 +294,22 @@ def test_a_patient_opens_with_the_slice_that_has_most_wrong() -> None:
     perfect = [[0, 0, 0], [7, 0, 0], [9, 0, 0]]
     assert max(range(3), key=lambda at: gallery.most_telling(perfect[at])) == 2
     steps = gallery.area_steps([[4, 0, 0], [0, 1, 2]])
-    assert steps == {
-        "reference": "M0 1V0.000h1V0.500h1V1",
-        "prediction": "M0 1V0.000h1V0.750h1V1",
-    }
+    assert steps == {"reference": "M0 1V0.000h1V0.500h1V1", "prediction": "M0 1V0.000h1V0.750h1V1"}
 
 
 def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
-    run_stage: RunStage, inputs: Inputs, masks: dict[str, np.ndarray], tmp_path: Path
+    run_stage: RunStage, inputs: Inputs, tmp_path: Path
 ) -> None:
     page, card = tmp_path / "report/index.html", tmp_path / "MODEL_CARD.md"
     page.parent.mkdir()
     page.write_text("old")
     card.write_text("old")
     other = tmp_path / "other"
-    shutil.copytree(inputs.predictions, other / "predictions")
-    write_maps(other / "predictions", noisy(masks, seed=1))
-    cut = pd.read_csv(inputs.evaluated / "per_slice.csv").iloc[1:]
-    shutil.copytree(inputs.evaluated, other / "evaluate")
-    cut.to_csv(other / "evaluate/per_slice.csv", index=False)
+    other.mkdir()
     (other / "evaluate.json").write_text("{")
     rows = [
-        ({"predictions": other / "predictions"}, "the predictions are not those that were scored"),
-        ({"evaluated": other / "evaluate"}, "slices were scored, of which"),
+        ({"predictions": other}, "no probability map that can be read"),
+        ({"evaluated": other}, "definitions.csv: cannot be read"),
         ({"metrics": other / "evaluate.json"}, "evaluate.json: cannot be read"),
         ({"trained": other / "none.json"}, "none.json: cannot be read"),
         ({"curves": other}, "loss.tsv: cannot be read"),
@@ -338,7 +318,7 @@ def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
     ]
     for change, message in rows:
         paths = [*inputs._replace(**change), page, card]
-        outcome = run_stage(report.main, paths, *run_names("report"), **PARAMS)
+        outcome = run_stage(report.main, paths, **PARAMS)
         assert outcome.code == 1
         assert message in outcome.error
         assert page.read_text() == card.read_text() == "old"

@@ -11,7 +11,8 @@ import torch
 from segmentation_models_pytorch import Unet
 
 from conftest import ROOT, Data
-from learning.network import DecoderBlock, new_network
+from learning.decoder import DecoderBlock
+from learning.weights import new_network
 from measure import PeakMemory, growth, run_command
 from reference import Slices, make_network, validate
 from scans.manifest import read_manifest

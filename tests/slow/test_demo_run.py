@@ -13,7 +13,8 @@ import numpy as np
 
 from conftest import dvc_environment, git, make_repository, put_into_larger_repository
 from scans.manifest import read_manifest
-from scans.slices import read_image, read_mask, slice_path
+from scans.names import slice_path
+from scans.tiff import read_image, read_mask
 
 
 def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:

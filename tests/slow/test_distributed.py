@@ -17,14 +17,15 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from conftest import QUICK, ROOT, Data, params
+from conftest import QUICK, ROOT, Data, params, section
 from learning.augmentation import augmentation
-from learning.dataset import BatchOrder, SliceDataset, loader
-from learning.network import new_network
+from learning.batches import BatchOrder, loader
+from learning.epochs import validate
 from learning.optimization import make_loss, make_schedule
-from scans.intensity import NONE
+from learning.params import AugmentParams
+from learning.slice_dataset import SliceDataset
+from learning.weights import new_network
 from scans.manifest import read_manifest
-from train import validate
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,7 +38,7 @@ def two_processes(data: Data, encoder: Path, tmp_path: Path) -> TwoProcesses:
         splits: Path = data.splits, n_machines: int = 1, **overrides: Any
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(**(QUICK | overrides))))
-        inputs = [data.images, data.masks, data.intensities, splits, encoder]
+        inputs = [data.intensities, splits, encoder]
         paths = [*inputs, "unet.safetensors", "train"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         if n_machines == 2:
@@ -72,24 +73,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def in_turn(data: Data, splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train in this process alone: both micro-batches of a step, then the mean of the gradients.
 
     Each micro-batch has a network of its own, for the running statistics of batch norm.
     """
     train = settings["train"]
     table = read_manifest(splits)
-    ids = {
-        part: table.loc[table["split"] == part, "slice_id"].tolist() for part in ("train", "val")
-    }
-    sources = (data.images, data.masks)
     dataset = SliceDataset(
-        *sources,
-        ids["train"],
+        table[table["split"] == "train"],
         image_size=train["image_size"],
-        augment=augmentation(**train["augment"]),
+        augment=augmentation(section(AugmentParams)),
         seed=settings["seed"],
     )
+    val = SliceDataset(table[table["split"] == "val"], image_size=train["image_size"])
     orders = [
         BatchOrder(
             len(dataset), train["batch_size"], seed=settings["seed"], rank=rank, world_size=2
@@ -137,10 +134,7 @@ def in_turn(data: Data, splits: Path, encoder: Path, settings: dict[str, Any]) -
             validate(
                 Fabric(accelerator="cpu", devices=1),
                 first,
-                *sources,
-                ids["val"],
-                image_size=train["image_size"],
-                normalization=NONE,
+                val,
                 batch_size=train["batch_size"],
                 workers=0,
             )
@@ -172,7 +166,7 @@ def test_two_processes_equal_one_that_takes_their_micro_batches(
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu in 32-true" in done.stdout
     assert done.stdout.count("epoch 1/2") == 1
-    wanted = in_turn(data, splits, encoder, params(**(QUICK | {"train__learning_rate": 1e-2})))
+    wanted = in_turn(splits, encoder, params(**(QUICK | {"train__learning_rate": 1e-2})))
     folder = tmp_path / "train/plots/metrics"
     loss = pd.read_csv(folder / "train/loss.tsv", sep="\t")["loss"].tolist()
     val_iou = pd.read_csv(folder / "val/iou.tsv", sep="\t")["iou"].tolist()

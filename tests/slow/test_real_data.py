@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import yaml
 
 import evaluate
 import report
-from conftest import ROOT, RunStage, dvc, shared_repository
+from conftest import ROOT, RunStage, dvc, moved, shared_repository
 from page import gallery
 from scans.manifest import read_manifest
+from scans.names import slice_path, sorted_slices
 from scans.probability_maps import write_levels
-from scans.slices import read_mask, slice_path, sorted_slices
+from scans.tiff import read_mask
 from scoring.definitions import COPIED, definitions, trivial_counts
-from scoring.overlap import count_pixels
 from split import assign_folds
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +37,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return shared_repository(tmp_path_factory, "real", run_data_stages)
+
+
+def in_folder(repository: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a manifest whose paths hold wherever a test runs."""
+    slices = repository / "data/slices"
+    return moved(table, image=slices / "images", mask=slices / "masks")
 
 
 def test_the_counts_are_those_published(real: Path) -> None:
@@ -89,9 +94,11 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
         mask = read_mask(slice_path(masks, slice_id))
         write_levels(mask.astype(np.uint8) * 255, maps, slice_id)
     metrics, out = tmp_path / "evaluate.json", tmp_path / "evaluate"
-    paths = [masks, real / "data/splits.csv", real / "data/patients.csv", maps, metrics, out]
+    splits = tmp_path / "splits.csv"
+    in_folder(real, read_manifest(real / "data/splits.csv")).to_csv(splits, index=False)
+    paths = [splits, real / "data/patients.csv", maps, metrics, out]
     options = {"evaluate__resamples": 100, "evaluate__largest_component": False}
-    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", **options)
+    outcome = run_stage(evaluate.main, paths, **options)
     assert outcome.code == 0, outcome.error
     for scores in json.loads(metrics.read_text()).values():
         for name in ("iou", "dice_patient_mean_low", "surface_dice_slice_mean", "detection_auroc"):
@@ -112,26 +119,15 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
 
 def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_path: Path) -> None:
     """Slices are all but its megabyte of scripts and figures; 15 MB is what mail takes."""
-    manifest = read_manifest(real / "data/splits.csv")
+    manifest = in_folder(real, read_manifest(real / "data/splits.csv"))
     tested = manifest[manifest["split"] == "test"]
     masks = real / "data/slices/masks"
-    counts = []
     for slice_id in manifest["slice_id"]:
         mask = read_mask(slice_path(masks, slice_id))
         shifted = np.roll(mask, 3, axis=1)  # so that there are errors to draw
         write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
-        counts.append({"slice_id": slice_id, **count_pixels(shifted, mask)})
     shown = tested[["patient_id"]].drop_duplicates()
-    take = partial(
-        gallery.album,
-        images=real / "data/slices/images",
-        masks=masks,
-        predictions=tmp_path,
-        split="test",
-        threshold=0.5,
-        largest=False,
-    )
-    albums = gallery.albums(shown, manifest, pd.DataFrame(counts), take)
+    albums = gallery.albums(shown, manifest, tmp_path, split="test", threshold=0.5, largest=False)
     assert [len(album) for album in albums] == tested.groupby("patient_id").size().tolist()
     assert sum(len(each["views"]) for album in albums for each in album) == 3 * 860
     assert 5e6 < len(report.script_json(albums)) < 13e6

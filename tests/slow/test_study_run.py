@@ -1,6 +1,5 @@
 """A training of the study leaves its tables, whole, and nothing else."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-import run
+from comparison.study_tables import Study, read_study
 from conftest import SMALL, clone_with_outputs, dvc_environment, put_into_larger_repository
 
 
@@ -29,26 +28,28 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     changed = ["git", "status", "--short", "--untracked-files=all"]
     status = subprocess.run(changed, cwd=folder, capture_output=True, text=True, check=True).stdout
-    kept = folder / "study/runs/tiny/fold/1"
-    assert status.splitlines() == [
-        f"?? {path.relative_to(folder)}" for path in sorted(kept.iterdir())
-    ]
-    assert {path.name for path in kept.iterdir()} == {*run.TABLES.values(), "cost.json"}
-    params = yaml.safe_load((kept / "params.yaml").read_text())
-    assert params["split"]["test_fold"] == 1
-    assert params["train"]["repeat"] == 3
-    assert params["train"]["image_size"] == SMALL["train__image_size"]
-    tables = [pd.read_csv(each / "per_patient.csv") for each in (kept, folder / "metrics/evaluate")]
-    tested = [set(table["patient_id"][table["split"] == "test"]) for table in tables]
-    assert tested[0]
-    assert not tested[0] & tested[1]
-    assert json.loads((kept / "cost.json").read_text())["epochs"] == 1
+    tables = [folder / f"study/{name}.csv" for name in Study._fields]
+    assert sorted(status.splitlines()) == sorted(
+        f" M {path.relative_to(folder.parent)}" for path in tables
+    )
+    study = read_study(*tables)
+    row = study.trainings.loc["tiny/fold/1"]
+    assert (row["split.test_fold"], row["train.repeat"]) == ("1", "3")
+    assert row["train.image_size"] == str(SMALL["train__image_size"])
+    assert row["minutes"] >= 0
+    assert row["images_per_s"] > 0
+    earlier = pd.read_csv(folder / "metrics/evaluate/per_patient.csv")
+    tested = set(study.patients.query("training == 'tiny/fold/1'")["patient_id"])
+    assert len(tested) == int(str(row["n_patients_test"])) > 0
+    assert not tested & set(earlier.query("split == 'test'")["patient_id"])
+    definitions = study.definitions.query("training == 'tiny/fold/1'")
+    assert {"train", "test"} <= set(definitions["split"])
 
     assert take().stdout == ""  # nothing lacks
-    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    before = [path.read_bytes() for path in tables]
     done = take("tiny/fold/1")  # DVC has it: nothing is trained, and its cost stays
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert [path.read_bytes() for path in tables] == before
     done = take("tiny/fold/2")
     assert done.returncode == 2
     assert "has no tiny/fold/2, but tiny/fold/1" in done.stderr

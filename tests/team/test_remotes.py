@@ -119,11 +119,7 @@ def second_clone(first: Path, remote: Remote) -> Path:
 
 @pytest.mark.parametrize(
     "remote",
-    [
-        pytest.param("ssh", marks=needs_ssh),
-        pytest.param("s3", marks=needs_s3),
-        "http",
-    ],
+    [pytest.param("ssh", marks=needs_ssh), pytest.param("s3", marks=needs_s3), "http"],
     indirect=True,
 )
 def test_a_team_shares_everything_and_computes_nothing_twice(remote: Remote, first: Path) -> None:

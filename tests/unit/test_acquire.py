@@ -13,11 +13,9 @@ import pytest
 from filelock import FileLock
 
 import acquire
-from conftest import Outcome, RunStage, run_names
+from conftest import Outcome, RunStage
 from scans import lgg
 from servers import kaggle, serving
-
-NAMES = run_names("acquire")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -42,7 +40,7 @@ def zipped(phantom: Path, *roots: str, extra: dict[str, bytes] | None = None) ->
 
 def run_acquire(run_stage: RunStage, tmp_path: Path, dataset: str, **overrides: object) -> Outcome:
     paths = [tmp_path / "data/raw"]
-    return run_stage(acquire.main, paths, *NAMES, acquire__dataset=dataset, **overrides)
+    return run_stage(acquire.main, paths, acquire__dataset=dataset, **overrides)
 
 
 @pytest.fixture
@@ -135,10 +133,7 @@ def kaggle_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def test_kaggle_is_downloaded_once_and_checked(
-    run_stage: RunStage,
-    published: Path,
-    tmp_path: Path,
-    kaggle_home: Path,
+    run_stage: RunStage, published: Path, tmp_path: Path, kaggle_home: Path
 ) -> None:
     handler = kaggle(zipped(published, "kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/"))
     with serving(handler, 7777):
@@ -251,3 +246,43 @@ def test_an_error_of_the_file_system_is_not_passed_over(
     monkeypatch.setattr(os, "scandir", failing)
     outcome = run_acquire(run_stage, tmp_path, str(raw))
     assert (outcome.code, f"Permission denied: '{patient}'" in outcome.error) == (1, True)
+
+
+def test_the_digest_follows_names_and_bytes_and_not_the_order_on_disk(
+    phantom: Path, tmp_path: Path
+) -> None:
+    wanted = lgg.content_digest(phantom)
+    copy = tmp_path / "copy"
+    for patient in sorted(phantom.iterdir(), reverse=True):
+        if patient.is_dir():
+            shutil.copytree(patient, copy / patient.name)
+    shutil.copy(phantom / "data.csv", copy)
+    assert lgg.content_digest(copy) == wanted
+    scans = sorted(copy.glob("*/*_1.tif"))
+    content = scans[0].read_bytes()
+    scans[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert lgg.content_digest(copy) != wanted
+    scans[0].write_bytes(content)
+    first, second = scans[0].read_bytes(), scans[1].read_bytes()
+    scans[0].write_bytes(second)
+    scans[1].write_bytes(first)
+    assert lgg.content_digest(copy) != wanted
+    scans[0].write_bytes(first)
+    scans[1].write_bytes(second)
+    assert lgg.content_digest(copy) == wanted
+    (scans[0].parent / "more.TIF").touch()
+    assert lgg.content_digest(copy) != wanted
+    (scans[0].parent / "more.TIF").unlink()
+    (copy / "data.csv").write_text("Patient\n")
+    assert lgg.content_digest(copy) != wanted
+
+
+def test_counts_are_told_before_the_digest(phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_files = len(list(phantom.glob("*/*.tif")))
+    assert lgg.differences(phantom) == [
+        "10 patients instead of 110",
+        f"{n_files} TIFF files instead of 7858",
+    ]
+    monkeypatch.setattr(lgg, "N_PATIENTS", 10)
+    monkeypatch.setattr(lgg, "N_FILES", n_files)
+    assert lgg.differences(phantom) == ["other files than those published, by their SHA-256"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import RunStage, params, run_names
+from conftest import RunStage, params
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -52,7 +52,6 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("train", "train.abnormal_share", 0.0, "greater than 0"),
     ("train", "train.abnormal_share", "half", "'natural'"),
     ("train", "train.repeat", -1, "greater than or equal to 0"),
-    ("train", "train.thaw_epochs", -1, "greater than or equal to 0"),
     ("train", "train.encoder_rate", 0.0, "greater than 0"),
     ("train", "train.deterministic", "yes", "valid boolean"),
     ("train", "train.momentum", 0.9, ""),
@@ -86,7 +85,7 @@ def test_a_bad_param_is_refused_before_any_work(
     parameters = inspect.signature(main).parameters.values()
     n_paths = sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters)
     paths = [tmp_path / f"path {number}" for number in range(n_paths)]
-    outcome = run_stage(main, paths, *run_names(stage), **{name.replace(".", "__"): value})
+    outcome = run_stage(main, paths, **{name.replace(".", "__"): value})
     assert outcome.code == 1
     first, *_ = outcome.error.splitlines()
     if wanted:

@@ -8,8 +8,8 @@ import pandas as pd
 
 import build_manifest
 from conftest import Data, Outcome, RunStage
-from scans.manifest import read_manifest
-from scans.slices import read_mask
+from scans.manifest import SPLITS, TEXT, read_manifest
+from scans.tiff import read_mask
 
 COLUMNS = [
     "slice_id", "patient_id", "institution", "slice_number", "image", "mask", "abnormal",
@@ -98,3 +98,21 @@ def test_blank_rows_a_byte_order_mark_and_a_patient_named_na_are_read(tmp_path: 
     clinical = build_manifest.read_clinical(tmp_path / "data.csv")
     assert clinical["case_id"].tolist() == ["NA", "0012"]
     assert clinical["gender"].tolist()[0] == 2
+
+
+def test_names_stay_text_and_counts_numbers(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "slice_id": ["0012_1", "NA_2"],
+            "patient_id": ["0012", "NA"],
+            "institution": ["NA", "1e5"],
+            "image": ["a", "null"],
+            "mask": ["a", "nan"],
+            "abnormal": [0, 1],
+            "tumor_area": [0, 12],
+            "split": list(SPLITS[:2]),
+        }
+    )
+    table.to_csv(tmp_path / "splits.csv", index=False)
+    pd.testing.assert_frame_equal(read_manifest(tmp_path / "splits.csv"), table)
+    assert set(TEXT) <= set(table)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ import predict
 import restructure
 import split
 import train
-from conftest import SIZE, Data, Outcome, RunStage, run_names
-from learning.network import Encoder, Model, build_encoder, new_network, save_tensors
+from conftest import SIZE, Data, Outcome, RunStage
+from learning.network import Encoder, build_encoder
+from learning.weights import Model, new_network, save_tensors
 from pipeline.outputs import file_sha256
 from scans.phantom import write_phantom
 from scans.probability_maps import probability_path
@@ -232,11 +234,7 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
         f"neither a file nor a folder: {{source}}/{P1}/{P1}_99.tif",
     ),
     "pipe": (pipe, "acquire", f"neither a file nor a folder: {{source}}/{P1}/{P1}_99.tif"),
-    "zip with ..": (
-        zipped(extra=("../evil.tif",)),
-        "acquire",
-        "path out of the zip: ../evil.tif",
-    ),
+    "zip with ..": (zipped(extra=("../evil.tif",)), "acquire", "path out of the zip: ../evil.tif"),
     "zip with an absolute path": (
         zipped(extra=("/evil.tif",)),
         "acquire",
@@ -430,19 +428,16 @@ def travel(run_stage: RunStage, source: Path, folder: Path) -> tuple[str, Outcom
     stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
         "acquire": (acquire.main, [raw]),
         "restructure": (restructure.main, [raw, images, masks]),
-        "build_manifest": (
-            build_manifest.main,
-            [images, masks, raw / "data.csv", manifest, table],
-        ),
-        "measure_tissue": (measure_tissue.main, [images, folder / "intensities.csv"]),
+        "build_manifest": (build_manifest.main, [images, masks, raw / "data.csv", manifest, table]),
+        "measure_tissue": (measure_tissue.main, [manifest, folder / "intensities.csv"]),
         "split": (split.main, [manifest, folder / "splits.csv"]),
     }
     overrides = {"acquire__dataset": str(source), "split__folds": 3}
     for name, (main, paths) in stages.items():
-        outcome = run_stage(main, paths, *run_names(name), **overrides)
+        outcome = run_stage(main, paths, **overrides)
         if outcome.code:
-            break
-    return name, outcome
+            return name, outcome
+    return "split", outcome
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -514,25 +509,19 @@ class Files:
         return min(self.predictions.iterdir())
 
     def run(self, run_stage: RunStage, stage: str) -> Outcome:
-        data, out, tables = self.data, self.folder / "out", (self.intensities, self.splits)
+        out, tables = self.folder / "out", (self.intensities, self.splits)
         stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
-            "train": (
-                train.main,
-                [data.images, data.masks, *tables, self.encoder, out / "unet", out / "metrics"],
-            ),
-            "predict": (
-                predict.main,
-                [data.images, *tables, self.encoder, self.unet, out / "maps"],
-            ),
+            "train": (train.main, [*tables, self.encoder, out / "unet", out / "metrics"]),
+            "predict": (predict.main, [*tables, self.encoder, self.unet, out / "maps"]),
             "evaluate": (
                 evaluate.main,
-                [data.masks, self.splits, data.patients, self.predictions, out / "a", out / "b"],
+                [self.splits, self.data.patients, self.predictions, out / "a", out / "b"],
             ),
         }
         main, paths = stages[stage]
         quick = {"compute__device": "cpu", "compute__workers": 0, "train__image_size": 32}
         quick |= {"train__normalize": "z_score"}
-        return run_stage(main, paths, *run_names(stage), **quick)
+        return run_stage(main, paths, **quick)
 
 
 def headed(name: str, header: str) -> Callable[[Files], None]:
@@ -579,14 +568,8 @@ def no_map(files: Files) -> None:
 
 def model_header(**changes: Any) -> Callable[[Files], None]:
     def spoil(files: Files) -> None:
-        header = {
-            "encoder_name": "mobilenet_v2",
-            "encoder_sha256": file_sha256(files.encoder),
-            "encoder_frozen": True,
-            "image_size": 32,
-            "normalize": "none",
-        }
-        save_tensors(load_file(files.unet), header | changes, files.unet)
+        header = Model("mobilenet_v2", file_sha256(files.encoder), True, 32, "none")
+        save_tensors(load_file(files.unet), replace(header, **changes), files.unet)
 
     return spoil
 

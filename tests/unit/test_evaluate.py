@@ -10,9 +10,11 @@ import pytest
 
 import evaluate
 import split
-from conftest import SIZE, Data, RunStage, noisy, write_maps
+from conftest import SIZE, Data, RunStage, noisy, section, write_maps
 from scans.manifest import SPLITS, read_manifest
-from scans.probability_maps import LEVELS, PROBABILITIES, encode, write_levels
+from scans.params import SplitParams
+from scans.probability_maps import PROBABILITIES, encode, write_levels
+from scans.tiff import LEVELS
 from scoring.definitions import COPIED
 from scoring.overlap import dice
 
@@ -38,11 +40,11 @@ def run_evaluate(
     run_stage: RunStage, data: Data, maps: Path, splits: Path | None = None, **options: Any
 ) -> Evaluated:
     out = maps.parent / "evaluate"
-    paths = [data.masks, splits or data.splits, data.patients, maps]
+    paths = [splits or data.splits, data.patients, maps]
     options = {"resamples": 100, "largest_component": False} | options
     overrides = {f"evaluate__{name}": value for name, value in options.items()}
     metrics = out.with_suffix(".json")
-    outcome = run_stage(evaluate.main, [*paths, metrics, out], "seed", "evaluate", **overrides)
+    outcome = run_stage(evaluate.main, [*paths, metrics, out], **overrides)
     assert outcome.code == 0, outcome.error
     files = {path.name: path.read_bytes() for path in [metrics, *sorted(out.iterdir())]}
     tables = {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
@@ -253,8 +255,7 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path, tmp_path: Path
 ) -> None:
     splits = tmp_path / "by_slice.csv"
-    options = {"seed": 1, "folds": 5, "test_fold": 0, "inner_fold": "none", "val_fraction": 0.15}
-    split.main(data.manifest, splits, by="slice", **options)  # type: ignore[arg-type]
+    split.main(data.manifest, splits, seed=1, split=section(SplitParams, by="slice"))
     write_maps(maps, noisy(masks))
     table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]
     rows = table[table["predictor"] == COPIED].set_index("split")
@@ -276,13 +277,13 @@ def test_maps_that_do_not_fit_are_refused(
     write_maps(maps, noisy(masks))
     first = next(iter(masks))
     out = maps.parent / "evaluate"
-    paths = [data.masks, data.splits, data.patients, maps, out.with_suffix(".json"), out]
+    paths = [data.splits, data.patients, maps, out.with_suffix(".json"), out]
     write_levels(np.zeros((3, 4), np.uint8), maps, first)
-    outcome = run_stage(evaluate.main, paths, "seed", "evaluate")
+    outcome = run_stage(evaluate.main, paths)
     assert outcome.code == 1
     assert f"{maps / first}.png: (3, 4) pixels for a mask of (48, 48)" in outcome.error
     (maps / f"{first}.png").unlink()
-    outcome = run_stage(evaluate.main, paths, "seed", "evaluate")
+    outcome = run_stage(evaluate.main, paths)
     assert outcome.code == 1
     assert "no probability map that can be read (FileNotFoundError)" in outcome.error
     assert "`dvc repro --force predict`" in outcome.error
@@ -306,7 +307,7 @@ def test_params_out_of_range_are_refused(
     run_stage: RunStage, data: Data, maps: Path, param: str, value: Any, problem: str
 ) -> None:
     out = maps.parent / "evaluate"
-    paths = [data.masks, data.splits, data.patients, maps, out.with_suffix(".json"), out]
-    outcome = run_stage(evaluate.main, paths, "seed", "evaluate", **{f"evaluate__{param}": value})
+    paths = [data.splits, data.patients, maps, out.with_suffix(".json"), out]
+    outcome = run_stage(evaluate.main, paths, **{f"evaluate__{param}": value})
     assert outcome.code == 1
     assert problem in outcome.error

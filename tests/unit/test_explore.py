@@ -14,9 +14,12 @@ from scipy import ndimage
 import build_manifest
 import explore
 from conftest import SIZE, Data, RunStage
+from exploration.figures import area_figure, hue_figure, location_figure, shares
 from exploration.findings import KINDS
+from exploration.measurements import GRID, HUE_BINS, POSITIONS, Measurements
 from scans.manifest import read_manifest
-from scans.slices import read_image, read_mask, slice_path
+from scans.names import slice_path
+from scans.tiff import LEVELS, read_image, read_mask
 
 TABLES = ["cohort", "findings", "hue", "per_patient", "position", "sequences"]
 FIGURES = ["hue", "intensity", "location", "position", "tumor_area"]
@@ -26,7 +29,7 @@ def test_the_figures_equal_those_counted_by_hand(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [data.images, data.masks, data.manifest, data.patients, metrics, explored]
+    paths = [data.manifest, data.patients, metrics, explored]
     assert run_stage(explore.main, paths).code == 0
     found = json.loads(metrics.read_text())
     slices = read_manifest(data.manifest)
@@ -119,7 +122,7 @@ def test_figures_are_drawn_and_everything_repeats_to_the_byte(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [data.images, data.masks, data.manifest, data.patients, metrics, explored]
+    paths = [data.manifest, data.patients, metrics, explored]
     contents = []
     for _ in range(2):
         assert run_stage(explore.main, paths).code == 0
@@ -154,7 +157,7 @@ def test_what_is_planted_is_reported_with_its_file(
     build_manifest.main(images, masks, data.raw / "data.csv", manifest, patients)
 
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [images, masks, manifest, patients, metrics, explored]
+    paths = [manifest, patients, metrics, explored]
     assert run_stage(explore.main, paths).code == 0
     findings = pd.read_csv(explored / "findings.csv", keep_default_na=False)
     planted = {
@@ -171,3 +174,47 @@ def test_what_is_planted_is_reported_with_its_file(
     found = json.loads(metrics.read_text())
     assert found["findings"]["no_tumor"] == 1
     assert found["findings"] == {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}
+
+
+def measured() -> Measurements:
+    location = np.zeros((GRID, GRID), np.int64)
+    location[-1, 0] = 30  # below, on the left
+    location[0, -1] = 10
+    hue = np.zeros((2, HUE_BINS), np.int64)
+    hue[:, 60] = 2000, 500
+    levels = np.zeros((3, 2, LEVELS), np.int64)
+    return Measurements(location, np.zeros((POSITIONS, 3), np.int64), hue, levels, 4000)
+
+
+def test_the_heat_map_tells_the_share_of_each_side() -> None:
+    [axes, _] = location_figure(measured()).axes
+    assert [text.get_text() for text in axes.texts] == [
+        "left of the image:\n75 % of tumor pixels",
+        "right of the image:\n25 % of tumor pixels",
+    ]
+    assert axes.get_title() == "Where tumors are in the slice, n = 40 pixels"
+    drawn = np.asarray(axes.images[0].get_array())
+    assert drawn[-1, 0] == 750  # per mille, the first row on top
+    assert drawn.sum() == pytest.approx(1000)
+
+
+def test_the_median_of_skewed_areas_is_marked() -> None:
+    figure = area_figure(np.array([0.01, 0.02, 0.12]), np.array([0.005, 0.01]))
+    labels = [axes.get_legend().get_texts()[0].get_text() for axes in figure.axes]  # type: ignore[union-attr]
+    assert labels == ["median 2.0 %", "median 0.8 %"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Tumor of 3 abnormal slices",
+        "Tumor of 2 patients",
+    ]
+
+
+def test_a_histogram_of_few_pixels_is_not_drawn() -> None:
+    figure = hue_figure(measured(), {"A": measured(), "B": measured()})
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [
+        "all institutions, n = 2,000 tumor pixels",
+        "A, n = 2,000 tumor pixels",
+        "B, n = 2,000 tumor pixels",
+    ]
+    assert [line.get_label() for line in shown[0].lines] == ["tumor"]
+    np.testing.assert_array_equal(shares(np.zeros(4, np.int64)), np.zeros(4))

@@ -1,7 +1,5 @@
 """Planted oddities are found, each with its file; a clean volume has none."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +8,10 @@ from exploration import findings
 from exploration.findings import Finding, mask_findings, near_duplicates, thumbnail
 from exploration.measurements import Volume
 
-MASKS = Path("masks")
-
 
 def volume(*masks: np.ndarray) -> Volume:
-    return Volume([f"A_{number + 1}" for number in range(len(masks))], [], list(masks))
+    files = [f"masks/A_{number + 1}.tif" for number in range(len(masks))]
+    return Volume(pd.DataFrame({"patient_id": "A", "mask": files}), [], list(masks))
 
 
 def blob(rows: slice, columns: slice) -> np.ndarray:
@@ -25,9 +22,7 @@ def blob(rows: slice, columns: slice) -> np.ndarray:
 
 def test_a_patient_without_tumor_is_one_finding() -> None:
     empty = np.zeros((30, 40), np.bool_)
-    assert mask_findings("A", volume(empty, empty), MASKS) == [
-        Finding("no_tumor", "masks/A_1.tif", "A", 2, "")
-    ]
+    assert mask_findings(volume(empty, empty)) == [Finding("no_tumor", "masks/A_1.tif", "A", 2, "")]
 
 
 @pytest.mark.parametrize(
@@ -44,22 +39,22 @@ def test_a_mask_on_the_border_is_found_in_its_slice(
     rows: slice, columns: slice, pixels: int
 ) -> None:
     inside = blob(slice(5, 25), slice(5, 35))
-    found = mask_findings("A", volume(inside, inside | blob(rows, columns)), MASKS)
+    found = mask_findings(volume(inside, inside | blob(rows, columns)))
     assert found == [Finding("mask_touches_border", "masks/A_2.tif", "A", pixels, "")]
 
 
 def test_small_components_beside_a_larger_one_are_specks() -> None:
     lesion = blob(slice(5, 15), slice(5, 15))
     one, corner = blob(slice(20, 21), slice(30, 31)), blob(slice(15, 16), slice(15, 16))
-    found = mask_findings("A", volume(lesion | one, lesion | one, lesion | corner), MASKS)
+    found = mask_findings(volume(lesion | one, lesion | one, lesion | corner))
     assert found == [
         Finding("speck", "masks/A_1.tif", "A", 2, ""),  # one component in two slices
         Finding("speck", "masks/A_3.tif", "A", 1, ""),
     ]
     second = blob(slice(20, 25), slice(25, 35))  # of 50 pixels: a lesion
-    assert mask_findings("A", volume(lesion | second), MASKS) == []
+    assert mask_findings(volume(lesion | second)) == []
     small = blob(slice(20, 22), slice(30, 32))
-    assert mask_findings("A", volume(small), MASKS) == []  # all there is
+    assert mask_findings(volume(small)) == []  # all there is
 
 
 def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness() -> None:
@@ -72,10 +67,10 @@ def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness()
     scans.append(scans[5])
     patients = ["A", "A", "A", "B", "B", "B", "C"]
     table = pd.DataFrame(
-        {"slice_id": [f"{p}_{i}" for i, p in enumerate(patients)], "patient_id": patients}
+        {"image": [f"images/{p}_{i}.tif" for i, p in enumerate(patients)], "patient_id": patients}
     )
     thumbnails = np.stack([thumbnail(scan.round().astype(np.uint8)) for scan in scans])
-    found = near_duplicates(table, thumbnails, Path("images"))
+    found = near_duplicates(table, thumbnails)
     assert [f[:3] + f[4:] for f in found] == [
         ("near_duplicate", "images/A_2.tif", "A", "images/B_4.tif")
     ]
@@ -86,9 +81,10 @@ def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness()
 
 def test_two_patients_with_one_slice_twice_are_told_once() -> None:
     scan = np.random.default_rng(4).integers(0, 255, (50, 50, 3)).astype(np.uint8)
-    table = pd.DataFrame({"slice_id": ["A_1", "B_1"], "patient_id": ["A", "B"]})
+    files = ["images/A_1.tif", "images/B_1.tif"]
+    table = pd.DataFrame({"image": files, "patient_id": ["A", "B"]})
     thumbnails = np.stack([thumbnail(scan)] * 2)
-    found = near_duplicates(table, thumbnails, Path("images"))
+    found = near_duplicates(table, thumbnails)
     assert len(found) == 1
     assert found[0].value == pytest.approx(1)
-    assert near_duplicates(table, np.zeros_like(thumbnails), Path("images")) == []
+    assert near_duplicates(table, np.zeros_like(thumbnails)) == []

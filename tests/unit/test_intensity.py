@@ -1,6 +1,7 @@
 """Patients come to one scale of intensity, whatever their scanner made of them."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -8,16 +9,19 @@ import pytest
 
 import measure_tissue
 from conftest import Data
-from learning.dataset import SliceDataset
-from pipeline.command import Refusal
+from learning.slice_dataset import SliceDataset
+from pipeline.refusals import Refusal
 from scans.intensity import (
     NONE,
     STATISTICS,
+    Normalize,
     normalizing_levels,
     read_normalization,
     tissue_statistics,
 )
-from scans.slices import SEQUENCES, patient_of, read_image, slice_path, sorted_slices
+from scans.manifest import read_manifest
+from scans.names import slice_path, sorted_slices
+from scans.tiff import SEQUENCES, read_image
 
 
 def histogram(values: dict[int, int]) -> np.ndarray:
@@ -45,7 +49,7 @@ def test_tissue_is_what_is_brighter_than_the_mean_of_the_volume() -> None:
 def test_a_volume_without_contrast_has_no_tissue_and_stays_as_it_is(level: int) -> None:
     found = tissue_statistics(histogram({level: 9}))
     assert all(np.isnan(value) for value in found.values())
-    for normalize in ("percentile", "median", "z_score"):
+    for normalize in get_args(Normalize)[1:]:
         assert normalizing_levels(found, normalize).tolist() == list(range(256))
 
 
@@ -62,7 +66,7 @@ def test_percentile_and_median_keep_black_and_z_score_gives_mean_and_deviation()
 @pytest.mark.parametrize(
     ("normalize", "contrast"), [("percentile", 50), ("median", 30), ("z_score", 50)]
 )
-def test_a_volume_twice_as_bright_comes_out_the_same(normalize: str, contrast: int) -> None:
+def test_a_volume_twice_as_bright_comes_out_the_same(normalize: Normalize, contrast: int) -> None:
     rng = np.random.default_rng(0)
     dark = np.concatenate([np.zeros(4000, int), rng.normal(60, 15, 6000).clip(0, 127).astype(int)])
     levels = [
@@ -90,30 +94,31 @@ def test_measured_volumes_are_those_of_the_files(data: Data) -> None:
 
 
 def test_a_data_set_normalizes_each_slice_as_its_patient(data: Data) -> None:
-    ids = [name.slice_id for name in sorted_slices(data.images)][::9]
-    normalization = read_normalization(data.intensities, ids, "z_score")
+    rows = read_manifest(data.manifest)[::9]
+    normalization = read_normalization(data.intensities, rows["patient_id"], "z_score")
     table = pd.read_csv(data.intensities).set_index(["patient_id", "sequence"]).to_dict("index")
-    kept = SliceDataset(data.images, data.masks, ids, image_size=48)
-    changed = SliceDataset(data.images, data.masks, ids, image_size=48, normalization=normalization)
-    for position, slice_id in enumerate(ids):
+    kept = SliceDataset(rows, image_size=48)
+    changed = SliceDataset(rows, image_size=48, normalization=normalization)
+    for position, patient_id in enumerate(rows["patient_id"]):
         image, own = kept[0, position, 0][0][:48, :48], changed[0, position, 0][0][:48, :48]
         for channel, sequence in enumerate(SEQUENCES):
-            row = table[patient_of(slice_id), sequence]
+            row = table[patient_id, sequence]
             wanted = 115 + (image[..., channel] - row["tissue_mean"]) * 57 / row["tissue_std"]
             assert np.abs(own[..., channel] - wanted.clip(0, 255)).max() <= 0.51
-    assert NONE(image, ids[-1]) is image
+    assert NONE(image, patient_id) is image
 
 
 def test_the_same_images_give_the_same_table(data: Data, tmp_path: Path) -> None:
-    measure_tissue.main(data.images, tmp_path / "again.csv")
+    measure_tissue.main(data.manifest, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == data.intensities.read_bytes()
 
 
-def test_a_folder_without_slices_leaves_the_table_as_it_was(data: Data, tmp_path: Path) -> None:
+def test_a_manifest_without_slices_leaves_the_table_as_it_was(data: Data, tmp_path: Path) -> None:
+    read_manifest(data.manifest).head(0).to_csv(tmp_path / "manifest.csv", index=False)
     table = tmp_path / "intensities.csv"
     table.write_text("as it was")
     with pytest.raises(Refusal, match="no slices there"):
-        measure_tissue.main(tmp_path, table)
+        measure_tissue.main(tmp_path / "manifest.csv", table)
     assert table.read_text() == "as it was"
 
 
@@ -121,9 +126,9 @@ def test_all_patients_who_were_not_measured_are_named(data: Data, tmp_path: Path
     table = pd.read_csv(data.intensities)
     first = table["patient_id"][0]
     table.drop(index=1).to_csv(tmp_path / "intensities.csv", index=False)
-    slice_ids = ["STRANGER_2", "GUEST_1", f"{first}_1"]
+    patient_ids = ["STRANGER", "GUEST", "GUEST", first]
     with pytest.raises(Refusal) as refusal:
-        read_normalization(tmp_path / "intensities.csv", slice_ids, "percentile")
+        read_normalization(tmp_path / "intensities.csv", patient_ids, "percentile")
     at = f"{tmp_path / 'intensities.csv'}:"
     lacking = [
         f"{at} {patient} has no {each}" for patient in ("GUEST", "STRANGER") for each in SEQUENCES

@@ -1,32 +1,30 @@
 """The study's figures follow from the tables of its trainings, and each patient counts once."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 import join_folds
-from conftest import Outcome, RunStage, run_names
+from comparison.study_tables import COST, add_training
+from conftest import Outcome, RunStage
 from scoring.bootstrap import Bootstrap
 from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
 
 TP = 60  # pixels of each patient
 
 
-def write_run(folder: Path, dice: dict[str, float], **cost: float | str) -> None:
-    """Write a run that was tested on patients with the given Dice; one more was trained on."""
-    folder.mkdir(parents=True)
-    rows: list[dict[str, Any]] = [
-        {"split": "test", "patient_id": f"TCGA_{name}_20000101", "dice": value}
-        for name, value in dice.items()
-    ]
-    rows.append({"split": "train", "patient_id": "TCGA_XX_0000_20000101", "dice": 1.0})
-    table = pd.DataFrame(rows)
+def write_run(study: Path, name: str, dice: dict[str, float], **changes: Any) -> None:
+    """Add a training that was tested on patients with the given Dice to the study's tables.
+
+    `changes` are of its cost, or of its params, named with `__` for the dot.
+    """
+    table = pd.DataFrame({"patient_id": [f"TCGA_{each}_20000101" for each in dice]})
+    table = table.assign(dice=list(dice.values()))
     errors = (2 * TP / table["dice"] - 2 * TP).round().fillna(0).astype(int)  # fp + fn
     table = table.assign(
         n_slices=9,
@@ -39,12 +37,30 @@ def write_run(folder: Path, dice: dict[str, float], **cost: float | str) -> None
         iou=table["dice"] / (2 - table["dice"]),
         **dict.fromkeys(("precision", "recall", "hd95", "surface_dice", "confidence"), 0.5),
     )
-    table.to_csv(folder / "per_patient.csv", index=False)
-    (folder / "cost.json").write_text(json.dumps(cost))
-    kind = folder.parent.parent.name
-    fold, repeat = (folder.name, "0") if kind in ("folds", "institutions") else ("0", folder.name)
-    params = {"split": {"test_fold": fold}, "train": {"epochs": 50, "repeat": repeat}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    kind, _, part = name.split("/")
+    fold, repeat = (part, "0") if kind in ("folds", "institutions") else ("0", part)
+    row = {"split.test_fold": fold, "train.epochs": "50", "train.repeat": repeat}
+    row = dict.fromkeys(COST, "") | row | {k.replace("__", "."): v for k, v in changes.items()}
+    training = pd.DataFrame([{"training": name} | row])
+    scores = pd.DataFrame(columns=["training", "split", "predictor", "micro_iou"])
+    table.insert(0, "training", name)
+    add_training(files(study), [training, table, scores])
+
+
+def files(study: Path) -> list[Path]:
+    return [study / f"{name}.csv" for name in ("trainings", "patients", "definitions")]
+
+
+def rewrite(study: Path, table: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change one of the study's tables; its fields are text."""
+    path = study / f"{table}.csv"
+    change(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+
+def without(study: Path, prefix: str) -> None:
+    """Drop all trainings whose name begins so."""
+    for path in files(study):
+        rewrite(study, path.stem, lambda t: t[~t["training"].str.startswith(prefix)])
 
 
 def drawn(institution: str, n_patients: int, mean: float, seed: int) -> dict[str, float]:
@@ -57,38 +73,39 @@ def write_seen(folder: Path, *lines: str) -> None:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def study(tmp_path: Path) -> Path:
     """Two folds of 12 patients under two recipes, and two candidates, one of them twice."""
-    folder, folds = tmp_path / "runs", [drawn("AB", 12, 0.8, 1), drawn("CD", 12, 0.7, 2)]
+    folder, folds = tmp_path / "study", [drawn("AB", 12, 0.8, 1), drawn("CD", 12, 0.7, 2)]
+    folder.mkdir()
     for number, dice in enumerate(folds):
-        cost = {"minutes": 10.0, "epochs": 50, "images_per_s": 100.0 + number}
-        write_run(folder / f"folds/frozen/{number}", dice, **cost, device="1 × cpu in bf16-mixed")
+        cost = {"minutes": 10.0, "images_per_s": 100.0 + number, "device": "1 × cpu in bf16-mixed"}
+        write_run(folder, f"folds/frozen/{number}", dice, **cost)
         better = {name: value + 0.02 for name, value in dice.items()}
-        write_run(folder / f"folds/thawed/{number}", better)
+        write_run(folder, f"folds/other/{number}", better)
     seen = f"TCGA_CD_0003_20000101,{folds[1]['CD_0003']:.5f},small_lesion,a tumor of 60 pixels"
-    write_seen(tmp_path, seen)
-    write_run(folder / "choices/base/0", folds[0])
-    write_run(folder / "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
-    write_run(folder / "longer/base/0", folds[0])
-    write_run(folder / "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
+    write_seen(folder, seen)
+    write_run(folder, "choices/base/0", folds[0])
+    write_run(folder, "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
+    write_run(folder, "longer/base/0", folds[0])
+    write_run(folder, "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
     return folder
 
 
-def join(run_stage: RunStage, runs: Path) -> Outcome:
-    out = runs.parent
-    paths = [runs, out / "worst.csv", out / "study.json", out / "study"]
-    return run_stage(join_folds.main, paths, *run_names("join_folds"))
+def join(run_stage: RunStage, study: Path) -> Outcome:
+    out = study.parent
+    paths = [*files(study), study / "worst.csv", out / "study.json", out / "joined"]
+    return run_stage(join_folds.main, paths)
 
 
-def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: Path) -> None:
-    assert join(run_stage, runs) == Outcome(0, "")
-    folder = runs.parent / "study"
+def test_figures_are_those_of_all_patients_together(run_stage: RunStage, study: Path) -> None:
+    assert join(run_stage, study) == Outcome(0, "")
+    folder = study.parent / "joined"
     table = pd.read_csv(folder / "out_of_fold.csv")
     assert table["patient_id"].is_unique
     assert table["institution"].value_counts().to_dict() == {"AB": 12, "CD": 12}
     assert (table["fold"] == (table["institution"] == "CD")).all()
-    np.testing.assert_allclose(table["dice_thawed"], table["dice"] + 0.02)
-    written = json.loads((runs.parent / "study.json").read_text())
+    np.testing.assert_allclose(table["dice_other"], table["dice"] + 0.02)
+    written = json.loads((study.parent / "study.json").read_text())
     scores = written["folds"]
     found = scores["frozen"]
     assert found["n_patients"] == 24
@@ -100,7 +117,7 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: P
     assert written["untouched"]["frozen"]["n_patients"] == len(first) == 12
     alone = written["untouched"]["frozen"]["dice_patient_mean"]
     assert alone == pytest.approx(first["dice"].mean(), abs=1e-5)
-    assert "minutes" not in scores["thawed"]
+    assert "minutes" not in scores["other"]
     assert found["dice_patient_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
     assert found["dice_patient_median"] == pytest.approx(table["dice"].median(), abs=1e-5)
     wanted = table["tp"].sum() / table[["tp", "fp", "fn"]].sum().sum()
@@ -113,15 +130,15 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, runs: P
     assert (folder / "figures/dice_by_patient.png").stat().st_size > 10_000
 
 
-def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: Path) -> None:
+def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, study: Path) -> None:
     """Patients differ by 0.05, yet a difference that is the same in all of them has no width.
 
     Repeat 1 of `later` is below that of the base, and above the mean of its two.
     """
     later = {name: value + 0.008 for name, value in drawn("AB", 12, 0.8, 1).items()}
-    write_run(runs / "choices/later/1", later)
-    assert join(run_stage, runs).code == 0
-    rows = pd.read_csv(runs.parent / "study/choices.csv").to_dict("records")
+    write_run(study, "choices/later/1", later)
+    assert join(run_stage, study).code == 0
+    rows = pd.read_csv(study.parent / "joined/choices.csv").to_dict("records")
     names = ["choices/other", "choices/base", "choices/later", "longer/base"]
     assert [row["training"] for row in rows] == names
     other, base, *_ = rows
@@ -135,14 +152,14 @@ def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, runs: P
     assert other["dice_patient_mean_high"] - other["dice_patient_mean_low"] > 0.02
 
 
-def test_a_difference_is_over_the_repeats_that_both_have(run_stage: RunStage, runs: Path) -> None:
+def test_a_difference_is_over_the_repeats_that_both_have(run_stage: RunStage, study: Path) -> None:
     """Of repeats 0 and 1, better by 0.025 and by 0.005; base has no repeat 2."""
     dice = drawn("AB", 12, 0.8, 1)
     for repeat, gain in ((1, 0.015), (2, 0.1)):
-        write_run(runs / f"choices/other/{repeat}", {name: v + gain for name, v in dice.items()})
-    assert join(run_stage, runs).code == 0
+        write_run(study, f"choices/other/{repeat}", {name: v + gain for name, v in dice.items()})
+    assert join(run_stage, study).code == 0
     other = (
-        pd.read_csv(runs.parent / "study/choices.csv").set_index("training").loc["choices/other"]
+        pd.read_csv(study.parent / "joined/choices.csv").set_index("training").loc["choices/other"]
     )
     assert (other["n_repeats"], other["n_repeats_difference"]) == (3, 2)
     assert other["difference"] == pytest.approx(0.015, abs=1e-4)
@@ -150,27 +167,26 @@ def test_a_difference_is_over_the_repeats_that_both_have(run_stage: RunStage, ru
     assert other["difference_repeats_high"] == pytest.approx(0.025, abs=1e-4)
 
 
-def write_inner(folder: Path, inner_fold: int, dice: dict[str, float]) -> None:
-    write_run(folder / str(inner_fold), dice)
-    params = {"split": {"inner_fold": inner_fold}, "train": {"epochs": 15, "repeat": 0}}
-    (folder / str(inner_fold) / "params.yaml").write_text(yaml.safe_dump(params))
+def inner(fold: int) -> dict[str, Any]:
+    return {"split__inner_fold": str(fold), "train__repeat": "0"}
 
 
-def test_inner_folds_are_joined_and_compared(run_stage: RunStage, runs: Path) -> None:
+def test_inner_folds_are_joined_and_compared(run_stage: RunStage, study: Path) -> None:
     for number, (institution, gain) in enumerate({"AB": 0.01, "CD": 0.05}.items()):
         dice = drawn(institution, 12, 0.8, number)
-        write_inner(runs / "inner/base", number, dice)
+        write_run(study, f"inner/base/{number}", dice, **inner(number))
         better = {name: value + gain for name, value in dice.items()}
-        write_inner(runs / "inner/other", number, better)
-    assert join(run_stage, runs).code == 0
-    table = pd.read_csv(runs.parent / "study/choices.csv").set_index("training")
+        write_run(study, f"inner/other/{number}", better, **inner(number))
+    assert join(run_stage, study).code == 0
+    table = pd.read_csv(study.parent / "joined/choices.csv").set_index("training")
     other = table.loc["inner/other"]
     assert (other["n_patients"], other["n_repeats"], other["n_repeats_difference"]) == (24, 1, 1)
     assert other["difference"] == pytest.approx(0.03, abs=1e-4)
     assert 0.015 < other["difference_low"] < 0.03 < other["difference_high"] < 0.045
     for candidate in ("base", "other"):
-        write_inner(runs / "inner" / candidate, 2, {"AB_0003": 0.5, "AB_0004": 0.5})
-    outcome = join(run_stage, runs)
+        twice = {"AB_0003": 0.5, "AB_0004": 0.5}
+        write_run(study, f"inner/{candidate}/2", twice, **inner(2))
+    outcome = join(run_stage, study)
     assert outcome.code == 1
     for candidate in ("base", "other"):
         for patient in ("TCGA_AB_0003_20000101", "TCGA_AB_0004_20000101"):
@@ -178,35 +194,35 @@ def test_inner_folds_are_joined_and_compared(run_stage: RunStage, runs: Path) ->
             assert told in outcome.error
 
 
-def test_folds_alone_are_enough(run_stage: RunStage, runs: Path) -> None:
+def test_folds_alone_are_enough(run_stage: RunStage, study: Path) -> None:
     """No candidates, no institutions, one fold: tables with their headers, and whole numbers."""
     for kind in ("choices", "longer"):
-        shutil.rmtree(runs / kind)
-    assert join(run_stage, runs).code == 0
-    folder = runs.parent / "study"
+        without(study, kind)
+    assert join(run_stage, study).code == 0
+    folder = study.parent / "joined"
     for name in ("choices", "by_institution", "institutions"):
         table = pd.read_csv(folder / f"{name}.csv")
         assert table.empty
         assert len(table.columns) >= 2
-    write_run(runs / "choices/base/0", drawn("AB", 12, 0.8, 1))
-    assert join(run_stage, runs).code == 0
+    write_run(study, "choices/base/0", drawn("AB", 12, 0.8, 1))
+    assert join(run_stage, study).code == 0
     assert (folder / "choices.csv").read_text().splitlines()[1].endswith(",1,0,12")
 
 
-def test_a_patient_without_tumor_counts_and_has_no_dice(run_stage: RunStage, runs: Path) -> None:
-    write_run(runs / "folds/frozen/2", {"EF_0001": np.nan})
-    assert join(run_stage, runs).code == 0
-    found = json.loads((runs.parent / "study.json").read_text())["folds"]["frozen"]
+def test_a_patient_without_tumor_counts_and_has_no_dice(run_stage: RunStage, study: Path) -> None:
+    write_run(study, "folds/frozen/2", {"EF_0001": np.nan})
+    assert join(run_stage, study).code == 0
+    found = json.loads((study.parent / "study.json").read_text())["folds"]["frozen"]
     assert (found["n_patients"], found["n_patients_dice"]) == (25, 24)
-    wanted = pd.read_csv(runs.parent / "study/out_of_fold.csv")["dice"].mean()
+    wanted = pd.read_csv(study.parent / "joined/out_of_fold.csv")["dice"].mean()
     assert found["dice_patient_mean"] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, runs: Path) -> None:
-    write_run(runs / "institutions/frozen/0", drawn("AB", 12, 0.8, 1))
-    write_run(runs / "institutions/frozen/1", drawn("EZ", 1, 0.8, 1))
-    assert join(run_stage, runs).code == 0
-    many, few = pd.read_csv(runs.parent / "study/by_institution.csv").to_dict("records")
+def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, study: Path) -> None:
+    write_run(study, "institutions/frozen/0", drawn("AB", 12, 0.8, 1))
+    write_run(study, "institutions/frozen/1", drawn("EZ", 1, 0.8, 1))
+    assert join(run_stage, study).code == 0
+    many, few = pd.read_csv(study.parent / "joined/by_institution.csv").to_dict("records")
     assert (many["institution"], many["n_patients"]) == ("AB", 12)
     assert many["dice_patient_mean_low"] < many["dice_patient_mean"]
     assert (few["institution"], few["n_patients"]) == ("EZ", 1)
@@ -215,15 +231,15 @@ def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, r
 
 
 def test_a_left_out_institution_is_compared_patient_by_patient(
-    run_stage: RunStage, runs: Path
+    run_stage: RunStage, study: Path
 ) -> None:
     """With the Dice of the same patients out of fold, as far as they have one."""
     known = drawn("AB", 12, 0.8, 1)
     loss = {name: 0.02 + 0.01 * (number % 2) for number, name in enumerate(known)}
-    write_run(runs / "institutions/frozen/0", {name: known[name] - loss[name] for name in known})
-    write_run(runs / "institutions/frozen/1", {"EZ_0001": 0.8})
-    assert join(run_stage, runs).code == 0
-    folder = runs.parent / "study"
+    write_run(study, "institutions/frozen/0", {name: known[name] - loss[name] for name in known})
+    write_run(study, "institutions/frozen/1", {"EZ_0001": 0.8})
+    assert join(run_stage, study).code == 0
+    folder = study.parent / "joined"
     many, other = pd.read_csv(folder / "by_institution.csv").to_dict("records")
     assert many["difference"] == pytest.approx(-0.025, abs=1e-4)
     assert -0.03 < many["difference_low"] < -0.025 < many["difference_high"] < -0.02
@@ -231,46 +247,44 @@ def test_a_left_out_institution_is_compared_patient_by_patient(
     assert np.isnan(other["difference"])
     table = pd.read_csv(folder / "institutions.csv").dropna(subset="difference")
     np.testing.assert_allclose(table["dice_out_of_fold"], list(known.values()), atol=1e-4)
-    written = json.loads((runs.parent / "study.json").read_text())["institutions"]["frozen"]
+    written = json.loads((study.parent / "study.json").read_text())["institutions"]["frozen"]
     assert written["difference"] == pytest.approx(-0.025, abs=1e-4)
     assert (written["n_patients_dice"], written["n_patients_difference"]) == (13, 12)
 
 
-def test_the_worst_patients_make_up_a_share_of_the_error(run_stage: RunStage, runs: Path) -> None:
-    assert join(run_stage, runs).code == 0
-    table = pd.read_csv(runs.parent / "study/worst.csv")
-    everyone = pd.read_csv(runs.parent / "study/out_of_fold.csv")
+def test_the_worst_patients_make_up_a_share_of_the_error(run_stage: RunStage, study: Path) -> None:
+    assert join(run_stage, study).code == 0
+    table = pd.read_csv(study.parent / "joined/worst.csv")
+    everyone = pd.read_csv(study.parent / "joined/out_of_fold.csv")
     assert table["dice"].tolist() == sorted(everyone["dice"])[:10]
     np.testing.assert_allclose(
         table["share"], (1 - table["dice"]) / (1 - everyone["dice"]).sum(), atol=1e-4
     )
     [seen] = table.dropna(subset="seen").to_dict("records")
     assert (seen["patient_id"], seen["kind"]) == ("TCGA_CD_0003_20000101", "small_lesion")
-    shares = json.loads((runs.parent / "study.json").read_text())["worst"]
+    shares = json.loads((study.parent / "study.json").read_text())["worst"]
     assert shares["small_lesion"] == pytest.approx(seen["share"], abs=1e-5)
     assert sum(shares.values()) == pytest.approx(table["share"].sum(), abs=1e-4)
     assert set(shares) == {"small_lesion", "not_looked_at"}
 
 
-def write_starting(runs: Path) -> None:
-    """Write what a training by slice leaves, its network better than copied masks."""
+def write_starting(study: Path) -> None:
+    """Add a training by slice, its network better than copied masks."""
     scored = [("train", NETWORK, 0.9), ("test", NETWORK, 0.8), ("test", COPIED, 0.7)]
     for split in ("train", "test"):
         scored += [(split, EMPTY, 0.0), (split, REFERENCE, 1.0)]
-    rows = [
-        {"name": f"{name} ({split})", "split": split, "predictor": name, "micro_iou": value}
-        for split, name, value in scored
-    ]
-    (runs / "starting").mkdir()
-    table = pd.DataFrame(rows).assign(n_slices=393)
-    table.to_csv(runs / "starting/definitions.csv", index=False)
-    (runs / "starting/cost.json").write_text("{}")
+    write_run(study, "starting/x/0", {"ZZ_0001": 0.5})
+    for path in files(study):
+        rewrite(study, path.stem, lambda t: t.replace({"training": {"starting/x/0": "starting"}}))
+    rows = pd.DataFrame(scored, columns=["split", "predictor", "micro_iou"])
+    rows = rows.assign(training="starting", n_slices=393)
+    rewrite(study, "definitions", lambda t: pd.concat([t, rows]))
 
 
-def test_the_starting_recipe_stands_beside_copied_masks(run_stage: RunStage, runs: Path) -> None:
-    write_starting(runs)
-    assert join(run_stage, runs).code == 0
-    scores = json.loads((runs.parent / "study.json").read_text())["starting"]
+def test_the_starting_recipe_stands_beside_copied_masks(run_stage: RunStage, study: Path) -> None:
+    write_starting(study)
+    assert join(run_stage, study).code == 0
+    scores = json.loads((study.parent / "study.json").read_text())["starting"]
     assert {
         split: {predictor: values.pop("micro_iou") for predictor, values in predictors.items()}
         for split, predictors in scores.items()
@@ -281,110 +295,105 @@ def test_the_starting_recipe_stands_beside_copied_masks(run_stage: RunStage, run
     assert scores["test"]["copied_mask"] == {"n_slices": 393}
 
 
-def by_patient(runs: Path) -> None:
-    write_starting(runs)
-    path = runs / "starting/definitions.csv"
-    kept = [line for line in path.read_text().splitlines(keepends=True) if COPIED not in line]
-    path.write_text("".join(kept))
+def by_patient(study: Path) -> None:
+    write_starting(study)
+    rewrite(study, "definitions", lambda t: t[t["predictor"] != COPIED])
 
 
-def twice(runs: Path) -> None:
-    write_run(runs / "folds/frozen/2", {"AB_0003": 0.5, "AB_0004": 0.5})
+def tested_twice(study: Path) -> None:
+    write_run(study, "folds/frozen/2", {"AB_0003": 0.5, "AB_0004": 0.5})
 
 
-def without_a_column(runs: Path) -> None:
-    path = runs / "folds/frozen/0/per_patient.csv"
-    path.write_text(path.read_text().replace("fp_healthy", "fp_anywhere"))
+def set_field(table: str, name: str, column: str, value: str) -> Callable[[Path], None]:
+    """Set a field in all rows of a training."""
+
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        rows.loc[rows["training"] == name, column] = value
+        return rows
+
+    return lambda study: rewrite(study, table, change)
 
 
-def of_no_kind(runs: Path) -> None:
+def renamed(column: str) -> Callable[[Path], None]:
+    return lambda study: rewrite(study, "patients", lambda t: t.rename(columns={column: "x"}))
+
+
+def of_no_kind(study: Path) -> None:
     twice = "TCGA_AB_0003_20000101,0.8,missed,"
-    write_seen(runs.parent, twice, twice, "TCGA_AB_0004_20000101,0.8,bad luck,")
+    write_seen(study, twice, twice, "TCGA_AB_0004_20000101,0.8,bad luck,")
 
 
-def long_ago(runs: Path) -> None:
-    write_seen(runs.parent, "TCGA_AB_0003_20000101,0.1,missed,", "TCGA_ZZ_1_20000101,0.2,missed,")
+def long_ago(study: Path) -> None:
+    write_seen(study, "TCGA_AB_0003_20000101,0.1,missed,", "TCGA_ZZ_1_20000101,0.2,missed,")
 
 
-def another_recipe(runs: Path) -> None:
-    path = runs / "folds/frozen/1/params.yaml"
-    path.write_text(path.read_text().replace("epochs: 50", "epochs: 49"))
-
-
-def another_candidate(runs: Path) -> None:
-    path = runs / "choices/base/1/params.yaml"
-    path.write_text(path.read_text().replace("test_fold: '0'", "test_fold: '3'"))
-
-
-def text_for_a_number(runs: Path) -> None:
-    path = runs / "folds/frozen/0/per_patient.csv"
-    path.write_text(path.read_text().replace(f",{TP},", ",many,"))
-
-
-def others(runs: Path) -> None:
-    write_run(runs / "choices/strangers/0", {"EF_0001": 0.5})
+def others(study: Path) -> None:
+    write_run(study, "choices/strangers/0", {"EF_0001": 0.5})
 
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (twice, "TCGA_AB_0003_20000101 is tested in folds 0, 2"),
-        (twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
-        (without_a_column, "0/per_patient.csv: no table of patients"),
-        (by_patient, "starting/definitions.csv: no table of definitions"),
+        (tested_twice, "TCGA_AB_0003_20000101 is tested in folds 0, 2"),
+        (tested_twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
+        (renamed("fp_healthy"), "patients.csv: not a table of the study"),
+        (by_patient, "no definitions of starting for ('test', "),
         (of_no_kind, "TCGA_AB_0004_20000101 is of the kind 'bad luck'"),
         (of_no_kind, "TCGA_AB_0003_20000101 stands there twice"),
-        (
-            lambda runs: (runs.parent / "worst.csv").write_text("a,b"),
-            "no table of patients looked at",
-        ),
+        (lambda study: (study / "worst.csv").write_text("a,b"), "no table of patients looked at"),
         (long_ago, "TCGA_AB_0003_20000101 was looked at with a Dice of 0.1; it is 0."),
         (long_ago, "TCGA_ZZ_1_20000101 was looked at with a Dice of 0.2; it is not there"),
-        (another_recipe, "frozen/1: train.epochs is 49, in 0 50"),
-        (another_candidate, "base/1: split.test_fold is 3, in 0 0"),
-        (text_for_a_number, "0/per_patient.csv: no table of patients"),
-        (lambda runs: (runs / "folds/frozen/1/per_patient.csv").unlink(), "1/per_patient.csv: no"),
-        (lambda runs: (runs / "folds/frozen/0/cost.json").write_text("{"), "cost.json: cannot"),
         (
-            lambda runs: (runs / "folds/frozen/0/cost.json").write_text('{"hours": 1}'),
-            "no table of costs (KeyError('minutes'))",
+            set_field("trainings", "folds/frozen/1", "train.epochs", "49"),
+            "folds/frozen/1: train.epochs is 49, in folds/frozen/0 50",
         ),
-        (lambda runs: (runs / "folds/frozen/0/params.yaml").unlink(), "0/params.yaml: no params"),
         (
-            lambda runs: (runs / "folds/frozen/0/params.yaml").write_text("text"),
-            "0/params.yaml: no params",
+            set_field("trainings", "choices/base/1", "split.test_fold", "3"),
+            "choices/base/1: split.test_fold is 3, in choices/base/0 0",
         ),
+        (
+            set_field("patients", "folds/frozen/0", "tp", "many"),
+            "patients.csv: not a table of the study",
+        ),
+        (
+            set_field("patients", "folds/frozen/1", "training", "x"),
+            "patients.csv: no patient of folds/frozen/1",
+        ),
+        (
+            set_field("trainings", "folds/frozen/1", "training", "folds/frozen/0"),
+            "trainings.csv: folds/frozen/0 is listed twice",
+        ),
+        (
+            set_field("trainings", "folds/frozen/0", "minutes", "long"),
+            "trainings.csv: not a table of the study",
+        ),
+        (lambda study: (study / "patients.csv").unlink(), "patients.csv: not a table of the study"),
+        (lambda study: (study / "trainings.csv").write_text(""), "trainings.csv: not a table"),
         (others, "choices/strangers: repeat 0 tests other patients than base"),
         (
-            lambda runs: (runs / "choices/other/0/params.yaml").write_text("train: {repeat: 5}"),
+            set_field("trainings", "choices/other/0", "train.repeat", "5"),
             "choices/other: none of the repeats of base, 0, 1",
         ),
-        (
-            lambda runs: (runs / "choices/base").rename(runs / "x"),
-            "base is not among the candidates other",
-        ),
-        (
-            lambda runs: (runs / "folds/frozen").rename(runs / "x"),
-            "folds/frozen: no training there",
-        ),
+        (lambda study: without(study, "choices/base"), "base is not among the candidates other"),
+        (lambda study: without(study, "folds/frozen"), "folds/frozen: no training of that name"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(
-    run_stage: RunStage, runs: Path, spoil: Any, told: str
+    run_stage: RunStage, study: Path, spoil: Any, told: str
 ) -> None:
-    spoil(runs)
-    outcome = join(run_stage, runs)
+    spoil(study)
+    outcome = join(run_stage, study)
     assert outcome.code == 1
     assert told in outcome.error
-    left = {path.name for path in runs.parent.iterdir()}
-    assert left == {"runs", "worst.csv", "params.yaml"}
+    left = {path.name for path in study.parent.iterdir()}
+    assert left == {"study", "params.yaml"}
 
 
-def test_the_same_tables_give_the_same_bytes(run_stage: RunStage, runs: Path) -> None:
+def test_the_same_tables_give_the_same_bytes(run_stage: RunStage, study: Path) -> None:
     written = []
     for _ in range(2):
-        assert join(run_stage, runs).code == 0
-        files = sorted((runs.parent / "study").rglob("*.*"))
-        written.append([path.read_bytes() for path in [*files, runs.parent / "study.json"]])
+        assert join(run_stage, study).code == 0
+        files = sorted((study.parent / "joined").rglob("*.*"))
+        written.append([path.read_bytes() for path in [*files, study.parent / "study.json"]])
     assert len(written[0]) == 7
     assert written[0] == written[1]

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from conftest import SIZE
+from scans.names import sorted_slices
 from scans.phantom import make_volume, write_phantom
-from scans.slices import read_image, read_mask, sorted_slices
+from scans.tiff import read_image, read_mask
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from comparison.candidates import read_dice
-from comparison.study_tables import subfolders
+from comparison.out_of_fold import PUBLISHED_MEAN, PUBLISHED_MEDIAN
+from comparison.study_tables import Study, read_study, recipes
 from conftest import ROOT
-from join_folds import PUBLISHED_MEAN, PUBLISHED_MEDIAN
 from page.glossary import DEFINITIONS
 
 PAGES = ("README.md", "docs/study.md")
@@ -23,6 +23,7 @@ SEQUENCES = ("FLAIR alone", "pre-contrast and FLAIR", "all three")
 # The definitions that can give the starting recipe's 0.42 on train and 0.40 on test.
 POSSIBLE = {"slice_iou_abnormal", "batch_iou", "micro_iou", "patient_iou_mean"}
 STUDY = json.loads((ROOT / "metrics/study.json").read_text())
+TABLES = read_study(*(ROOT / f"study/{name}.csv" for name in Study._fields))
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_institutions_are_told_as_they_came_out(told: dict[str, list[str]]) -> N
         assert f"`{patient}` {said.format(before, now)}" in text
     largest = patients[patients["institution"] == "DU"]["difference"]
     assert f"In DU {(largest < 0).sum()} of {len(largest)} patients lose." in text
-    runs = ROOT / "study/runs"
+    trained_on = TABLES.trainings["n_patients_train"]
     without_du, without_ht, fold = (
-        (pd.read_csv(runs / name / "per_patient.csv")["split"] == "train").sum()
+        trained_on[name]
         for name in ("institutions/frozen/1", "institutions/frozen/4", "folds/frozen/0")
     )
     learned = (
@@ -123,7 +124,7 @@ def test_candidates_are_told_as_they_came_out(told: dict[str, list[str]]) -> Non
 
 
 def test_what_a_seed_does_is_told_with_its_figures() -> None:
-    dice = read_dice(subfolders(ROOT / "study/runs/choices"))
+    dice = read_dice(TABLES, recipes(TABLES, "choices"))
     base, unnormalized, largest = (dice[name] for name in ("base", "unnormalized", "largest"))
     assert list(base) == list(unnormalized) == list(largest) == ["0", "1", "2"]
     readme, page = map(prose, PAGES)

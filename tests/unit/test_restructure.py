@@ -8,7 +8,7 @@ from PIL import Image
 
 import restructure
 from conftest import Outcome, RunStage
-from scans.slices import sorted_slices
+from scans.names import sorted_slices
 
 P1 = "PHANTOM_P1_0001_20000101"
 P2 = "PHANTOM_P2_0002_20000101"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.command import Refusal
-from scans.slices import SliceName, case_id, institution, read_image, read_mask, sorted_slices
+from pipeline.refusals import Refusal
+from scans.names import SliceName, case_id, institution, sorted_slices
+from scans.tiff import read_image, read_mask
 
 
 def test_slices_sort_by_patient_and_number(tmp_path: Path) -> None:

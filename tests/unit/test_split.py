@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import split
-from conftest import Data, RunStage
-from pipeline.command import Refusal
+from conftest import Data, RunStage, section
+from pipeline.refusals import Refusal
 from scans.manifest import read_manifest
-from split import check_split, split_manifest
+from scans.params import SplitParams
+from split import check_split
 
 DEFAULTS: dict[str, Any] = {
     "by": "patient",
@@ -23,6 +24,13 @@ DEFAULTS: dict[str, Any] = {
     "val_fraction": 0.15,
     "seed": 1,
 }
+
+
+def split_manifest(
+    manifest: pd.DataFrame, *, seed: int, test_fold: int = 0, **changes: Any
+) -> pd.DataFrame:
+    params = section(SplitParams, **changes)
+    return split.split_manifest(manifest, params, test_fold=test_fold, seed=seed)
 
 
 def make_manifest(n_patients: int, seed: int = 0) -> pd.DataFrame:
@@ -163,14 +171,10 @@ def test_a_patient_on_two_sides_is_an_error() -> None:
     ],
 )
 def test_impossible_splits_are_refused(
-    run_stage: RunStage,
-    data: Data,
-    tmp_path: Path,
-    overrides: dict[str, Any],
-    message: str,
+    run_stage: RunStage, data: Data, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
     paths = [data.manifest, tmp_path / "splits.csv"]
-    outcome = run_stage(split.main, paths, "seed", "split", **overrides)
+    outcome = run_stage(split.main, paths, **overrides)
     assert outcome.code == 1
     assert message in outcome.error
     assert "Traceback" not in outcome.error
@@ -182,7 +186,7 @@ def test_a_side_without_tumor_is_refused(run_stage: RunStage, data: Data, tmp_pa
     manifest["abnormal"] = 0
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
     paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
-    outcome = run_stage(split.main, paths, "seed", "split")
+    outcome = run_stage(split.main, paths)
     assert outcome.code == 1
     assert "no abnormal slice in train\nno abnormal slice in val\nno abnormal slice in test\n" in (
         outcome.error
@@ -221,12 +225,12 @@ def test_an_inner_fold_leaves_out_what_is_tested_and_tests_the_rest_once(
     for inner_fold in range(5):
         paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
         overrides = {"split__test_fold": 2, "split__inner_fold": inner_fold}
-        assert run_stage(split.main, paths, "seed", "split", **overrides).code == 0
+        assert run_stage(split.main, paths, **overrides).code == 0
         splits = read_manifest(tmp_path / "splits.csv")
         assert set(splits["patient_id"]) == set(manifest["patient_id"]) - left_out
         assert splits.groupby("patient_id")["split"].nunique().max() == 1
         tested.update(splits["patient_id"][splits["split"] == "test"].unique())
     assert set(tested.values()) == {1}
     assert set(tested) == set(manifest["patient_id"]) - left_out
-    outcome = run_stage(split.main, paths, "seed", "split", split__inner_fold=5)
+    outcome = run_stage(split.main, paths, split__inner_fold=5)
     assert "error: split.inner_fold is 5; with 5 folds use 0 to 4" in outcome.error

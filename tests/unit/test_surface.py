@@ -11,7 +11,15 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from scoring.surface import TOLERANCE, hd95, surface_dice
+from scoring.surface import TOLERANCE, surface_scores
+
+
+def hd95(predicted: np.ndarray, mask: np.ndarray) -> float:
+    return surface_scores(predicted, mask)["hd95"]
+
+
+def surface_dice(predicted: np.ndarray, mask: np.ndarray) -> float:
+    return surface_scores(predicted, mask)["surface_dice"]
 
 
 def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:

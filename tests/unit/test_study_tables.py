@@ -3,12 +3,14 @@
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 import run
+from comparison.study_tables import COST, add_training, as_text, read_study
 from conftest import ROOT
-from pipeline.dotted import leaves
+from pipeline.params import leaves
 
 
 def test_overrides_are_what_dvc_takes() -> None:
@@ -35,7 +37,6 @@ def test_the_cost_is_that_of_the_train_stage() -> None:
     lines = [(30.0 * number, line) for number, line in enumerate(TOLD)]
     assert run.cost(lines) == {
         "minutes": 2.5,
-        "epochs": 3,
         "images_per_s": 90.0,
         "device": "1 × cpu in bf16-mixed",
     }
@@ -62,17 +63,36 @@ def test_every_run_is_named_once_and_fits_params() -> None:
 
 
 def test_what_is_kept_is_what_is_listed() -> None:
-    """Each kept training has the params that its name stands for, and tables that it is of."""
+    """Each row has the params that its name stands for, as far as they are still params."""
     runs = yaml.safe_load(run.RUNS.read_text())
-    kept = [path.parent for path in sorted(run.KEPT.rglob("params.yaml"))]
-    assert {str(folder.relative_to(run.KEPT)) for folder in kept} <= runs.keys()
-    for folder in kept:
-        name = str(folder.relative_to(run.KEPT))
-        found = dict(leaves(yaml.safe_load((folder / "params.yaml").read_text())))
-        wanted = dict(leaves(runs[name]))
-        assert {key: found[key] for key in wanted} == wanted, name
-        epochs = len((folder / "train_loss.tsv").read_text().splitlines()) - 1
-        assert epochs == found["train.epochs"], name
+    rows = read_study(*run.TABLES).trainings
+    listed = [name for name in rows.index if name in runs]
+    assert len(listed) > 40
+    for name in listed:
+        wanted = {param: as_text(value) for param, value in leaves(runs[name])}
+        assert {param: rows.loc[name, param] for param in wanted} == wanted, name
+
+
+def test_rows_replace_those_of_the_same_training(tmp_path: Path) -> None:
+    """The others keep their bytes; a param that is new is blank in the rows before it."""
+    tables = [pd.DataFrame({"training": ["b"], "x.y": ["0.10"]})] * 3
+    files = [tmp_path / f"{n}.csv" for n in range(3)]
+    add_training(files, tables)
+    add_training(files, [table.assign(training="a", new="1") for table in tables])
+    add_training(files, [table.assign(**{"x.y": "0.30"}) for table in tables])
+    assert {file.read_text() for file in files} == {"training,x.y,new\na,0.10,1\nb,0.30,\n"}
+
+
+def test_a_cost_is_kept_where_the_same_training_came_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"training": "a", "minutes": "2.5", "images_per_s": "90", "device": "cpu", "x.y": "1"}
+    monkeypatch.setattr(run, "TABLES", [tmp_path / "trainings.csv"])
+    again = pd.DataFrame([row | dict.fromkeys(COST, "")])
+    assert run.kept_cost(again) == {}
+    pd.DataFrame([row]).to_csv(run.TABLES[0], index=False)
+    assert run.kept_cost(again) == {name: row[name] for name in COST}
+    assert run.kept_cost(again.assign(**{"x.y": "2"})) == {}
 
 
 @pytest.mark.parametrize("place", ["the path of the cache", "the settings of Git"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from learning.optimization import Schedule, make_loss, make_schedule
+from learning.optimization import make_loss, make_schedule
+from learning.params import Schedule
 
 
 def test_bce_dice_learns_on_a_batch_without_tumor() -> None:
@@ -25,8 +26,7 @@ def test_bce_dice_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "last"),
-    [("one_cycle", 1 / 25, 0), ("cosine", 1, 0), ("constant", 1, 1)],
+    ("name", "first", "last"), [("one_cycle", 1 / 25, 0), ("cosine", 1, 0), ("constant", 1, 1)]
 )
 @pytest.mark.parametrize("n_steps", [1, 2, 30])
 def test_schedules_begin_and_end_where_they_should(

@@ -1,40 +1,24 @@
-"""Slices as the network takes them: normalized, fitted into a square, augmented, in batches."""
+"""Batches of slices: their order, their workers, and how they are put together."""
 
 import os
+import signal
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import NamedTuple, cast
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.command import interrupt_held_back
-from scans.intensity import NONE, Normalization
-from scans.slices import read_image, read_mask, slice_path
+from learning.params import Workers
+from learning.slice_dataset import Item, Key, SliceDataset
 
-if TYPE_CHECKING:
-    import albumentations  # slow to import, and not needed for prediction
-
-STRIDE = 32  # the encoder halves a slice five times
 MOST_WORKERS = 16
-# A slice is too small to be shared among threads: they would only take cores from the network.
-cv2.setNumThreads(1)
-
-# Processes that load slices; `auto`: one for each core.
-Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
-
-# Which slice an item is: epoch, position, and how often that epoch had drawn the slice before.
-Key = tuple[int, int, int]
-# A fitted scan (S, S, 3), its fitted mask (S, S), the mask at its own size (H, W), the slice's id.
-Item = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_], str]
 
 
 class Batch(NamedTuple):
@@ -44,96 +28,6 @@ class Batch(NamedTuple):
     masks: torch.Tensor  # (N, S, S) uint8, 1 on tumor
     own_masks: list[NDArray[np.bool_]]  # N of (H, W), as in the file
     slice_ids: list[str]
-
-
-def fitted_size(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Return height and width scaled so that the longer one is `image_size`."""
-    scale = image_size / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def padded_size(image_size: int) -> int:
-    """Return `image_size` rounded up to a multiple of 32."""
-    return -(-image_size // STRIDE) * STRIDE
-
-
-def fit(pixels: NDArray[np.uint8], image_size: int, interpolation: int) -> NDArray[np.uint8]:
-    """Return a scan or mask scaled to `image_size`, padded with 0 below and to the right.
-
-    (H, W, ...) becomes (S, S, ...) with S = padded_size(image_size); unfit is the way back.
-    """
-    height, width = fitted_size(pixels.shape[0], pixels.shape[1], image_size)
-    if (height, width) != pixels.shape[:2]:
-        pixels = np.asarray(
-            cv2.resize(pixels, (width, height), interpolation=interpolation), dtype=np.uint8
-        )
-    size = padded_size(image_size)
-    margins = [(0, size - height), (0, size - width)] + [(0, 0)] * (pixels.ndim - 2)
-    return np.pad(pixels, margins)
-
-
-def unfit(logits: torch.Tensor, height: int, width: int, image_size: int) -> torch.Tensor:
-    """Return logits (S, S) of a fitted slice at the slice's own size, (H, W), bilinear."""
-    rows, columns = fitted_size(height, width, image_size)
-    logits = logits[:rows, :columns]
-    if (rows, columns) == (height, width):
-        return logits
-    scaled = torch.nn.functional.interpolate(
-        logits[None, None].float(), (height, width), mode="bilinear", align_corners=False
-    )
-    return scaled[0, 0]
-
-
-def slice_seed(seed: int, epoch: int, slice_id: str, n_before: int) -> int:
-    """Return the seed of a slice's augmentation, in [0, 2**32).
-
-    `n_before` is how often the epoch had drawn the slice before.
-    """
-    entropy = [seed, epoch, zlib.crc32(slice_id.encode()), n_before]
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-class SliceDataset(Dataset[Item]):
-    """Scans and masks of the given slices, read and fitted one by one; without masks, empty ones.
-
-    What augmentation draws follows from the seed, the epoch, the slice and how often the epoch had
-    drawn it before, whichever worker loads it.
-    """
-
-    def __init__(
-        self,
-        images: Path,
-        masks: Path | None,
-        slice_ids: Sequence[str],
-        *,
-        image_size: int,
-        normalization: Normalization = NONE,
-        augment: "albumentations.Compose | None" = None,
-        seed: int = 0,
-    ) -> None:
-        self.images, self.masks, self.slice_ids = images, masks, list(slice_ids)
-        self.image_size, self.normalization = image_size, normalization
-        self.augment, self.seed = augment, seed
-
-    def __len__(self) -> int:
-        return len(self.slice_ids)
-
-    def __getitem__(self, key: Key) -> Item:
-        epoch, position, n_before = key
-        slice_id = self.slice_ids[position]
-        image = read_image(slice_path(self.images, slice_id))
-        own_mask = (
-            read_mask(slice_path(self.masks, slice_id))
-            if self.masks
-            else np.zeros(image.shape[:2], dtype=np.bool_)
-        )
-        image = fit(self.normalization(image, slice_id), self.image_size, cv2.INTER_LINEAR)
-        mask = fit(own_mask.view(np.uint8), self.image_size, cv2.INTER_NEAREST)
-        if self.augment is not None:
-            self.augment.set_random_seed(slice_seed(self.seed, epoch, slice_id, n_before))
-            augmented = self.augment(image=image, mask=mask)
-            image, mask = augmented["image"], augmented["mask"]
-        return image, mask, own_mask, slice_id
 
 
 def draw(rng: np.random.Generator, positions: NDArray[np.int64], n_drawn: int) -> NDArray[np.int64]:
@@ -230,8 +124,8 @@ def n_workers(workers: Workers) -> int:
     return min((cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
 
 
-def leave_quietly(_: int) -> None:
-    """Have a worker say nothing of a batch that nobody takes: its process of origin has ended."""
+def silence_orphan(_: int) -> None:
+    """Silence a worker's traceback once its parent process is gone."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, (ConnectionError, EOFError)):
@@ -240,14 +134,39 @@ def leave_quietly(_: int) -> None:
     sys.excepthook = hook
 
 
+@contextmanager
+def delayed_interrupt() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end of the block; pressed twice, it takes effect at once.
+
+    For work that must not stop halfway: processes that start, stop or exchange data.
+    """
+    usual, received = signal.getsignal(signal.SIGINT), []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or usual is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if received:
+        raise KeyboardInterrupt
+
+
 class Loader(DataLoader[Batch]):
     """A loader that Ctrl-C leaves between two batches alone, with its workers in order."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with interrupt_held_back():
+        with delayed_interrupt():
             batches = super().__iter__()
         while True:
-            with interrupt_held_back():
+            with delayed_interrupt():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -264,7 +183,7 @@ def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> Loa
         num_workers=n_processes,
         # Else they stop when the last batch is taken, which Ctrl-C waits for as well.
         persistent_workers=n_processes > 0 and order.seed is not None,
-        worker_init_fn=leave_quietly,
+        worker_init_fn=silence_orphan,
         pin_memory=torch.cuda.is_available(),
         # Its own: by default a loader draws from the generator that dropout draws from, as often
         # as it starts workers.

@@ -4,29 +4,23 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import ValidationError
 
-from conftest import RunStage
-from pipeline.command import Param, Refusal, interrupt_held_back, read_params, refuse
+from conftest import RunStage, section
+from learning.batches import delayed_interrupt
+from learning.params import AugmentParams, EncoderParams
+from pipeline.params import Seed, check_params, read_yaml
+from pipeline.refusals import Refusal, refuse
+from scans.params import SplitParams
 
 seen: dict[str, Any] = {}
 
 
-def main(
-    source: Path,
-    *,
-    seed: int,
-    encoder_name: str,
-    by: str,
-    folds: Annotated[int, Field(ge=2)],
-    test_fold: int,
-    inner_fold: str,
-    val_fraction: Annotated[float, Field(gt=0, lt=1)],
-) -> None:
-    seen.update(source=source, seed=seed, encoder_name=encoder_name, val_fraction=val_fraction)
+def main(source: Path, *, seed: Seed, encoder: EncoderParams, split: SplitParams) -> None:
+    seen.update(source=source, seed=seed, encoder=encoder, split=split)
     if source.name == "refused":
         refuse([f"bad slice {number}" for number in range(12)], "Correct them.")
     if source.name == "full":
@@ -37,29 +31,23 @@ def main(
         raise KeyError("a mistake in the code")
 
 
-NAMES = ("seed", "encoder.name", "split")
-
-
 def test_sections_and_single_values_reach_main(run_stage: RunStage) -> None:
     seen.clear()
-    assert run_stage(main, [Path("in")], *NAMES, seed=5).code == 0
+    assert run_stage(main, [Path("in")], seed=5, split__test_fold=3).code == 0
     assert seen == {
         "source": Path("in"),
         "seed": 5,
-        "encoder_name": "mobilenet_v2",
-        "val_fraction": 0.15,
+        "encoder": EncoderParams(name="mobilenet_v2", weights="imagenet", frozen=True),
+        "split": section(SplitParams, test_fold=3),
     }
+    with pytest.raises(ValidationError, match="frozen"):
+        seen["split"].folds = 3
 
 
-def test_a_section_that_main_has_a_keyword_for_is_handed_over_whole(run_stage: RunStage) -> None:
-    def takes_whole(source: Path, *, split: dict[str, Any], encoder_name: str) -> None:
-        seen.update(source=source, split=split, encoder_name=encoder_name)
-
-    names = ["split", "encoder.name"]
-    assert run_stage(takes_whole, [Path("in")], *names, split__test_fold=3).code == 0
-    expected = {"by": "patient", "folds": 5, "test_fold": 3, "inner_fold": "none"}
-    assert seen["split"] == expected | {"val_fraction": 0.15}
-    assert seen["encoder_name"] == "mobilenet_v2"
+def test_a_whole_number_stays_one_where_a_float_is_wanted() -> None:
+    """The report shows params as they are written."""
+    assert repr(section(AugmentParams, rotate=15).rotate) == "15"
+    assert repr(section(AugmentParams, rotate=15.0).rotate) == "15.0"
 
 
 @pytest.mark.parametrize(
@@ -69,10 +57,7 @@ def test_a_section_that_main_has_a_keyword_for_is_handed_over_whole(run_stage: R
 def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     params_file = tmp_path / "params.yaml"
     params_file.write_text(f"train:\n  learning_rate: {text}\n  name: 1e\n")
-    assert read_params(["train"], params_file) == {
-        "learning_rate": Param("train.learning_rate", value),
-        "name": Param("train.name", "1e"),
-    }
+    assert read_yaml(params_file) == {"train": {"learning_rate": value, "name": "1e"}}
 
 
 @pytest.mark.parametrize(
@@ -96,32 +81,44 @@ def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str, value
 def test_a_bad_param_is_refused_by_name_and_value(
     run_stage: RunStage, override: dict[str, Any], message: str
 ) -> None:
-    outcome = run_stage(main, [Path("in")], *NAMES, **override)
+    outcome = run_stage(main, [Path("in")], **override)
     assert outcome.code == 1
     assert message in outcome.error
     assert "Correct it in params.yaml or in the -S override." in outcome.error
     assert "Traceback" not in outcome.error
 
 
-def test_a_missing_params_file_and_section_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"no .*params.yaml in .*repository's root"):
-        read_params(["seed"], tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("seed: 1\n")
-    with pytest.raises(Refusal, match="lacks `split.folds`"):
-        read_params(["split.folds"], tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("seed: 1\nsplit: {seed: 2}\n")
-    with pytest.raises(Refusal, match="`split.seed` stands beside `seed`; drop it"):
-        read_params(["seed", "split"], tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_bytes(b"seed: 1 # \xe9\n")
-    with pytest.raises(Refusal, match="is not valid YAML"):
-        read_params(["seed"], tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("seed: [1\n")
-    with pytest.raises(Refusal, match="is not valid YAML: .* line 2"):
-        read_params(["seed"], tmp_path / "params.yaml")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no .*params.yaml in .*repository's root"),
+        (b"", "has no sections"),
+        (b"seed: 1 # \xe9\n", "is not valid YAML"),
+        (b"seed: [1\n", "is not valid YAML: .* line 2"),
+    ],
+)
+def test_a_file_of_no_params_is_refused(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(Refusal, match=message):
+        read_yaml(tmp_path / "params.yaml")
+
+
+def test_all_that_is_missing_is_named_at_once() -> None:
+    kinds = {"seed": Seed, "split": SplitParams, "encoder": EncoderParams}
+    values = {"split": {"by": "patient"}, "encoder": 3}
+    with pytest.raises(Refusal) as refusal:
+        check_params(kinds, values)
+    names = ("seed", "split.folds", "split.test_fold", "split.inner_fold", "split.val_fraction")
+    lines = str(refusal.value).splitlines()
+    assert {f"missing param `{name}`" for name in names} < set(lines)
+    assert any(line.startswith("param `encoder` is 3: input should be") for line in lines)
 
 
 def test_ten_offenders_are_shown_and_the_rest_counted(run_stage: RunStage) -> None:
-    outcome = run_stage(main, [Path("refused")], *NAMES)
+    outcome = run_stage(main, [Path("refused")])
     assert outcome.code == 1
     assert outcome.error.count("bad slice") == 10
     assert "bad slice 9\n… and 2 more\nCorrect them.\n" in outcome.error
@@ -129,10 +126,10 @@ def test_ten_offenders_are_shown_and_the_rest_counted(run_stage: RunStage) -> No
 
 
 def test_a_full_disk_is_one_line_and_an_interrupt_leaves_with_130(run_stage: RunStage) -> None:
-    outcome = run_stage(main, [Path("full")], *NAMES)
+    outcome = run_stage(main, [Path("full")])
     assert outcome.code == 1
     assert "No space left on device: 'data/raw'" in outcome.error
-    outcome = run_stage(main, [Path("interrupted")], *NAMES)
+    outcome = run_stage(main, [Path("interrupted")])
     assert outcome.code == 130
     assert "interrupted; run the same command again" in outcome.error
 
@@ -140,7 +137,7 @@ def test_a_full_disk_is_one_line_and_an_interrupt_leaves_with_130(run_stage: Run
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_is_held_back_until_the_end_and_the_second_is_not() -> None:
     def press(times: int) -> None:
-        with interrupt_held_back():
+        with delayed_interrupt():
             for time in range(1, times + 1):
                 os.kill(os.getpid(), signal.SIGINT)
                 reached.append(time)
@@ -159,7 +156,7 @@ def test_an_interrupt_is_held_back_until_the_end_and_the_second_is_not() -> None
 def test_who_has_seen_to_interrupts_is_left_alone(usual: Callable[..., None]) -> None:
     """As `nohup` does, which has them ignored."""
     signal.signal(signal.SIGINT, usual)
-    with interrupt_held_back():
+    with delayed_interrupt():
         assert signal.getsignal(signal.SIGINT) is usual
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is usual
@@ -167,4 +164,4 @@ def test_who_has_seen_to_interrupts_is_left_alone(usual: Callable[..., None]) ->
 
 def test_a_mistake_in_the_code_keeps_its_traceback(run_stage: RunStage) -> None:
     with pytest.raises(KeyError, match="a mistake in the code"):
-        run_stage(main, [Path("bug")], *NAMES)
+        run_stage(main, [Path("bug")])

@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
-from pipeline.command import Refusal
+from pipeline.refusals import Refusal
 from scans.probability_maps import (
-    LEVELS,
     PROBABILITIES,
     encode,
     probability_path,
     read_levels,
     write_levels,
 )
+from scans.tiff import LEVELS
 
 
 def test_a_level_is_the_nearest_to_its_probability() -> None:

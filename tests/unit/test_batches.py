@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
-from conftest import SIZE, Data
+from conftest import SIZE, Data, section
 from learning.augmentation import augmentation
-from learning.dataset import (
-    Batch,
-    BatchOrder,
-    SliceDataset,
-    fit,
-    loader,
-    padded_size,
-    unfit,
-)
+from learning.batches import Batch, BatchOrder, loader
+from learning.params import AugmentParams
+from learning.slice_dataset import SliceDataset, fit, padded_size, unfit
 from scans.manifest import read_manifest
-from scans.slices import read_image, read_mask, slice_path
+from scans.names import slice_path
+from scans.tiff import read_image, read_mask
 
 STRONG = {"flip": True, "rotate": 90.0, "scale": 0.3, "translate": 0.2}
 LIGHT = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "gain": 0.3, "missing": 0.3}
+NOTHING = dict.fromkeys([*STRONG, *LIGHT], 0.0) | {"flip": False}
+
+
+def augmenting(**strength: float) -> albumentations.Compose:
+    return augmentation(section(AugmentParams, **NOTHING | strength))
 
 
 def slice_ids(data: Data, n_slices: int = 24) -> list[str]:
@@ -36,9 +36,8 @@ def slice_ids(data: Data, n_slices: int = 24) -> list[str]:
 
 
 def make_dataset(data: Data, augment: albumentations.Compose | None = None) -> SliceDataset:
-    return SliceDataset(
-        data.images, data.masks, slice_ids(data), image_size=SIZE, augment=augment, seed=3
-    )
+    slices = read_manifest(data.manifest).head(24)
+    return SliceDataset(slices, image_size=SIZE, augment=augment, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def gather(dataset: SliceDataset, *, workers: int, epoch: int) -> list[Batch]:
 
 
 def test_the_number_of_workers_changes_nothing_and_the_epoch_everything(data: Data) -> None:
-    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    dataset = make_dataset(data, augmenting(**STRONG, **LIGHT))
     alone, helped, later = (
         gather(dataset, workers=workers, epoch=epoch) for workers, epoch in ((0, 4), (2, 4), (0, 5))
     )
@@ -102,7 +101,7 @@ def test_the_number_of_workers_changes_nothing_and_the_epoch_everything(data: Da
 
 def test_workers_follow_the_epoch(data: Data) -> None:
     """Workers that persist must not repeat the first epoch's augmentation."""
-    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    dataset = make_dataset(data, augmenting(**STRONG, **LIGHT))
     order = BatchOrder(len(dataset), 8, seed=3)
     batches = loader(dataset, order, workers=1)
     first = list(batches)
@@ -162,7 +161,7 @@ def test_a_worker_says_nothing_of_a_batch_that_nobody_takes(
 
 
 def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> None:
-    augment = augmentation(**STRONG, **dict.fromkeys(LIGHT, 0.0))  # type: ignore[arg-type]
+    augment = augmenting(**STRONG)
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30] = 1
     image = np.repeat(200 * mask[..., None], 3, axis=2)
@@ -176,7 +175,7 @@ def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> No
 
 
 def test_light_changes_the_scan_alone() -> None:
-    augment = augmentation(flip=False, rotate=0, scale=0, translate=0, **LIGHT)
+    augment = augmenting(**LIGHT)
     augment.set_random_seed(1)
     image, mask = np.full((8, 8, 3), 100, np.uint8), np.eye(8, dtype=np.uint8)
     augmented = augment(image=image, mask=mask)
@@ -186,8 +185,7 @@ def test_light_changes_the_scan_alone() -> None:
 
 def changed_by(seed: int, **strength: float) -> np.ndarray:
     """Return what an augmentation of that strength makes of a scan of three even sequences."""
-    settings = dict.fromkeys([*STRONG, *LIGHT], 0) | strength
-    augment = augmentation(**settings)  # type: ignore[arg-type]
+    augment = augmenting(**strength)
     augment.set_random_seed(seed)
     scan = np.tile(np.array([50, 100, 150], dtype=np.uint8), (8, 8, 1))
     changed: np.ndarray = augment(image=scan, mask=scan[..., 0] * 0)["image"][0, 0]
@@ -269,7 +267,7 @@ def test_all_are_drawn_once_where_all_are_abnormal() -> None:
 
 
 def test_a_slice_drawn_again_is_augmented_anew(data: Data) -> None:
-    dataset = make_dataset(data, augmentation(**STRONG, **LIGHT))  # type: ignore[arg-type]
+    dataset = make_dataset(data, augmenting(**STRONG, **LIGHT))
     abnormal = np.arange(len(dataset)) < 3
     order = BatchOrder(len(dataset), 8, seed=3, abnormal=abnormal, abnormal_share=0.5)
     seen: dict[str, list[torch.Tensor]] = {}

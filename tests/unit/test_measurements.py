@@ -1,12 +1,12 @@
 """What is counted in images, against counts done by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from exploration.measurements import (
-    LEVELS,
     POSITIONS,
-    Looks,
+    Measurements,
     Volume,
     circular_mean,
     concentration,
@@ -16,11 +16,11 @@ from exploration.measurements import (
     level_mean,
     level_quantile,
     location_counts,
-    look,
-    missing,
+    measure,
     peak,
     position_counts,
 )
+from scans.tiff import LEVELS
 
 
 def test_hue_is_that_of_the_channels_and_gray_has_none() -> None:
@@ -74,40 +74,32 @@ def test_slices_count_at_their_place_along_the_volume() -> None:
     assert position_counts(masks * 20)[-1].tolist() == [10, 1, 4]
 
 
-def test_a_sequence_that_equals_flair_in_every_slice_is_missing() -> None:
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 255, (4, 5, 3)).astype(np.uint8) for _ in range(2)]
-    assert missing(images).tolist() == [False, False, False]
-    for image in images:
-        image[..., 2] = image[..., 1]
-    assert missing(images).tolist() == [False, False, True]
-    images[1][0, 0, 2] ^= 1
-    assert missing(images).tolist() == [False, False, False]
-
-
 def test_intensities_are_counted_by_sequence_and_tissue() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
     image[0] = [[10, 100, 30], [11, 101, 31]]
     image[1] = [[10, 5, 30], [12, 102, 33]]  # the first is air, for FLAIR is dark there
     mask = np.array([[True, False], [False, False]])
-    looks = look(Volume(["a"], [image], [mask]))
-    assert [np.flatnonzero(levels).tolist() for levels in looks.levels[:, 0]] == [[10], [100], [30]]
-    assert [np.flatnonzero(levels).tolist() for levels in looks.levels[:, 1]] == [
+    measured = measure(Volume(pd.DataFrame(), [image], [mask]), missing=[False] * 3)
+    assert [np.flatnonzero(levels).tolist() for levels in measured.levels[:, 0]] == [
+        [10],
+        [100],
+        [30],
+    ]
+    assert [np.flatnonzero(levels).tolist() for levels in measured.levels[:, 1]] == [
         [11, 12],
         [101, 102],
         [31, 33],
     ]
-    assert looks.hue.sum(axis=1).tolist() == [1, 2]
-    assert looks.n_pixels == 4
-    assert image_left_share(looks) == 1
-    twice = Looks.sum([looks, looks])
+    assert measured.hue.sum(axis=1).tolist() == [1, 2]
+    assert measured.n_pixels == 4
+    assert image_left_share(measured) == 1
+    twice = Measurements.sum([measured, measured])
     assert twice.n_pixels == 8
-    np.testing.assert_array_equal(twice.levels, 2 * looks.levels)
+    np.testing.assert_array_equal(twice.levels, 2 * measured.levels)
 
-    image[..., 0] = image[..., 1]
-    looks = look(Volume(["a"], [image], [mask]))
-    assert looks.levels.sum(axis=(1, 2)).tolist() == [0, 3, 3]  # pre-contrast is missing
-    assert looks.hue.sum() == 0
+    measured = measure(Volume(pd.DataFrame(), [image], [mask]), missing=[True, False, False])
+    assert measured.levels.sum(axis=(1, 2)).tolist() == [0, 3, 3]  # pre-contrast is missing
+    assert measured.hue.sum() == 0
 
 
 def test_mean_and_quantiles_of_intensities_equal_numpys() -> None:

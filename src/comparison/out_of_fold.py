@@ -1,0 +1,133 @@
+"""Patients of several folds together, each as predicted by a network new to it."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from comparison.study_tables import HINT, Study, join_tested, refuse_mixed
+from pipeline.refusals import Refusal
+from scans.names import institution
+from scoring.bootstrap import Bootstrap
+from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
+from scoring.overlap import ratio
+from scoring.scores import patient_scores, without_few
+
+# Volume Dice in [0, 1] on the same 110 patients, mean and median of 22 folds (Buda et al., Comput.
+# Biol. Med. 109:218, 2019), and of two expert readers of this kind of tumor, as the same authors
+# quote it: mean and standard deviation.
+PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
+READERS_MEAN, READERS_STD = 0.84, 0.02
+MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
+
+
+def join(study: Study, trainings: list[str]) -> pd.DataFrame:
+    """Return the tested patients of all folds, by id; refuse one that is tested twice."""
+    refuse_mixed(study, trainings, "split.test_fold")
+    [table] = join_tested(study, [trainings])
+    table.insert(1, "institution", table["patient_id"].map(institution))
+    return table
+
+
+def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
+    """Return the scores of joined patients, with intervals by bootstrap over them.
+
+    Names and definitions are those of `metrics/evaluate.json`; of fewer than FEWEST patients there
+    is no interval.
+    """
+    healthy = float(ratio(patients["fp_healthy"].sum(), patients["fp"].sum()))
+    scores = {**patient_scores(patients, bootstrap), "false_positives_on_healthy_slices": healthy}
+    n_dice = int(patients["dice"].count())
+    return {
+        **without_few(scores, n_dice),
+        "n_patients": len(patients),
+        "n_patients_dice": n_dice,
+        "n_folds": patients["fold"].nunique(),
+    }
+
+
+def starting_scores(study: Study, training: str) -> dict[str, dict[str, Any]]:
+    """Return every definition of IoU and Dice of a training by split and predictor.
+
+    Between those of an empty answer and of the reference itself lies what a network can score.
+    Refuses a training by patient, which has no scores of copied masks.
+    """
+    predictors = {"network": NETWORK, "always_empty": EMPTY, "reference": REFERENCE}
+    tested = predictors | {"copied_mask": COPIED}
+    table = study.definitions[study.definitions["training"] == training]
+    scores = table.set_index(["split", "predictor"]).drop(columns="training")
+    rows = scores.apply(pd.to_numeric).to_dict("index")
+    try:
+        return {
+            "train": {key: rows["train", name] for key, name in predictors.items()},
+            "test": {key: rows["test", name] for key, name in tested.items()},
+        }
+    except KeyError as error:
+        raise Refusal(f"no definitions of {training} for {error}. {HINT}") from None
+
+
+def with_dice(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return `table` with one more column: the Dice that its patients have in `other`."""
+    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
+    return table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+
+
+def side_by_side(recipes: dict[str, pd.DataFrame], first: str) -> pd.DataFrame:
+    """Return the joined patients of the recipe `first`, with their Dice by each other recipe."""
+    table = recipes[first]
+    for recipe, other in recipes.items():
+        if recipe != first:
+            table = with_dice(table, other, f"dice_{recipe}")
+    return table
+
+
+def beside_out_of_fold(left_out: pd.DataFrame, out_of_fold: pd.DataFrame) -> pd.DataFrame:
+    """Return the patients of left-out institutions, `difference` being what that costs them.
+
+    It is their Dice less `dice_out_of_fold`, that by a network which knew others of the same place.
+    """
+    table = with_dice(left_out, out_of_fold, "dice_out_of_fold")
+    return table.assign(difference=table["dice"] - table["dice_out_of_fold"])
+
+
+def left_out_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
+    """Return `joined_scores`, and the mean of `difference` over the patients who have one."""
+    difference = bootstrap.mean(patients["difference"]).named("difference")
+    n_difference = int(patients["difference"].count())
+    return {
+        **joined_scores(patients, bootstrap),
+        **without_few(difference, n_difference),
+        "n_patients_difference": n_difference,
+    }
+
+
+def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:
+    """Return the Dice of every patient by recipe, worst to best, beside what is published."""
+    figure = Figure(figsize=(4.2 * len(recipes) + 1, 3.8), layout="constrained")
+    codes = sorted({code for table in recipes.values() for code in table["institution"]})
+    panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
+    for axes, (recipe, table) in zip(panels, recipes.items(), strict=True):
+        ranked = table.dropna(subset="dice").sort_values("dice", ignore_index=True)
+        for number, code in enumerate(codes):
+            rows = ranked[ranked["institution"] == code]
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
+            label = f"{code}, n = {len(rows)}"
+            axes.plot(
+                rows.index + 1, rows["dice"], linestyle="", markersize=4, label=label, **style
+            )
+        mean, median = ranked["dice"].mean(), ranked["dice"].median()
+        axes.axhline(mean, color="black", linewidth=1, label=f"mean, {mean:.3f}")
+        label = f"published, 22 folds: mean {PUBLISHED_MEAN}, median {PUBLISHED_MEDIAN}"
+        axes.axhline(PUBLISHED_MEAN, color="gray", linestyle=":", label=label)
+        low, high = READERS_MEAN - READERS_STD, READERS_MEAN + READERS_STD
+        label = f"two readers, {READERS_MEAN} ± {READERS_STD}"
+        axes.axhspan(low, high, color="lightgray", zorder=0, label=label)
+        axes.legend(loc="lower right", fontsize=8)
+        axes.set(
+            title=f"{recipe}: mean {mean:.3f}, median {median:.3f}, n = {len(ranked)}",
+            xlabel="patients, worst to best",
+            ylim=(0, 1),
+        )
+        axes.title.set_fontsize(10)
+    panels[0].set_ylabel("Dice of the volume, out of fold")
+    return figure

@@ -1,0 +1,193 @@
+"""The tables of explore, from what was measured in each patient."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from exploration.findings import KINDS, Finding
+from exploration.measurements import (
+    HUE_BINS,
+    POSITIONS,
+    TISSUES,
+    Counts,
+    Measurements,
+    circular_mean,
+    concentration,
+    image_left_share,
+    level_mean,
+    level_quantile,
+    peak,
+)
+from scans.cohort import groups
+from scans.tiff import SEQUENCES
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+HUE_FIGURES = {"mean": circular_mean, "concentration": concentration, "peak": peak}
+CODES = ("grade", "gender", "laterality", "tumor_location")  # columns of data.csv to group by
+
+
+class Examined(NamedTuple):
+    """What is kept of a patient once its slices have been examined."""
+
+    measured: Measurements
+    area: NDArray[np.float64]  # (D,) tumor area of each slice as a fraction of it
+    n_components: int
+    findings: list[Finding]
+    thumbnails: NDArray[np.float32]  # (D, THUMBNAIL²)
+
+
+def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return QUANTILES and the number of values; NaN of no values."""
+    found = {
+        name: float(np.quantile(values, q)) if len(values) else float("nan")
+        for name, q in QUANTILES.items()
+    }
+    return {**found, "n": len(values)}
+
+
+def n_with(counts: Iterable[Counts]) -> int:
+    """Return how many patients' histograms hold anything: what is missing is left empty."""
+    return sum(bool(each.any()) for each in counts)
+
+
+def hues(measured: Measurements) -> dict[str, float]:
+    """Return circular mean, concentration and peak of each tissue's hue; degrees and [0, 1]."""
+    return {
+        f"{tissue}_{name}": function(counts)
+        for tissue, counts in zip(TISSUES, measured.hue, strict=True)
+        for name, function in HUE_FIGURES.items()
+    }
+
+
+def patient_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFrame:
+    """Return one row a patient: what was measured, and columns of patients.csv."""
+    tumor = [each.measured.location.sum() / each.measured.n_pixels for each in examined]
+    table = patients[["patient_id", "institution", "n_slices", "n_abnormal"]].assign(
+        abnormal_fraction=patients["n_abnormal"] / patients["n_slices"],
+        tumor_fraction=tumor,
+        image_left_share=[image_left_share(each.measured) for each in examined],
+        n_components=[each.n_components for each in examined],
+        **pd.DataFrame([hues(each.measured) for each in examined]).add_prefix("hue_"),
+    )
+    joined = ["missing_pre_contrast", "missing_post_contrast", *CODES, "age"]
+    return table.join(patients[[name for name in joined if name in patients]])
+
+
+def cohort_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFrame:
+    """Return one row for each group of patients: its size, its tumors, their side and hue."""
+    positions = pd.Series(range(len(patients)), index=patients["patient_id"])
+    rows = []
+    for (attribute, value), group in groups(patients, *CODES).groupby(["attribute", "value"]):
+        members = positions[group["patient_id"]].tolist()
+        measured = Measurements.sum(examined[member].measured for member in members)
+        chosen = patients.iloc[members]
+        rows.append(
+            {
+                "group": f"{attribute}: {value}",
+                "n_patients": len(members),
+                "n_slices": chosen["n_slices"].sum(),
+                "n_abnormal": chosen["n_abnormal"].sum(),
+                "slices_median": chosen["n_slices"].median(),
+                "abnormal_fraction": chosen["n_abnormal"].sum() / chosen["n_slices"].sum(),
+                "tumor_fraction": measured.location.sum() / measured.n_pixels,
+                "image_left_share": image_left_share(measured),
+                "n_patients_hue": n_with(examined[member].measured.hue for member in members),
+                **{f"hue_{name}": degrees for name, degrees in hues(measured).items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def sequence_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFrame:
+    """Return the intensities of each institution, sequence and tissue, 0 to 255.
+
+    Patients that lack a sequence do not count in it.
+    """
+    institutions = {"all": patients.index} | dict(patients.groupby("institution").groups)
+    rows = []
+    for institution, members in institutions.items():
+        measured = Measurements.sum(examined[member].measured for member in members)
+        for channel, (sequence, tissues) in enumerate(zip(SEQUENCES, measured.levels, strict=True)):
+            for tissue, counts in zip(TISSUES, tissues, strict=True):
+                rows.append(
+                    {
+                        "group": f"{institution}: {tissue} in {sequence}",
+                        "n_patients": n_with(examined[m].measured.levels[channel] for m in members),
+                        "n_pixels": counts.sum(),
+                        "mean": level_mean(counts),
+                        **{q: level_quantile(counts, QUANTILES[q]) for q in QUANTILES},
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def position_table(measured: Measurements) -> pd.DataFrame:
+    """Return what lies where along the volume, cut into POSITIONS from its first slice on."""
+    n_slices, n_abnormal, tumor = measured.position.T
+    return pd.DataFrame(
+        {
+            "position": (np.arange(POSITIONS) + 0.5) / POSITIONS,
+            "n_slices": n_slices,
+            "n_abnormal": n_abnormal,
+            "abnormal_fraction": n_abnormal / np.maximum(1, n_slices),
+            "tumor_share": tumor / max(1, tumor.sum()),
+        }
+    )
+
+
+def hue_table(measured: Measurements) -> pd.DataFrame:
+    """Return the hue histogram of each tissue, as shares of its own colored pixels."""
+    shares = measured.hue / np.maximum(1, measured.hue.sum(axis=1, keepdims=True))
+    degrees = np.arange(HUE_BINS) * 360 // HUE_BINS
+    return pd.DataFrame({"hue": degrees, **dict(zip(TISSUES, shares, strict=True))})
+
+
+def finding_table(findings: list[Finding]) -> pd.DataFrame:
+    """Return one row a finding, by kind and file."""
+    return pd.DataFrame(findings, columns=Finding._fields).sort_values(["kind", "file", "other"])
+
+
+def summary(
+    patients: pd.DataFrame,
+    examined: list[Examined],
+    measured: Measurements,
+    area: NDArray[np.float64],
+    findings: pd.DataFrame,
+) -> dict[str, object]:
+    """Return the figures of explore.json; areas are fractions of a slice, hues in degrees.
+
+    `measured` and `area` are those of all patients together.
+    """
+    abnormal = area[area > 0]
+    missing = patients[["missing_pre_contrast", "missing_post_contrast"]]
+    return {
+        "n_patients": len(patients),
+        "n_slices": len(area),
+        "n_slices_abnormal": len(abnormal),
+        "abnormal_fraction": len(abnormal) / len(area),
+        "tumor_pixel_fraction": int(measured.location.sum()) / measured.n_pixels,
+        "tumor_area": quantiles(abnormal),
+        "tumor_share_of_patient": quantiles(np.array([each.area.mean() for each in examined])),
+        "slices_of_patient": quantiles(patients["n_slices"].to_numpy(dtype=np.float64)),
+        "abnormal_of_patient": quantiles(patients["n_abnormal"].to_numpy(dtype=np.float64)),
+        "tumor_share_image_left": image_left_share(measured),
+        "hue": {**hues(measured), "n_patients": n_with(each.measured.hue for each in examined)},
+        "intensity": {
+            sequence: {
+                "tumor_mean": level_mean(tumor),
+                "healthy_mean": level_mean(healthy),
+                "n_patients": n_with(each.measured.levels[channel] for each in examined),
+            }
+            for channel, (sequence, (tumor, healthy)) in enumerate(
+                zip(SEQUENCES, measured.levels, strict=True)
+            )
+        },
+        "n_missing_pre_contrast": int(missing["missing_pre_contrast"].sum()),
+        "n_missing_post_contrast": int(missing["missing_post_contrast"].sum()),
+        "n_complete": int((missing.sum(axis=1) == 0).sum()),
+        "n_several_components": sum(each.n_components > 1 for each in examined),
+        "findings": {kind: int((findings["kind"] == kind).sum()) for kind in KINDS},
+    }

@@ -1,0 +1,142 @@
+"""What page and model card say, in rows and words, from the results of the stages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from page.glossary import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
+from pipeline.outputs import file_sha256
+from pipeline.params import Section, leaves
+from pipeline.refusals import Refusal
+from scans.manifest import SPLITS
+
+SHOWN = "test"  # the split whose patients and charts are shown
+TABULATED = ("test", "val", "train")  # in the order of a table's columns
+COUNTED = ("slices", "patients", "batches")
+# The figures of explore, in order: a caption and an alt text.
+FIGURES = {
+    "location": (
+        "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
+        "Heat map; {tumor_share_image_left:.0%} of tumor pixels lie in the left half of the image",
+    ),
+    "position": (
+        "Where tumors lie along the volume: share of slices that are abnormal, and of all tumor "
+        "pixels, at each position",
+        "Bars and a line, from the first slice to the last; {abnormal_fraction:.1%} of all slices "
+        "are abnormal",
+    ),
+    "tumor_area": (
+        "How large tumors are, by abnormal slice and by patient",
+        "Two histograms; the median is {tumor_area[median]:.1%} of an abnormal slice, and "
+        "{tumor_share_of_patient[median]:.1%} of a patient's pixels",
+    ),
+    "intensity": (
+        "How bright tumor and healthy tissue are in each sequence",
+        "Three histograms; in FLAIR the mean is {intensity[flair][tumor_mean]:.0f} in tumor and "
+        "{intensity[flair][healthy_mean]:.0f} in healthy tissue, of 255",
+    ),
+    "hue": (
+        "Hue of tumor and healthy tissue, of all patients and by institution",
+        "Histograms, of {hue[n_patients]} patients with all sequences",
+    ),
+}
+FINDINGS = {
+    "no_tumor": "patients without tumor",
+    "mask_touches_border": "masks that touch the border of the slice",
+    "speck": "specks beside a larger component",
+    "near_duplicate": "near-duplicate slices of two patients",
+}
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return a file's place, size in MB and SHA-256."""
+    return {
+        "path": path.as_posix(),
+        "megabytes": f"{path.stat().st_size / 1e6:.1f}",
+        "sha256": file_sha256(path),
+    }
+
+
+def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of the encoder's file; refuse another file than was fetched."""
+    found = file_facts(path)
+    if found["sha256"] != fetched.get("sha256"):
+        raise Refusal(f"{path}: not the file that was fetched; `dvc repro fetch_encoder`")
+    return fetched | found
+
+
+def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
+    """Return the params, and rows of the dotted name and the value of each, as YAML writes it."""
+    values = {
+        name: value.model_dump() if isinstance(value, Section) else value
+        for name, value in params.items()
+    }
+    rows = [
+        (name, str(value).lower() if isinstance(value, bool) else value)
+        for name, value in leaves(values)
+    ]
+    return {"params": params, "param_rows": rows}
+
+
+def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, Any]:
+    """Return how many patients there are, of how many institutions, and how they are split."""
+    splits = manifest.groupby("split").agg(
+        n_patients=("patient_id", "nunique"),
+        n_slices=("slice_id", "size"),
+        n_abnormal=("abnormal", "sum"),
+    )
+    return {
+        "n_patients": len(cohort),
+        "institutions": cohort["institution"].nunique(),
+        "splits": splits.loc[list(SPLITS)].rename_axis("name").reset_index().to_dict("records"),
+    }
+
+
+def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
+    """Return the predictors and, for each definition, what they score, as printed; then their n."""
+    rows = [
+        (label, [formatted(value) for value in definitions[name]])
+        for name, label in DEFINITIONS.items()
+    ]
+    rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
+    return {"predictors": definitions["predictor"].tolist(), "rows": rows}
+
+
+def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the groups of patients with their scores, as printed."""
+    rows = []
+    for row in subgroups.to_dict("records"):
+        low, high = (row[f"dice_patient_mean_{end}"] for end in ("low", "high"))
+        rows.append(
+            {
+                "attribute": row["attribute"],
+                "value": row["value"],
+                "n": row["n_patients_dice"],
+                "mean": formatted(row["dice_patient_mean"]),
+                "interval": "" if pd.isna(low) else f"{formatted(low)} to {formatted(high)}",
+                "median": formatted(row["dice_patient_median"]),
+                "iou": formatted(row["iou"]),
+            }
+        )
+    return rows
+
+
+def score_facts(
+    scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Return what page and card tell of the scores; rows of `tables` are of SHOWN alone."""
+    rows = [
+        (score, [format_score(score, scores[split]) for split in TABULATED]) for score in SCORES
+    ]
+    first = {score.key: (score, values[TABULATED.index(SHOWN)]) for score, values in rows}
+    return {
+        "tabulated": TABULATED,
+        "score_rows": rows,
+        "headline": [first[key] for key in HEADLINE],
+        "calibration": first["ece_above_first_bin"][1],
+        "threshold": scores[SHOWN]["threshold"],
+        "subgroups": subgroup_rows(tables["subgroups"]),
+        "definitions": definition_rows(tables["definitions"]),
+    }

@@ -1,0 +1,15 @@
+"""The section of params.yaml that says how predictions are scored."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.params import Section
+
+
+class EvaluateParams(Section):
+    """From probabilities to masks, and the bootstrap."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["val"]
+    largest_component: bool
+    resamples: Annotated[int, Field(ge=100)]

@@ -1,0 +1,65 @@
+"""From a patient's probability maps to predicted masks, beside the reference masks."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.refusals import Refusal
+from scans.probability_maps import PROBABILITIES, probability_path, read_levels
+from scans.tiff import read_mask
+from scans.volume import largest_component, stack
+from scoring.overlap import count_pixels
+
+
+class SegmentedSlice(NamedTuple):
+    """A slice as it was predicted, and its reference; all three are (H, W)."""
+
+    levels: NDArray[np.uint8]  # of probability; PROBABILITIES says what they mean
+    mask: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+
+    def counts(self) -> dict[str, int]:
+        """Return tp, fp, fn and tn."""
+        return count_pixels(self.predicted, self.mask)
+
+
+def read_pair(
+    slice_id: str, mask_file: Path | str, predictions: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return a slice's levels of probability and its reference, both (H, W)."""
+    levels = read_levels(predictions, slice_id)
+    mask = read_mask(Path(mask_file))
+    if levels.shape != mask.shape:
+        raise Refusal(
+            f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
+            f"{mask.shape}; `dvc repro --force predict`"
+        )
+    return levels, mask
+
+
+def segment_volume(
+    volume: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool
+) -> list[SegmentedSlice]:
+    """Return the segmented slices of a patient, in order.
+
+    `volume` holds `slice_id` and `mask` of all of them. Tumor is where the probability is above
+    `threshold`; of that, with `largest`, the patient's largest connected component in 3-D.
+    """
+    pairs = [
+        read_pair(slice_id, mask_file, predictions)
+        for slice_id, mask_file in zip(volume["slice_id"], volume["mask"], strict=True)
+    ]
+    predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
+    if largest:
+        kept = largest_component(stack(predicted))
+        predicted = [
+            whole[: mask.shape[0], : mask.shape[1]]
+            for whole, mask in zip(kept, predicted, strict=True)
+        ]
+    return [
+        SegmentedSlice(levels, mask, each)
+        for (levels, mask), each in zip(pairs, predicted, strict=True)
+    ]

@@ -1,0 +1,85 @@
+"""The layout of src/: which package may import which, and how long a function and a module are."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import MODULES, PACKAGES, ROOT, SRC, direct_imports
+
+# What each package may import of the others; a stage or command may import all of them.
+MAY_IMPORT: dict[str, set[str]] = {
+    "pipeline": set(),
+    "scans": {"pipeline"},
+    "scoring": {"pipeline", "scans"},
+    "learning": {"pipeline", "scans", "scoring"},
+    "exploration": {"pipeline", "scans"},
+    "page": {"pipeline", "scans", "scoring"},
+    "comparison": {"pipeline", "scans", "scoring"},
+}
+COMMANDS = {"demo"}  # scripts that are no stage of the graph
+LONGEST_FUNCTION, LONGEST_MODULE = 60, 300  # lines
+
+
+def test_src_holds_scripts_and_packages_alone() -> None:
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    entries = {path.name for path in SRC.iterdir() if path.name != "__pycache__"}
+    assert entries == {f"{script}.py" for script in stages | COMMANDS} | MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_what_the_table_allows(package: str) -> None:
+    own = [module for module in MODULES if module.startswith(f"{package}.")]
+    assert own
+    imported = {name for module in own for name in direct_imports(module)}
+    assert {name.partition(".")[0] for name in imported} <= MAY_IMPORT[package] | {package}
+
+
+def test_no_script_is_imported() -> None:
+    for module in MODULES:
+        assert all("." in name for name in direct_imports(module)), module
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_begins_with_one_docstring_that_names_what_it_may_import(package: str) -> None:
+    tree = ast.parse((SRC / package / "__init__.py").read_text())
+    assert len(tree.body) == 1
+    rule = (ast.get_docstring(tree) or "").rpartition("import")[2]
+    assert {name for name in MAY_IMPORT if f"`{name}`" in rule} == MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_and_modules_are_short(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, node.name
+
+
+MAY_LOAD: dict[str, set[str]] = {
+    "acquire": set(),
+    "restructure": set(),
+    "build_manifest": {"pandas"},
+    "measure_tissue": {"pandas"},
+    "explore": {"pandas", "scipy"},
+    "split": {"pandas", "scipy", "sklearn"},
+    "evaluate": {"pandas", "scipy"},
+    "report": {"pandas", "scipy", "altair"},
+    "predict": {"pandas", "scipy", "torch", "timm", "lightning_fabric"},
+}
+HEAVY = {
+    *("albumentations", "altair", "dvc", "kagglehub", "lightning_fabric", "matplotlib", "monai"),
+    *("pandas", "scipy", "sklearn", "timm", "torch"),
+}
+
+
+@pytest.mark.parametrize("stage", MAY_LOAD)
+def test_a_stage_loads_no_heavy_package_that_it_does_not_need(stage: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(MODULES[stage].parent)!r}); import {stage}; "
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & HEAVY <= MAY_LOAD[stage]
