@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -32,6 +31,7 @@ import albumentations
 from learning.augmentation import augmentation
 from learning.optimization import make_loss, make_schedule
 from learning.params import AugmentParams
+from pipeline.params import read_yaml
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=256)
     arguments = parser.parse_args()
-    params: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+    params: dict[str, Any] = read_yaml()
     train = params["train"]
 
     torch.manual_seed(arguments.seed)

@@ -25,7 +25,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from lightning_fabric import Fabric
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
@@ -46,6 +45,7 @@ from learning.params import ComputeParams, TrainParams, Workers
 from learning.slice_dataset import SliceDataset
 from learning.weights import new_network, save_tensors
 from measure import PeakMemory
+from pipeline.params import check_params, read_yaml
 from scans.names import slice_path, sorted_slices
 from scans.phantom import FEWEST_SLICES, write_phantom
 
@@ -208,7 +208,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
     trainer = make_trainer(fabric, network, job.params, n_steps=n_steps, compiled=job.compiled)
     undo(without, network)
     watch = Stopwatch(fabric.device)
-    watch.watch([trainer.compute, trainer.loss_function], trainer.optimizer)
+    watch.watch([trainer.wrapped, trainer.loss_function], trainer.optimizer)
 
     def take_epoch(epoch: int) -> None:
         order.epoch = epoch
@@ -432,7 +432,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.image_size % 32:
         parser.error("--image-size: the reference takes multiples of 32")
-    params = TrainParams(**yaml.safe_load((ROOT / "params.yaml").read_text())["train"])
+    params = check_params({"train": TrainParams}, read_yaml(ROOT / "params.yaml"))["train"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         patients = -(-arguments.steps * arguments.batch_size // FEWEST_SLICES)

@@ -227,9 +227,8 @@ def main(raw: Path, *, seed: Seed, acquire: AcquireParams, phantom: PhantomParam
     recorded = {"acquire.dataset": dataset}
     with replacing(raw) as [partial]:
         if dataset == "phantom":
-            from scans.phantom import (
-                write_phantom,  # SciPy and pandas: no other data set needs them
-            )
+            # SciPy and pandas: no other data set needs them
+            from scans.phantom import write_phantom
 
             write_phantom(
                 partial, seed=seed, patients=phantom.patients, image_size=phantom.image_size

@@ -188,7 +188,7 @@ def main(
     seed: Seed,
     evaluate: EvaluateParams,
 ) -> None:
-    manifest = read_manifest(splits, "split", "mask")
+    manifest = read_manifest(splits, "split", "slice_number", "mask")
     bootstrap, threshold = Bootstrap(evaluate.resamples, seed), evaluate.threshold
     if threshold == "val":
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)

@@ -72,9 +72,8 @@ def main(manifest: Path, patients: Path, metrics: Path, explored: Path) -> None:
     with replacing(explored) as [folder]:
         (folder / "figures").mkdir(parents=True)
         write_tables(folder, tables)
-        from exploration.figures import (
-            draw,  # Matplotlib: only now, so that the work begins at once
-        )
+        # Matplotlib: only now, so that the work begins at once
+        from exploration.figures import draw
 
         for name, figure in draw(measured, by_institution, tables, area[area > 0]).items():
             path = folder / "figures" / f"{name}.png"

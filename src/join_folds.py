@@ -3,11 +3,15 @@
     python src/join_folds.py study/trainings.csv study/patients.csv study/definitions.csv \
         study/worst.csv metrics/study.json metrics/study
 
-`study/run.py` fills the tables, which are in Git. `starting` is the recipe that the
-project starts from, split by slice, `folds/<recipe>/<fold>` are cross-validations by patient,
-`institutions/<recipe>/<fold>` by institution, `choices/<candidate>/<repeat>` and `longer/…` one
-inner fold under several recipes, `inner/<candidate>/<inner fold>` all of them. `study/worst.csv`
-tells what was seen in the worst patients.
+`study/run.py` fills the tables, which are in Git. The kinds of training, by their names:
+
+- `starting`: the recipe that the project starts from, split by slice;
+- `folds/<recipe>/<fold>`: a cross-validation by patient;
+- `institutions/<recipe>/<fold>`: a cross-validation by institution;
+- `choices/<candidate>/<repeat>`, `longer/…`: one inner fold under several recipes;
+- `inner/<candidate>/<inner fold>`: several inner folds.
+
+`study/worst.csv` says what was seen in the worst patients.
 All figures follow from these tables, without the data set. A leaf of the graph.
 
 The recipe was chosen on the training side of fold 0, so that the patients of fold 0 alone had no

@@ -70,17 +70,19 @@ def read_tables(evaluated: Path) -> dict[str, pd.DataFrame]:
     return tables | {name: tables[name].query("split == @SHOWN") for name in by_split}
 
 
-def read_curve(curves: Path, name: str) -> "pd.Series[float]":
-    """Return a curve of DVCLive by epoch; `name` is such as train/loss."""
-    column = name.rpartition("/")[2]
-    path = curves / f"{name}.tsv"
-    table = read_table(path, "\t")
-    if not {"step", column} <= set(table):
-        raise Refusal(f"{path}: no curve by `step` of `{column}`; `dvc repro --force train`")
-    return table.set_index("step")[column]
+def read_curves(folder: Path) -> "dict[str, pd.Series[float]]":
+    """Return DVCLive's CURVES by epoch."""
+    curves = {}
+    for name in CURVES:
+        path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
+        table = read_table(path, "\t")
+        if not {"step", column} <= set(table):
+            raise Refusal(f"{path}: no curve by `step` of `{column}`; `dvc repro --force train`")
+        curves[name] = table.set_index("step")[column]
+    return curves
 
 
-def environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
     """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -111,7 +113,7 @@ def picture(path: Path) -> str:
 
 def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tuple[str, str]:
     """Return the page and the card; `shown` is what only the page has."""
-    jinja = environment()
+    jinja = template_environment()
     html = jinja.get_template("report.html").render(
         facts | shown,
         findings=FINDINGS,
@@ -155,7 +157,8 @@ def main(
 ) -> None:
     params: dict[str, Section | int] = {"seed": seed, "acquire": acquire, "split": split}
     params |= {"encoder": encoder, "train": train, "predict": predict, "evaluate": evaluate}
-    manifest, cohort = read_manifest(splits, "split", "image", "mask"), read_patients(patients)
+    manifest = read_manifest(splits, "split", "slice_number", "image", "mask")
+    cohort = read_patients(patients)
     tables, best = read_tables(evaluated), read_metrics(trained, HINT)["best"]
     facts = {
         "dataset": acquire.dataset,
@@ -177,12 +180,11 @@ def main(
         threshold=facts["threshold"] if evaluate.threshold == "val" else evaluate.threshold,
         largest=evaluate.largest_component,
     )
-    drawn = {name: read_curve(curves, name) for name in CURVES}
+    charts = all_charts(read_curves(curves), best["epoch"], tables, cohort, SHOWN)
     shown = {
         "patients": cards(chosen, cohort, slices),
         "n_tested": len(tables["per_patient"]),
-        "slices": script_json(slices),
-        "charts": script_json(all_charts(drawn, best["epoch"], tables, cohort, SHOWN)),
+        **{"slices": script_json(slices), "charts": script_json(charts)},
     }
     with replacing(page, card) as partials:
         for text, partial in zip(render(facts, shown, explored), partials, strict=True):

@@ -129,7 +129,7 @@ def take_epoch(training: Training, epoch: int) -> dict[str, float]:
     average_statistics(trainer.fabric, trainer.network)
     scores["val/iou"] = validate(
         trainer.fabric,
-        trainer.compute,
+        trainer.wrapped,
         training.val,
         batch_size=train.batch_size,
         workers=training.compute.workers,
@@ -144,7 +144,10 @@ def take_epoch(training: Training, epoch: int) -> dict[str, float]:
 
 
 def fit(training: Training, state: State, metrics: Path) -> Progress:
-    """Train for all epochs, or for those that a checkpoint lacks; return what they came to."""
+    """Train for all epochs, or for those that a checkpoint lacks; return what they came to.
+
+    Ctrl-C takes effect between two batches: see `Loader` in learning/batches.py.
+    """
     trainer = training.trainer
     progress = state.load(trainer)
     with curves(metrics, progress) if training.writes else nullcontext() as live:

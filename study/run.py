@@ -26,8 +26,9 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import pandas as pd  # noqa: E402
 
-from comparison.study_tables import COST, add_training, training_rows  # noqa: E402
+from comparison.study_tables import COST, add_training, read_text, training_rows  # noqa: E402
 from pipeline.params import leaves  # noqa: E402
+from pipeline.refusals import Refusal  # noqa: E402
 
 DVC = (sys.executable, "-m", "dvc")
 RUNS = ROOT / "study/runs.yaml"
@@ -94,7 +95,7 @@ def kept_cost(row: pd.DataFrame) -> dict[str, float | str]:
     """Return the cost that a training's row has already, if the same training is in it."""
     if not TABLES[0].exists():
         return {}
-    table = pd.read_csv(TABLES[0], dtype=str, keep_default_na=False)
+    table = read_text(TABLES[0], *COST)
     same = table.drop(columns=COST).merge(row.drop(columns=COST))
     found = table[table["training"].isin(same["training"])]
     return dict(found.iloc[0][COST]) if len(found) else {}
@@ -131,12 +132,13 @@ def run(name: str, wanted: dict[str, Any]) -> None:
 def main() -> None:
     """Run the named ones, or those that have no row."""
     runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
-    done = set(pd.read_csv(TABLES[0])["training"]) if TABLES[0].exists() else set()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
-    names = parser.parse_args().names or [name for name in runs if name not in done]
+    asked = parser.parse_args().names
+    done = set(read_text(TABLES[0])["training"]) if TABLES[0].exists() else set()
+    names = asked or [name for name in runs if name not in done]
     unknown = [name for name in names if name not in runs]
     if unknown:
         parser.error(f"{RUNS} has no {', '.join(unknown)}, but {', '.join(runs)}")
@@ -147,4 +149,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refusal as refusal:
+        sys.exit(str(refusal))

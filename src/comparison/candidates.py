@@ -22,8 +22,8 @@ def read_dice(study: Study, candidates: dict[str, list[str]]) -> dict[str, pd.Da
     for name, trainings in candidates.items():
         refuse_mixed(study, trainings, "train.repeat", "split.inner_fold")
         for training in trainings:
-            repeat = study.trainings.loc[training, "train.repeat"]
-            groups.setdefault((name, str(repeat)), []).append(training)
+            repeat = str(study.trainings["train.repeat"].fillna("0")[training])
+            groups.setdefault((name, repeat), []).append(training)
     tables = join_tested(study, [groups[key] for key in sorted(groups)])
     dice: dict[str, dict[str, pd.Series[float]]] = {name: {} for name in candidates}
     for (name, repeat), table in zip(sorted(groups), tables, strict=True):

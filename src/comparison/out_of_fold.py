@@ -56,7 +56,7 @@ def starting_scores(study: Study, training: str) -> dict[str, dict[str, Any]]:
     tested = predictors | {"copied_mask": COPIED}
     table = study.definitions[study.definitions["training"] == training]
     scores = table.set_index(["split", "predictor"]).drop(columns="training")
-    rows = scores.apply(pd.to_numeric).to_dict("index")
+    rows = scores.to_dict("index")
     try:
         return {
             "train": {key: rows["train", name] for key, name in predictors.items()},

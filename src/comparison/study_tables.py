@@ -9,16 +9,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from filelock import FileLock
 
-from pipeline.outputs import replacing
+from pipeline.outputs import read_metrics, replacing
 from pipeline.params import leaves, read_yaml
 from pipeline.refusals import Refusal, refuse
 
 COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
 SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
-COST = ["minutes", "images_per_s", "device"]  # blank where DVC had the model, or it was resumed
-HINT = "`python study/run.py` writes it."
+COST = ["minutes", "images_per_s", "device"]  # blank if the model was cached, or training resumed
+TESTED = "n_patients_test"
+HINT = "`python study/run.py` writes it; the earlier version is in Git."
 
 
 class Study(NamedTuple):
@@ -29,27 +32,51 @@ class Study(NamedTuple):
     definitions: pd.DataFrame
 
 
-def read_table(path: Path, text: list[str], numbers: list[str]) -> pd.DataFrame:
-    """Return a table of the study, empty fields as NaN; refuse one without these columns."""
+def read_text(path: Path, *columns: str) -> pd.DataFrame:
+    """Return a table of the study, all of it as text; refuse one without these columns."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        table = table.astype(dict.fromkeys(text, str))
-        return table.assign(**table[numbers].apply(pd.to_numeric))
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table[["training", *columns]]
     except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{path}: not a table of the study ({error}). {HINT}") from None
+    return table
+
+
+def read_table(path: Path, text: list[str], numbers: list[str] | None = None) -> pd.DataFrame:
+    """Return a table of the study with columns of text and of numbers, by default all the others.
+
+    Empty fields are NaN.
+    """
+    table = read_text(path, *text, *(numbers or [])).replace("", np.nan)
+    numbers = numbers or [*table.columns.difference(["training", *text])]
+    try:
+        return table.assign(**table[numbers].apply(pd.to_numeric))
+    except ValueError as error:
         raise Refusal(f"{path}: not a table of the study ({error}). {HINT}") from None
 
 
 def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
-    """Return the study's tables; refuse trainings that are listed twice or tested nobody."""
+    """Return the study's tables; refuse those that do not fit each other."""
     study = Study(
-        read_table(trainings, ["training"], COST[:2]),
-        read_table(patients, ["training", "patient_id"], [*COUNTED, *SCORED]),
-        read_table(definitions, ["training", "split", "predictor"], []),
+        read_table(trainings, ["train.repeat", COST[2]], [*COST[:2], TESTED]),
+        read_table(patients, ["patient_id"], [*COUNTED, *SCORED]),
+        read_table(definitions, ["split", "predictor"]),
     )
     names = study.trainings["training"]
     problems = [f"{trainings}: {name} is listed twice" for name in names[names.duplicated()]]
-    untested = names[~names.isin(study.patients["training"])]
-    problems += [f"{patients}: no patient of {name}" for name in untested]
+    for path, table in ((patients, study.patients), (definitions, study.definitions)):
+        unlisted = table["training"][~table["training"].isin(names)].unique()
+        problems += [f"{path}: {name} is not in {trainings.name}" for name in unlisted]
+    found = study.patients["training"].value_counts().reindex(names, fill_value=0)
+    problems += [
+        f"{patients}: {n} patients of {name}, which tested {wanted:.0f}"
+        for (name, n), wanted in zip(found.items(), study.trainings[TESTED], strict=True)
+        if n != wanted
+    ]
+    keys = study.definitions[["training", "split", "predictor"]]
+    problems += [
+        f"{definitions}: {', '.join(row)} twice" for row in keys[keys.duplicated()].to_numpy()
+    ]
     if problems:
         refuse(problems, HINT)
     return study._replace(trainings=study.trainings.set_index("training"))
@@ -120,8 +147,8 @@ def costs(study: Study, names: list[str]) -> dict[str, float | str]:
 
 
 def as_text(value: Any) -> str:
-    """Return a param as a field of the tables."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """Return a param as a field of the tables; 1.0 and 1 are the same."""
+    return value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
 
 
 def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> list[pd.DataFrame]:
@@ -130,8 +157,8 @@ def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> lis
     `results` holds its params.yaml and metrics; `cost` has the values of COST, or none.
     """
     metrics = results / "metrics"
-    scores = json.loads((metrics / "evaluate.json").read_text(encoding="utf-8"))
-    best = json.loads((metrics / "train/metrics.json").read_text(encoding="utf-8"))["best"]
+    scores = read_metrics(metrics / "evaluate.json", HINT)
+    best = read_metrics(metrics / "train/metrics.json", HINT)["best"]
     training: dict[str, Any] = {
         "training": name,
         **{column: cost.get(column, "") for column in COST},
@@ -142,8 +169,9 @@ def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> lis
             for n in ("n_patients", "n_slices")
             for split, values in scores.items()
         },
-        **{param: as_text(value) for param, value in leaves(read_yaml(results / "params.yaml"))},
     }
+    for param, value in leaves(read_yaml(results / "params.yaml")):
+        training[param] = as_text(value)
     tables = [
         pd.read_csv(metrics / f"evaluate/{table}.csv", dtype=str, keep_default_na=False)
         for table in ("per_patient", "definitions")
@@ -156,13 +184,16 @@ def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> lis
 
 
 def add_training(files: list[Path], rows: list[pd.DataFrame]) -> None:
-    """Put a training's rows into the three tables' files, in place of its earlier ones."""
+    """Put a training's rows into the three tables' files, in place of its earlier ones.
+
+    Several processes may do so at once.
+    """
     name = rows[0]["training"].iloc[0]
-    with replacing(*files) as partials:
+    with FileLock(files[0].with_name(".tables.lock")), replacing(*files) as partials:
         for file, new, partial in zip(files, rows, partials, strict=True):
             parts = [new]
             if file.exists():
-                old = pd.read_csv(file, dtype=str, keep_default_na=False)
+                old = read_text(file)
                 parts.insert(0, old[old["training"] != name])
             table = pd.concat(parts).fillna("").sort_values("training", kind="stable")
             table.to_csv(partial, index=False)

@@ -121,7 +121,8 @@ class State:
         try:
             content: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch fail in many ways
-            print(f"{self.file}: not a sound checkpoint ({error}). Training starts over.")
+            kind = type(error).__name__
+            print(f"{self.file}: not a sound checkpoint ({kind}). Training starts over.")
             return None
         return content
 

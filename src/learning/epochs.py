@@ -36,14 +36,14 @@ def train_epoch(trainer: Trainer, batches: Loader, *, epoch: int) -> dict[str, f
     the device within the epoch; a loss that is not finite stops the run at its end.
     """
     fabric = trainer.fabric
-    trainer.compute.train()
+    trainer.wrapped.train()
     losses, slice_ids = [], []
     pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)  # P ∩ R, P, R
     quiet = None if fabric.is_global_zero else True  # None: shown in a terminal alone
     for batch in tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=quiet):
         images = batch.images.to(fabric.device, non_blocking=True)
         masks = batch.masks.to(fabric.device, non_blocking=True)
-        logits = trainer.compute(images)
+        logits = trainer.wrapped(images)
         loss = trainer.loss_function(logits, masks.float())
         fabric.backward(loss)
         trainer.optimizer.step()

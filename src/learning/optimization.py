@@ -61,11 +61,11 @@ def n_trained(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A network and all that changes its weights."""
+    """A network and all that changes its weights: what a step of training needs."""
 
     fabric: Fabric
     network: Network
-    compute: nn.Module  # the network in its precision, one of several processes where there are
+    wrapped: nn.Module  # the network in its precision, shared with other processes if there are any
     loss_function: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -91,5 +91,5 @@ def make_trainer(
         groups.append({"params": encoder, "lr": train.encoder_rate * train.learning_rate})
     adamw = torch.optim.AdamW(groups, weight_decay=train.weight_decay, fused=True)
     schedule = make_schedule(train.schedule, adamw, n_steps=n_steps)
-    compute, optimizer = fabric.setup(network, adamw)
-    return Trainer(fabric, network, compute, make_loss(train.loss), optimizer, schedule)
+    wrapped, optimizer = fabric.setup(network, adamw)
+    return Trainer(fabric, network, wrapped, make_loss(train.loss), optimizer, schedule)

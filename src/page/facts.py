@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from page.glossary import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
+from page.wording import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
 from pipeline.refusals import Refusal

@@ -18,7 +18,7 @@ from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from page.glossary import formatted
+from page.wording import formatted
 from pipeline.parallel import in_parallel
 from scans.cohort import missing_sequence
 from scans.tiff import SEQUENCES, read_image

@@ -2,7 +2,7 @@
 
 Each section has a frozen model, which stands in `params.py` of the package that the section is
 about, or in the one stage that reads it. A stage's `main` names the sections that it reads as
-keyword-only parameters; DVC tracks exactly those.
+keyword-only parameters; DVC tracks those, except `compute.workers`, which changes no output.
 """
 
 import re
@@ -88,15 +88,18 @@ def explain(error: ValidationError, params: Mapping[str, Any]) -> list[str]:
     for detail in error.errors():
         keys: list[str] = []
         value: Any = params
+        missing = detail["type"] == "missing"
         for key in detail["loc"]:
-            if isinstance(value, Mapping):  # else it names one of several alternative types
+            if isinstance(value, Mapping) and (key in value or missing):
                 keys.append(str(key))
-                value = value.get(str(key))
+                value = value.get(key)  # other keys name one of several alternative types
         name = ".".join(keys)
         if detail["type"] == "extra_forbidden":
             lines.append(f"unknown param `{name}`; check its spelling")
-        elif detail["type"] == "missing":
+        elif missing:
             lines.append(f"missing param `{name}`")
+        elif detail["type"] == "model_type":
+            lines.append(f"param `{name}` is {detail['input']!r}: it should be a section")
         else:
             lines.append(f"param `{name}` is {detail['input']!r}: {detail['msg'].lower()}")
     return lines

@@ -1,4 +1,4 @@
-"""What the name of a patient, or of a slice's file, says; and where a slice's files lie."""
+"""What the name of a patient or of a slice's file says, and how restructure names the files."""
 
 import re
 from dataclasses import dataclass

@@ -29,8 +29,12 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
                     f"found mode {image.mode}, pages: {pages}"
                 )
             return np.array(image)
-    except (Refusal, PermissionError, FileNotFoundError):
+    except (Refusal, PermissionError):
         raise
+    except FileNotFoundError:
+        raise Refusal(
+            f"{path}: no such file; `dvc checkout`, or `dvc repro --force restructure`"
+        ) from None
     except UnidentifiedImageError:
         raise Refusal(f"{path}: not a TIFF image that can be read") from None
     except Exception as error:  # a damaged header makes Pillow fail in ways without end

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scoring.overlap import ratio
 
-PERCENTILES = (0.025, 0.975)
+INTERVAL_QUANTILES = (0.025, 0.975)  # the ends of a 95 % confidence interval
 
 Drawn = NDArray[np.int64]  # (resamples, n_patients) positions of patients
 
@@ -49,7 +49,7 @@ class Bootstrap(NamedTuple):
         values = values[~np.isnan(values)]
         if n_patients < 2 or not len(values):
             return Estimate(float(value), np.nan, np.nan)
-        low, high = np.quantile(values, PERCENTILES)
+        low, high = np.quantile(values, INTERVAL_QUANTILES)
         return Estimate(float(value), float(low), float(high))
 
     def ratio(self, parts: ArrayLike, wholes: ArrayLike) -> Estimate:

@@ -78,10 +78,16 @@ PATIENT_SCORES: dict[str, Callable[[pd.DataFrame, Bootstrap], Estimate]] = {
 }
 
 
+MICRO = ("iou", "precision", "recall")
+
+
 def patient_scores(
     patients: pd.DataFrame, bootstrap: Bootstrap, *names: str
 ) -> dict[str, float | int]:
-    """Return those of PATIENT_SCORES, or all of them, of rows of patients; NaN where undefined."""
+    """Return the named PATIENT_SCORES (all, if none is named) with intervals, from patients' rows.
+
+    NaN where a score is undefined.
+    """
     scores: dict[str, float | int] = {}
     for name in names or PATIENT_SCORES:
         scores |= PATIENT_SCORES[name](patients, bootstrap).named(name)
@@ -93,15 +99,15 @@ def summarize(
 ) -> dict[str, float | int]:
     """Return the scores of one split from its rows of slices and of patients.
 
-    Those of PATIENT_SCORES, and `…_slice_…`, the mean over slices. Distances are in pixels and 2-D.
-    Undefined values are left out of a mean, whose n then stands beside it.
+    They are PATIENT_SCORES and, as `…_slice_…`, means over slices. Distances are in pixels, in 2-D.
+    A mean leaves out undefined values; its n is given beside it.
     """
     abnormal = slices["abnormal"] == 1
     slice_iou = pd.Series(iou(slices["tp"], slices["fp"], slices["fn"]), slices.index)
     healthy_fp = slices["fp"].where(~abnormal)
-    over_patients = ("dice_patient_mean", "dice_patient_median", "iou_patient_mean")
+    over_patients = [name for name in PATIENT_SCORES if name not in MICRO]
     return {
-        **patient_scores(patients, bootstrap, "iou", "precision", "recall"),
+        **patient_scores(patients, bootstrap, *MICRO),
         **slice_mean(slices, slice_iou.where(abnormal), bootstrap).named("iou_slice_abnormal"),
         **patient_scores(patients, bootstrap, *over_patients),
         **slice_mean(slices, slices["hd95"], bootstrap).named("hd95_slice_mean"),

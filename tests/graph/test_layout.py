@@ -1,4 +1,4 @@
-"""The layout of src/: which package may import which, and how long a function and a module are."""
+"""The layout of src/: who may import whom, how long functions are, and what stages load."""
 
 import ast
 import subprocess
@@ -60,6 +60,8 @@ def test_functions_and_modules_are_short(module: str) -> None:
             assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, node.name
 
 
+# The heavy packages that a stage may load at its start. Matplotlib, kagglehub and DVC are imported
+# where they are used, which is late or seldom.
 MAY_LOAD: dict[str, set[str]] = {
     "acquire": set(),
     "restructure": set(),

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 import train
-from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage
+from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, moved
 from learning import checkpoint
 from learning.checkpoint import (
     Progress,
@@ -245,20 +247,54 @@ def test_old_and_finished_states_are_removed_unless_held(states: Path) -> None:
     assert sorted(path.name for path in states.iterdir() if path.is_dir()) == ["held", "key", "new"]
 
 
+class Payload:
+    """What an attacker would have pickle run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path("executed").touch, ()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "pickle"])
 def test_a_damaged_checkpoint_starts_over_and_says_so(
-    train_in: Train, epochs: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_in: Train,
+    epochs: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
-    epochs.append(-3)
-    assert train_in("a").code == 130
+    epochs.append(-2)
+    assert train_in("a", train__epochs=2).code == 130
     (kept,) = tmp_path.glob(".dvc/tmp/training/*/checkpoint.pt")
-    kept.write_bytes(kept.read_bytes()[:-100])
+    if damage == "pickle":
+        torch.save(Payload(), kept)
+    else:
+        content = {"cut off": kept.read_bytes()[:-100], "empty": b"", "text": b"no checkpoint"}
+        kept.write_bytes(content[damage])
     with locked_state(kept.parent.name) as state:
         assert state.read() is None
     told = capsys.readouterr().out
-    assert "checkpoint.pt: not a sound checkpoint" in told
-    assert told.endswith(". Training starts over.\n")
-    assert train_in("a").code == 0
-    assert epochs == [1, 2, 1, 2, 3, 4]
+    assert re.search(
+        r"checkpoint.pt: not a sound checkpoint \(\w+\). Training starts over.\n$", told
+    )
+    assert train_in("a", train__epochs=2).code == 0
+    assert epochs == [1, 1, 2]
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_another_scan_or_mask_does_not_take_up_the_state(
+    train_in: Train, epochs: list[int], tmp_path: Path, kind: str
+) -> None:
+    """A byte of one file of a slice has changed, which is in no table."""
+    table = read_manifest(tmp_path / "splits.csv")
+    copies = Path(shutil.copytree(Path(table[kind][0]).parent, tmp_path / kind))
+    moved(table, **{kind: copies}).to_csv(tmp_path / "splits.csv", index=False)
+    epochs.append(-2)
+    assert train_in("a", train__epochs=2).code == 130
+    changed = copies / Path(table[kind][0]).name
+    changed.write_bytes(changed.read_bytes() + b"x")
+    assert train_in("a", train__epochs=2).code == 0
+    assert epochs == [1, 1, 2]
 
 
 def test_a_full_disk_leaves_the_state_of_the_epoch_before(

@@ -14,7 +14,7 @@ import report
 from conftest import ROOT, RunStage
 from page import gallery
 from page.facts import TABULATED, subgroup_rows
-from page.glossary import DEFINITIONS, SCORES, format_score, formatted
+from page.wording import DEFINITIONS, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from report_inputs import CURVES, PARAMS, Inputs, Written
 from scans.manifest import read_manifest
@@ -297,7 +297,7 @@ def test_a_patient_opens_with_the_slice_that_has_most_wrong() -> None:
     assert steps == {"reference": "M0 1V0.000h1V0.500h1V1", "prediction": "M0 1V0.000h1V0.750h1V1"}
 
 
-def test_inputs_of_different_runs_are_refused_and_the_old_page_stays(
+def test_inputs_that_cannot_be_read_are_refused_and_the_old_page_stays(
     run_stage: RunStage, inputs: Inputs, tmp_path: Path
 ) -> None:
     page, card = tmp_path / "report/index.html", tmp_path / "MODEL_CARD.md"

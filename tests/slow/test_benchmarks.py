@@ -112,18 +112,18 @@ def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
     assert [name for name, is_so in undone.items() if is_so] == [change]
 
 
-def test_the_pipeline_benchmark_says_what_it_measured(tmp_path: Path) -> None:
+def test_the_benchmark_of_data_stages_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "benchmarks/data_stages.py"), "--patients", "12", "24"),
-            *("--image-size=32", "--repeats=1", f"--json={tmp_path}/pipeline.json"),
+            *("--image-size=32", "--repeats=1", f"--json={tmp_path}/stages.json"),
         ],
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "pipeline.json").read_text())
+    result = json.loads((tmp_path / "stages.json").read_text())
     for costs in result["stages"].values():
         stages = [costs[name] for name in ("acquire", "restructure", "build_manifest", "split")]
         assert costs["to_split"]["seconds"] == pytest.approx(sum(s["seconds"] for s in stages))

@@ -602,6 +602,26 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
         "train",
         "splits.csv: no column `abnormal`",
     ),
+    "splits without the paths of scans": (
+        bytes_of("splits", lambda b: b.replace(b",image,", b",file,")),
+        "train",
+        "splits.csv: no column `image`",
+    ),
+    "splits without slice numbers": (
+        bytes_of("splits", lambda b: b.replace(b"slice_number", b"position")),
+        "evaluate",
+        "splits.csv: no column `slice_number`",
+    ),
+    "scan gone": (
+        bytes_of("splits", lambda b: b.replace(b"images/", b"nowhere/")),
+        "predict",
+        ".tif: no such file; `dvc checkout`",
+    ),
+    "mask gone": (
+        bytes_of("splits", lambda b: b.replace(b"masks/", b"nowhere/")),
+        "evaluate",
+        ".tif: no such file; `dvc checkout`",
+    ),
     "intensities not a table": (
         bytes_of("intensities", lambda _: b""),
         "train",

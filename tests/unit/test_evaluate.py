@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import evaluate
 import split
@@ -17,6 +18,7 @@ from scans.probability_maps import PROBABILITIES, encode, write_levels
 from scans.tiff import LEVELS
 from scoring.definitions import COPIED
 from scoring.overlap import dice
+from scoring.segmentation import segment_volume
 
 TABLES = ["definitions", "per_patient", "per_slice", "reliability", "risk_coverage", "subgroups"]
 
@@ -290,24 +292,26 @@ def test_maps_that_do_not_fit_are_refused(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("param", "value", "problem"),
-    [
-        ("threshold", "test", "param `evaluate.threshold` is 'test': input should be 'val'"),
-        ("threshold", 1.0, "param `evaluate.threshold` is 1.0: input should be less than 1"),
-        ("resamples", 10, "param `evaluate.resamples` is 10: input should be greater than"),
-        (
-            "largest_component",
-            1,
-            "param `evaluate.largest_component` is 1: input should be a valid",
-        ),
-    ],
-)
-def test_params_out_of_range_are_refused(
-    run_stage: RunStage, data: Data, maps: Path, param: str, value: Any, problem: str
+def test_the_largest_component_is_that_of_the_volume_whatever_its_slices_sizes(
+    maps: Path, tmp_path: Path
 ) -> None:
-    out = maps.parent / "evaluate"
-    paths = [data.splits, data.patients, maps, out.with_suffix(".json"), out]
-    outcome = run_stage(evaluate.main, paths, **{f"evaluate__{param}": value})
-    assert outcome.code == 1
-    assert problem in outcome.error
+    """Three slices of three sizes; a probability of exactly the threshold is no tumor."""
+    rows = []
+    for number, size in enumerate((6, 9, 4)):
+        mask = np.zeros((size, size + 1), np.uint8)
+        mask[1:3, 1:3] = 255
+        levels = mask.copy()
+        levels[0, size] = 255  # an island in each slice
+        levels[3, 3] = 100
+        write_levels(levels, maps, str(number))
+        Image.fromarray(mask).save(tmp_path / f"{number}.tif")
+        rows.append({"slice_id": str(number), "mask": str(tmp_path / f"{number}.tif")})
+    volume = pd.DataFrame(rows)
+    at_level = float(PROBABILITIES[100])
+    islands = segment_volume(volume, maps, threshold=at_level, largest=False)
+    lesion = segment_volume(volume, maps, threshold=at_level, largest=True)
+    for one, other in zip(islands, lesion, strict=True):
+        assert one.counts()["fp"] == 1
+        assert one.predicted.sum() == 5
+        assert other.counts() == {"tp": 4, "fp": 0, "fn": 0, "tn": other.mask.size - 4}
+        np.testing.assert_array_equal(other.predicted, other.mask)

@@ -40,6 +40,7 @@ def write_run(study: Path, name: str, dice: dict[str, float], **changes: Any) ->
     kind, _, part = name.split("/")
     fold, repeat = (part, "0") if kind in ("folds", "institutions") else ("0", part)
     row = {"split.test_fold": fold, "train.epochs": "50", "train.repeat": repeat}
+    row |= {"n_patients_test": str(len(dice))}
     row = dict.fromkeys(COST, "") | row | {k.replace("__", "."): v for k, v in changes.items()}
     training = pd.DataFrame([{"training": name} | row])
     scores = pd.DataFrame(columns=["training", "split", "predictor", "micro_iou"])
@@ -314,6 +315,21 @@ def set_field(table: str, name: str, column: str, value: str) -> Callable[[Path]
     return lambda study: rewrite(study, table, change)
 
 
+def by_letters(study: Path) -> None:
+    write_starting(study)
+    set_field("definitions", "starting", "micro_iou", "abc0.9")(study)
+
+
+def told_twice(study: Path) -> None:
+    write_starting(study)
+    rewrite(study, "definitions", lambda t: pd.concat([t, t]))
+
+
+def conflicting(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add a line that Git leaves where it could not merge."""
+    return pd.concat([rows, pd.DataFrame({"training": ["<<<<<<< HEAD"]})])
+
+
 def renamed(column: str) -> Callable[[Path], None]:
     return lambda study: rewrite(study, "patients", lambda t: t.rename(columns={column: "x"}))
 
@@ -338,6 +354,16 @@ def others(study: Path) -> None:
         (tested_twice, "TCGA_AB_0004_20000101 is tested in folds 0, 2"),
         (renamed("fp_healthy"), "patients.csv: not a table of the study"),
         (by_patient, "no definitions of starting for ('test', "),
+        (by_letters, "definitions.csv: not a table of the study"),
+        (told_twice, "definitions.csv: starting, train, network twice"),
+        (
+            lambda study: rewrite(study, "patients", lambda t: t.drop(index=[0, 1])),
+            "patients.csv: 10 patients of choices/base/0, which tested 12",
+        ),
+        (
+            lambda study: rewrite(study, "patients", conflicting),
+            "patients.csv: <<<<<<< HEAD is not in trainings.csv",
+        ),
         (of_no_kind, "TCGA_AB_0004_20000101 is of the kind 'bad luck'"),
         (of_no_kind, "TCGA_AB_0003_20000101 stands there twice"),
         (lambda study: (study / "worst.csv").write_text("a,b"), "no table of patients looked at"),
@@ -357,7 +383,7 @@ def others(study: Path) -> None:
         ),
         (
             set_field("patients", "folds/frozen/1", "training", "x"),
-            "patients.csv: no patient of folds/frozen/1",
+            "patients.csv: x is not in trainings.csv",
         ),
         (
             set_field("trainings", "folds/frozen/1", "training", "folds/frozen/0"),

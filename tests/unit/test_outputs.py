@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.outputs import replacing, write_metrics
+from pipeline.parallel import in_parallel
+from pipeline.refusals import Refusal
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -66,3 +68,17 @@ def test_metrics_are_rounded_and_nan_is_null(tmp_path: Path) -> None:
     assert (tmp_path / "m.json").read_text() == (
         '{\n  "test": {\n    "iou": 0.33333,\n    "dice": null,\n    "n": 3\n  }\n}\n'
     )
+
+
+def double(number: int) -> int:
+    if number < 0:
+        raise Refusal("negative")
+    return 2 * number
+
+
+@pytest.mark.parametrize("unit", ["patient", "slice"])
+def test_work_in_parallel_comes_back_in_order_and_a_refusal_as_it_is(unit: str) -> None:
+    assert in_parallel(double, range(100), "test", unit) == list(range(0, 200, 2))
+    assert in_parallel(double, [], "test", unit) == []
+    with pytest.raises(Refusal, match="^negative$"):
+        in_parallel(double, [1, -1, 2], "test", unit)

@@ -15,7 +15,7 @@ from comparison.candidates import read_dice
 from comparison.out_of_fold import PUBLISHED_MEAN, PUBLISHED_MEDIAN
 from comparison.study_tables import Study, read_study, recipes
 from conftest import ROOT
-from page.glossary import DEFINITIONS
+from page.wording import DEFINITIONS
 
 PAGES = ("README.md", "docs/study.md")
 FIGURE = "metrics/study/figures/dice_by_patient.png"

@@ -159,15 +159,6 @@ def test_a_patient_on_two_sides_is_an_error() -> None:
     [
         ({"split__test_fold": 5}, "split.test_fold is 5; with 5 folds use 0 to 4"),
         ({"split__folds": 10}, "split.folds is 10, with 10 patients only"),
-        (
-            {"split__by": "volume"},
-            "param `split.by` is 'volume': input should be 'patient', 'institution' or 'slice'",
-        ),
-        (
-            {"split__val_fraction": 0},
-            "param `split.val_fraction` is 0: input should be greater than 0",
-        ),
-        ({"seed": -1}, "param `seed` is -1: input should be greater than or equal to 0"),
     ],
 )
 def test_impossible_splits_are_refused(

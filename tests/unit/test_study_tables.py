@@ -1,6 +1,8 @@
 """The study: its list of trainings, what they cost, and what is kept of them."""
 
+import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -8,9 +10,18 @@ import pytest
 import yaml
 
 import run
-from comparison.study_tables import COST, add_training, as_text, read_study
+from comparison.study_tables import (
+    COST,
+    COUNTED,
+    SCORED,
+    add_training,
+    as_text,
+    read_study,
+    training_rows,
+)
 from conftest import ROOT
 from pipeline.params import leaves
+from pipeline.refusals import Refusal
 
 
 def test_overrides_are_what_dvc_takes() -> None:
@@ -62,15 +73,92 @@ def test_every_run_is_named_once_and_fits_params() -> None:
         assert dict(leaves(overrides)).keys() <= known.keys()
 
 
-def test_what_is_kept_is_what_is_listed() -> None:
-    """Each row has the params that its name stands for, as far as they are still params."""
+# Trainings with a param that the project no longer has.
+NO_LONGER = {"choices/thawed/0", "longer/thawed/0"}
+
+
+def test_each_row_has_the_params_that_its_name_stands_for() -> None:
     runs = yaml.safe_load(run.RUNS.read_text())
     rows = read_study(*run.TABLES).trainings
-    listed = [name for name in rows.index if name in runs]
-    assert len(listed) > 40
-    for name in listed:
+    assert set(rows.index) - runs.keys() == NO_LONGER
+    for name in set(rows.index) - NO_LONGER:
         wanted = {param: as_text(value) for param, value in leaves(runs[name])}
         assert {param: rows.loc[name, param] for param in wanted} == wanted, name
+        assert 1 <= int(rows.loc[name, "best_epoch"]) <= int(rows.loc[name, "train.epochs"])
+
+
+def write_results(folder: Path) -> None:
+    """Write what study/run.py fetches of an experiment."""
+    (folder / "metrics/evaluate").mkdir(parents=True)
+    (folder / "metrics/train").mkdir()
+    (folder / "params.yaml").write_text(
+        "seed: 1\ntrain: {rate: 1.0, flip: true, augment: {a: 0.10}}"
+    )
+    counts = {"n_patients": 2, "n_slices": 40, "iou": 0.5}
+    (folder / "metrics/evaluate.json").write_text(json.dumps({"val": counts, "test": counts}))
+    best = {"best": {"epoch": 3, "val_iou": 0.25}}
+    (folder / "metrics/train/metrics.json").write_text(json.dumps(best))
+    columns = ["split", "patient_id", *COUNTED, *SCORED, "n_slices_hd95"]
+    rows = [[split, name, *["0.50"] * 15] for split in ("train", "test") for name in ("NA", "0012")]
+    tables = {"per_patient": pd.DataFrame(rows, columns=columns)}
+    scores = {"name": "network (test)", "split": "test", "predictor": "network", "x": "0.10"}
+    tables["definitions"] = pd.DataFrame([scores])
+    for name, table in tables.items():
+        table.to_csv(folder / f"metrics/evaluate/{name}.csv", index=False)
+
+
+def test_rows_of_a_training_are_those_of_its_results(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    cost: dict[str, float | str] = {"minutes": 2.5, "images_per_s": 90.0, "device": "1 × cpu"}
+    training, patients, scores = training_rows("a/b/0", tmp_path, cost)
+    assert training.to_dict("records") == [
+        {
+            "training": "a/b/0",
+            "minutes": "2.5",
+            "images_per_s": "90.0",
+            "device": "1 × cpu",
+            "best_epoch": "3",
+            "best_val_iou": "0.25",
+            "n_patients_val": "2",
+            "n_patients_test": "2",
+            "n_slices_val": "40",
+            "n_slices_test": "40",
+            "seed": "1",
+            "train.rate": "1",
+            "train.flip": "true",
+            "train.augment.a": "0.1",
+        }
+    ]
+    assert patients["patient_id"].tolist() == ["NA", "0012"]  # those who were tested
+    assert list(patients) == ["training", "patient_id", *COUNTED, *SCORED]
+    assert patients["dice"].tolist() == ["0.50"] * 2  # as it was written
+    assert scores.to_dict("records") == [
+        {"training": "a/b/0", "split": "test", "predictor": "network", "x": "0.10"}
+    ]
+
+
+def test_rows_go_into_all_tables_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"{n}.csv" for n in range(3)]
+    tables = [pd.DataFrame({"training": ["a"]})] * 3
+    add_training(files, tables)
+    before = [file.read_bytes() for file in files]
+    files[2].write_text("no table of the study\n")
+    with pytest.raises(Refusal, match="2.csv: not a table of the study"):
+        add_training(files, [table.assign(training="b") for table in tables])
+    assert [file.read_bytes() for file in files[:2]] == before[:2]
+    assert {path.name for path in tmp_path.iterdir()} == {"0.csv", "1.csv", "2.csv", ".tables.lock"}
+
+
+def test_several_at_once_lose_no_rows(tmp_path: Path) -> None:
+    files = [tmp_path / f"{n}.csv" for n in range(3)]
+
+    def add(number: int) -> None:
+        add_training(files, [pd.DataFrame({"training": [f"t{number:02d}"]})] * 3)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(24)))
+    for file in files:
+        assert pd.read_csv(file)["training"].tolist() == [f"t{number:02d}" for number in range(24)]
 
 
 def test_rows_replace_those_of_the_same_training(tmp_path: Path) -> None:

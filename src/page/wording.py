@@ -17,8 +17,8 @@ class Score(NamedTuple):
 
 
 def read_scores() -> list[Score]:
-    """Return the scores of the report's table, in its order, from scores.csv beside this file."""
-    text = Path(__file__).with_name("scores.csv").read_text(encoding="utf-8")
+    """Return the scores of the report's table, in its order, from score_labels.csv."""
+    text = Path(__file__).with_name("score_labels.csv").read_text(encoding="utf-8")
     return [
         Score(row["key"], row["label"], row["definition"], row["n"], bool(row["pixels"]))
         for row in csv.DictReader(text.splitlines())
