@@ -59,8 +59,6 @@ CHANGES = {
     "precision": "bf16 where the hardware has it",
 }
 
-FOLDERS, COLUMNS = ("images", "masks"), ("image", "mask")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -192,10 +190,11 @@ def make_ours(job: Job, without: str = "") -> Contender:
         workers=job.workers,
     )
     fabric = make_fabric(compute)
-    files = [(slice_path(job.folder / kind, i) for i in job.slice_ids) for kind in FOLDERS]
-    slices = pd.DataFrame(zip(job.slice_ids, *files, strict=True), columns=["slice_id", *COLUMNS])
+    slices = pd.DataFrame({"slice_id": job.slice_ids, "patient_id": ""})
+    for kind in ("image", "mask"):
+        slices[kind] = [str(slice_path(job.folder / f"{kind}s", each)) for each in job.slice_ids]
     dataset = SliceDataset(
-        slices.assign(patient_id=""),
+        slices,
         image_size=job.image_size,
         augment=augmentation(job.params.augment),
         seed=job.seed,

@@ -30,7 +30,7 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
     status = subprocess.run(changed, cwd=folder, capture_output=True, text=True, check=True).stdout
     tables = [folder / f"study/{name}.csv" for name in Study._fields]
     assert sorted(status.splitlines()) == sorted(
-        f" M {path.relative_to(folder.parent)}" for path in tables
+        f" M {path.relative_to(folder)}" for path in tables
     )
     study = read_study(*tables)
     row = study.trainings.loc["tiny/fold/1"]
