@@ -25,6 +25,7 @@ from exploration.tables import (
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.parallel import in_parallel
+from pipeline.refusals import Refusal
 from scans.cohort import read_patients
 from scans.manifest import read_manifest
 from scans.tiff import SEQUENCES
@@ -48,7 +49,8 @@ def main(manifest: Path, patients: Path, metrics: Path, explored: Path) -> None:
     slices = read_manifest(manifest, "image", "mask")
     cohort = read_patients(patients).sort_values("patient_id", ignore_index=True)
     volumes = [rows for _, rows in slices.groupby("patient_id")]
-    assert [rows["patient_id"].iloc[0] for rows in volumes] == cohort["patient_id"].tolist()
+    if [rows["patient_id"].iloc[0] for rows in volumes] != cohort["patient_id"].tolist():
+        raise Refusal(f"{patients}: other patients than {manifest}; `dvc repro build_manifest`")
     flags = cohort.reindex(columns=[f"missing_{name}" for name in SEQUENCES], fill_value=0)
     missing = flags.astype(bool).to_numpy().tolist()
     examined = in_parallel(examine, zip(volumes, missing, strict=True), "explore")

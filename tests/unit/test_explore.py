@@ -136,6 +136,16 @@ def test_figures_are_drawn_and_everything_repeats_to_the_byte(
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
+def test_tables_of_other_patients_are_refused(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    pd.read_csv(data.patients, dtype=str).iloc[1:].to_csv(tmp_path / "patients.csv", index=False)
+    paths = [data.manifest, tmp_path / "patients.csv", tmp_path / "a.json", tmp_path / "a"]
+    outcome = run_stage(explore.main, paths)
+    assert (outcome.code, "other patients than" in outcome.error) == (1, True)
+    assert not (tmp_path / "a").exists()
+
+
 def test_what_is_planted_is_reported_with_its_file(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
