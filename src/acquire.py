@@ -76,14 +76,17 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
 
 
 def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Return the files of a zip by path; refuse paths out of it, encryption and repeats."""
-    infos = [info for info in archive.infolist() if not info.is_dir()]
-    paths = Counter(PurePosixPath(info.filename) for info in infos)
-    problems = [f"twice in the zip: {path}" for path, count in paths.items() if count > 1]
+    """Return the files of a zip by path; refuse paths out of it, encryption and repeats.
+
+    A backslash separates folders too: so it is in zips that Windows PowerShell has made.
+    """
+    names = {info: info.filename.replace("\\", "/") for info in archive.infolist()}
+    paths = {info: PurePosixPath(name) for info, name in names.items() if name[-1:] != "/"}
+    repeats = Counter(paths.values())
+    problems = [f"twice in the zip: {path}" for path, count in repeats.items() if count > 1]
     members = {}
-    for info in infos:
-        path = PurePosixPath(info.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
+    for info, path in paths.items():
+        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
             problems.append(f"path out of the zip: {info.filename}")
         elif info.flag_bits & 0x1:
             problems.append(f"encrypted: {info.filename}")
@@ -98,7 +101,7 @@ def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPat
     """Return the members of the data set by their place in it: patients' files and data.csv.
 
     Its root is the highest folder that holds folders with TIFF files; a second copy further down,
-    and other files beside the patients' folders, are left out.
+    and other files beside the patients' folders, are left out. Refuses several such folders.
     """
     roots = {
         path.parent.parent
@@ -107,7 +110,13 @@ def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPat
     }
     if not roots:
         return {}
-    root = min(roots, key=lambda path: (len(path.parts), str(path)))
+    highest = min(len(path.parts) for path in roots)
+    root, *others = sorted(path for path in roots if len(path.parts) == highest)
+    if others:
+        refuse(
+            [f"a folder of patients: {path}" for path in (root, *others)],
+            "Which one is meant? Set acquire.dataset to one, or put all patients into one folder.",
+        )
     chosen = {}
     for path, member in members.items():
         if root not in path.parents:

@@ -37,9 +37,12 @@ class Model:
 
 
 def save_tensors(tensors: Tensors, header: Encoder | Model, path: Path) -> None:
-    """Write tensors and header; the same ones give the same bytes."""
+    """Write tensors and header; the same ones give the same bytes. OSError if the disk is full."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={HEADER: json.dumps(asdict(header))})
+    try:
+        save_file(contiguous, path, metadata={HEADER: json.dumps(asdict(header))})
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 def load_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, Any]]:

@@ -40,7 +40,8 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     full disk, a missing permission) stops the stage; with 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # or a log shows nothing until the end
+        # A log shows each line at once, and a × also where the terminal's encoding has none.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     module = inspect.getmodule(main)
     parser = argparse.ArgumentParser(
         description=module.__doc__ if module else None,

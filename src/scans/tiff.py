@@ -13,21 +13,31 @@ from pipeline.refusals import Refusal
 SEQUENCES = ("pre_contrast", "flair", "post_contrast")
 LEVELS = 256  # of an 8-bit channel
 
-# What Pillow's modes say.
-WANTED = {"RGB": "3 channels of uint8", "L": "1 channel of uint8"}
+LARGEST = 4096  # pixels along a side; more would fill the memory before anything is checked
+BITS, SAMPLES, FORMAT = 258, 277, 339  # TIFF tags: bits per sample, samples per pixel, their type
+UNSIGNED = 1  # the value of FORMAT for unsigned integers
+WANTED = {"RGB": ("3 channels of uint8", 3), "L": ("1 channel of uint8", 1)}  # by Pillow's mode
 
 
 def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
-    """Return the pixels of a TIFF file of one page whose Pillow mode is `mode`."""
+    """Return the pixels of a TIFF file of one page, of Pillow's `mode`, with 8 bits a channel.
+
+    The tags count, not the mode alone: Pillow reads 16 bits a channel as RGB and drops the lower 8.
+    """
     try:
         # Pillow also warns of what it then refuses.
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["TIFF"]) as image:
-            pages = getattr(image, "n_frames", 1)
-            if image.mode != mode or pages != 1:
+            pages, tags = getattr(image, "n_frames", 1), image.tag_v2  # type: ignore[attr-defined]
+            bits, n_samples = tags.get(BITS, (1,)), tags.get(SAMPLES, 1)
+            is_uint8 = set(bits) == {8} and set(tags.get(FORMAT, [UNSIGNED])) == {UNSIGNED}
+            wanted, n_wanted = WANTED[mode]
+            if (image.mode, pages, n_samples, is_uint8) != (mode, 1, n_wanted, True):
                 raise Refusal(
-                    f"{path}: expected {WANTED[mode]} in one page, "
-                    f"found mode {image.mode}, pages: {pages}"
+                    f"{path}: expected {wanted} in one page, found mode {image.mode}, "
+                    f"pages: {pages}, channels: {n_samples}, bits of each: {bits}"
                 )
+            if max(image.size) > LARGEST:
+                raise Refusal(f"{path}: {image.size} pixels, more than {LARGEST} along a side")
             return np.array(image)
     except (Refusal, PermissionError):
         raise

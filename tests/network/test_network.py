@@ -1,5 +1,8 @@
 """The network: frozen where it says so, rebuilt from its files as it was, and from no others."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 
+from conftest import SRC
 from learning.decoder import transposed_kernel
 from learning.network import Encoder, Network, build_encoder, folded
 from learning.weights import Model, load_encoder, load_network, new_network, save_tensors
@@ -278,3 +282,21 @@ def test_the_transposed_kernel_by_hand() -> None:
         [5, 8, 5, 2],
         [0, 0, 0, 0],
     ]
+
+
+def test_a_file_that_the_system_cannot_write_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """The limit of a file's size stands for a full disk: the kernel refuses to write on."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(SRC)!r})
+import torch
+from learning.network import Encoder
+from learning.weights import Path, save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_tensors({{"a": torch.zeros(9999)}}, Encoder("x"), Path({str(tmp_path / "a")!r}))
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.search(rf"{tmp_path}/a: .*File too large", done.stdout)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conftest import RunStage, params, section
+from conftest import SRC, RunStage, params, section
 from learning.batches import delayed_interrupt
 from learning.params import AugmentParams, EncoderParams
 from pipeline.params import Seed, check_params, read_yaml
@@ -147,3 +149,16 @@ def test_who_has_seen_to_interrupts_is_left_alone(usual: Callable[..., None]) ->
 def test_a_mistake_in_the_code_keeps_its_traceback(run_stage: RunStage) -> None:
     with pytest.raises(KeyError, match="a mistake in the code"):
         run_stage(main, [Path("bug")])
+
+
+def test_output_reaches_a_terminal_of_any_encoding(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SRC)!r})\nfrom pipeline.command import run\n"
+        "def main() -> None:\n    print('1 × cpu')\nrun(main)\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 \\xd7 cpu\n", "")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,11 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patients") / "raw"
     write_phantom(folder, seed=3, patients=4, image_size=SIZE)
     return folder
+
+
+def in_tiff(image: np.ndarray) -> bytes:
+    """Return an image as OpenCV writes it, which also has 16 bits a channel."""
+    return bytes(cv2.imencode(".tif", image)[1])
 
 
 def pixels(*shape: int, value: int = 0, dtype: type = np.uint8) -> Image.Image:
@@ -113,6 +119,15 @@ def second_folder_of_a_patient(folder: Path) -> None:
         shutil.copy(path, folder / again / path.name.replace(P1, again))
 
 
+def two_sites(folder: Path) -> None:
+    for number, patient in enumerate(sorted(folder.glob("PHANTOM*"))):
+        site = folder / ("siteA", "siteB")[number % 2]
+        site.mkdir(exist_ok=True)
+        patient.rename(site / patient.name)
+        shutil.copy(folder / "data.csv", site)
+    (folder / "data.csv").unlink()
+
+
 def healthy(folder: Path) -> None:
     for mask in folder.glob("*/*_mask.tif"):
         pixels(SIZE, SIZE).save(mask)
@@ -130,13 +145,13 @@ def absent(folder: Path) -> Path:
     return folder / "nowhere"
 
 
-def huge_header(content: bytes) -> bytes:
-    """Return a TIFF that claims 60,000 × 60,000 pixels."""
+def huge_header(content: bytes, size: int = 60_000) -> bytes:
+    """Return a TIFF that claims so many pixels along each side."""
     start = struct.unpack_from("<I", content, 4)[0]
     changed = bytearray(content)
     for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", content, start)[0], 12):
         if struct.unpack_from("<H", content, entry)[0] in (256, 257):
-            struct.pack_into("<HIHH", changed, entry + 2, 3, 1, 60_000, 0)
+            struct.pack_into("<HIHH", changed, entry + 2, 3, 1, size, 0)
     return bytes(changed)
 
 
@@ -217,6 +232,11 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
     "no such source": (absent, "acquire", "nowhere', which is neither a folder nor a zip file"),
     "nothing in it": (removed("*"), "acquire", "no folder with TIFF files in it"),
     "no patient": (removed("PHANTOM*"), "acquire", "no folder with TIFF files in it"),
+    "two folders of patients": (
+        two_sites,
+        "acquire",
+        "a folder of patients: siteA\na folder of patients: siteB\n",
+    ),
     "no data.csv": (removed("data.csv"), "acquire", "no data.csv beside the patients' folders"),
     "link out": (
         linked(f"{P1}/{P1}_99.tif", "/etc/hostname"),
@@ -239,6 +259,16 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
         zipped(extra=("/evil.tif",)),
         "acquire",
         "path out of the zip: /evil.tif",
+    ),
+    "zip with ..\\": (
+        zipped(extra=("..\\evil.tif",)),
+        "acquire",
+        "path out of the zip: ..\\evil.tif",
+    ),
+    "zip with a drive": (
+        zipped(extra=("C:\\evil.tif",)),
+        "acquire",
+        "path out of the zip: C:\\evil.tif",
     ),
     "zip with a name twice": (
         zipped(extra=("./data.csv",)),
@@ -317,6 +347,16 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
         f"{SCAN}: {NOT_A_TIFF}",
     ),
     "claims to be huge": (changed(SCAN, huge_header), "restructure", f"{SCAN}: damaged TIFF"),
+    "claims to be large": (
+        changed(SCAN, lambda b: huge_header(b, 13_000)),
+        "restructure",
+        f"{SCAN}: (13000, 13000) pixels, more than 4096 along a side",
+    ),
+    "scan of 3 channels of 16 bits": (
+        written(SCAN, in_tiff(np.full((SIZE, SIZE, 3), 700, np.uint16))),
+        "restructure",
+        f"{SCAN}: {WRONG_SCAN}RGB, pages: 1, channels: 3, bits of each: (16, 16, 16)",
+    ),
     "gray scan": (saved(SCAN, pixels(SIZE, SIZE)), "restructure", f"{SCAN}: {WRONG_SCAN}L"),
     "scan of 16 bits": (
         saved(SCAN, pixels(SIZE, SIZE, dtype=np.uint16)),
@@ -409,6 +449,7 @@ WAYS_OUT = (
     "; correct the path",
     "; fetch or make it anew",
     "Check where it comes from.",
+    "or put all patients into one folder.",
     "Put the files themselves in their place, or take away what is none.",
     "source.zip anew.",
     "keep or rename one",
@@ -476,8 +517,22 @@ def test_the_same_source_undamaged_passes(
     source = zipped()(folder)
     assert source is not None
     assert travel(run_stage, source, tmp_path / "zip") == ("split", Outcome(0, ""))
-    tables = [(tmp_path / name / "splits.csv").read_bytes() for name in ("folder", "zip")]
+    windows = with_backslashes(source)
+    assert travel(run_stage, windows, tmp_path / "win") == ("split", Outcome(0, ""))
+    tables = [(tmp_path / name / "splits.csv").read_bytes() for name in ("folder", "zip", "win")]
     assert tables[0].replace(b"/folder/", b"/zip/") == tables[1]
+    assert tables[1].replace(b"/zip/", b"/win/") == tables[2]
+
+
+def with_backslashes(source: Path) -> Path:
+    """Return a copy of a zip as Windows PowerShell makes it, folders too."""
+    copy = source.with_name("windows.zip")
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(copy, "w") as written:
+        for info in archive.infolist():
+            content = archive.read(info)
+            info.filename = info.filename.replace("/", "\\")
+            written.writestr(info, content)
+    return copy
 
 
 class Files:

@@ -1,6 +1,8 @@
 """Outputs appear whole or not at all."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,14 @@ def test_work_in_parallel_comes_back_in_order_and_a_refusal_as_it_is(unit: str) 
     assert in_parallel(double, [], "test", unit) == []
     with pytest.raises(Refusal, match="^negative$"):
         in_parallel(double, [1, -1, 2], "test", unit)
+
+
+def killed(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_process_that_is_killed_is_a_refusal() -> None:
+    with pytest.raises(Refusal, match="^check: one of the processes was killed"):
+        in_parallel(killed, range(5), "check")
