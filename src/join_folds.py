@@ -70,8 +70,8 @@ def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, 
     scored = {"folds": joined_scores, "institutions": left_out_scores}
     scores: dict[str, Any] = {
         kind: {
-            recipe: scored[kind](patients, bootstrap) | costs(study, recipes(study, kind)[recipe])
-            for recipe, patients in joined[kind].items()
+            recipe: scored[kind](joined[kind][recipe], bootstrap) | costs(study, names)
+            for recipe, names in recipes(study, kind).items()
         }
         for kind in joined
     }

@@ -60,16 +60,17 @@ class Training:
         return self.trainer.fabric.is_global_zero  # fabric.print would speak once for each machine
 
 
-def select(splits: Path, split: str) -> pd.DataFrame:
-    """Return the rows of a split's slices in the order of the table; refuse one without tumor."""
+def select(splits: Path) -> dict[str, pd.DataFrame]:
+    """Return the slices of train and of val, in the table's order; refuse a split without tumor."""
     table = read_manifest(splits, "split", "image", "mask")
-    rows = table[table["split"] == split]
-    if not rows["abnormal"].any():
-        raise Refusal(
-            f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other patients, or "
-            "another split.test_fold or split.val_fraction"
-        )
-    return rows
+    slices = {split: table[table["split"] == split] for split in ("train", "val")}
+    for split, rows in slices.items():
+        if not rows["abnormal"].any():
+            raise Refusal(
+                f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other "
+                "patients, or another split.test_fold or split.val_fraction"
+            )
+    return slices
 
 
 def prepare(
@@ -207,7 +208,7 @@ def main(
     repeat_exactly(also_on_gpus=train.deterministic)
     fabric = make_fabric(compute)
     surroundings = environment(fabric)
-    slices = {split: select(splits, split) for split in ("train", "val")}
+    slices = select(splits)
     training = prepare(
         slices,
         intensities,

@@ -26,13 +26,13 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import pandas as pd  # noqa: E402
 
-from comparison.study_tables import COST, add_training, read_text, training_rows  # noqa: E402
+from comparison.study_tables import COST, Study, add_training, read_text, training_rows  # noqa: E402
 from pipeline.params import leaves  # noqa: E402
 from pipeline.refusals import Refusal  # noqa: E402
 
 DVC = (sys.executable, "-m", "dvc")
 RUNS = ROOT / "study/runs.yaml"
-TABLES = [ROOT / f"study/{name}.csv" for name in ("trainings", "patients", "definitions")]
+TABLES = [ROOT / f"study/{name}.csv" for name in Study._fields]
 RESULTS = (  # of an experiment, that rows are made of
     "params.yaml",
     "metrics/evaluate.json",

@@ -18,12 +18,12 @@ def read_dice(study: Study, candidates: dict[str, list[str]]) -> dict[str, pd.Da
     Inner folds of one repeat are joined. Refuses trainings that are of two recipes, that test a
     patient twice, or other patients than those of BASE.
     """
+    repeats = study.trainings["train.repeat"].fillna("0")
     groups: dict[tuple[str, str], list[str]] = {}
     for name, trainings in candidates.items():
         refuse_mixed(study, trainings, "train.repeat", "split.inner_fold")
         for training in trainings:
-            repeat = str(study.trainings["train.repeat"].fillna("0")[training])
-            groups.setdefault((name, repeat), []).append(training)
+            groups.setdefault((name, repeats[training]), []).append(training)
     tables = join_tested(study, [groups[key] for key in sorted(groups)])
     dice: dict[str, dict[str, pd.Series[float]]] = {name: {} for name in candidates}
     for (name, repeat), table in zip(sorted(groups), tables, strict=True):

@@ -18,7 +18,7 @@ from scoring.scores import patient_scores, without_few
 # quote it: mean and standard deviation.
 PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
 READERS_MEAN, READERS_STD = 0.84, 0.02
-MARKERS = ("o", "s", "^", "D", "v")  # of institutions: told apart without color too
+MARKERS = ("o", "s", "^", "D", "v")  # one for each institution, so that color is not needed
 
 
 def join(study: Study, trainings: list[str]) -> pd.DataFrame:

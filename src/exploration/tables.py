@@ -139,7 +139,7 @@ def position_table(measured: Measurements) -> pd.DataFrame:
 
 
 def hue_table(measured: Measurements) -> pd.DataFrame:
-    """Return the hue histogram of each tissue, as shares of its own colored pixels."""
+    """Return the hue histogram of each tissue, as fractions of that tissue's colored pixels."""
     shares = measured.hue / np.maximum(1, measured.hue.sum(axis=1, keepdims=True))
     degrees = np.arange(HUE_BINS) * 360 // HUE_BINS
     return pd.DataFrame({"hue": degrees, **dict(zip(TISSUES, shares, strict=True))})

@@ -60,7 +60,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
-    """Return what is told of the encoder's file; refuse another file than was fetched."""
+    """Return what page and card say about the encoder's file; refuse one that was not fetched."""
     found = file_facts(path)
     if found["sha256"] != fetched.get("sha256"):
         raise Refusal(f"{path}: not the file that was fetched; `dvc repro fetch_encoder`")
@@ -126,7 +126,7 @@ def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
 def score_facts(
     scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return what page and card tell of the scores; rows of `tables` are of SHOWN alone."""
+    """Return what page and card say about the scores; rows of `tables` are of SHOWN alone."""
     rows = [
         (score, [format_score(score, scores[split]) for split in TABULATED]) for score in SCORES
     ]

@@ -1,4 +1,4 @@
-"""Refusals: errors for the person who runs a stage, told without a traceback."""
+"""Refusals: errors for the person who runs a stage, shown without a traceback."""
 
 from collections.abc import Sequence
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""The layout of src/: who may import whom, how long functions are, and what stages load."""
+"""The layout of src/: import rules, lengths of functions and modules, imports at start-up."""
 
 import ast
 import subprocess

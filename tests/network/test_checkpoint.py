@@ -272,9 +272,9 @@ def test_a_damaged_checkpoint_starts_over_and_says_so(
         kept.write_bytes(content[damage])
     with locked_state(kept.parent.name) as state:
         assert state.read() is None
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert re.search(
-        r"checkpoint.pt: not a sound checkpoint \(\w+\). Training starts over.\n$", told
+        r"checkpoint.pt: not a sound checkpoint \(\w+\). Training starts over.\n$", printed
     )
     assert train_in("a", train__epochs=2).code == 0
     assert epochs == [1, 1, 2]

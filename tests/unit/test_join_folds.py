@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import join_folds
-from comparison.study_tables import COST, add_training
+from comparison.study_tables import COST, Study, add_training
 from conftest import Outcome, RunStage
 from scoring.bootstrap import Bootstrap
 from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
@@ -49,7 +49,7 @@ def write_run(study: Path, name: str, dice: dict[str, float], **changes: Any) ->
 
 
 def files(study: Path) -> list[Path]:
-    return [study / f"{name}.csv" for name in ("trainings", "patients", "definitions")]
+    return [study / f"{name}.csv" for name in Study._fields]
 
 
 def rewrite(study: Path, table: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
