@@ -2,7 +2,7 @@
 
     python src/explore.py data/manifest.csv data/patients.csv metrics/explore.json metrics/explore
 
-A leaf of the graph: nothing depends on it.
+split and report count the near-duplicates that it finds; nothing else depends on it.
 """
 
 from pathlib import Path

@@ -168,7 +168,7 @@ def main(
         "encoder_training": "frozen" if encoder.frozen else "trained too",
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
         **param_facts(params),
-        **cohort_facts(manifest, cohort),
+        **cohort_facts(manifest, cohort, explored),
         **score_facts(read_metrics(metrics, HINT), tables),
     }
     chosen = chosen_for_display(ranked(tables["per_patient"]), report.patients)

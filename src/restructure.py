@@ -7,8 +7,7 @@ DVC stores each content once. Everything is checked before anything is written.
 """
 
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
 from pipeline.refusals import Refusal, refuse
-from scans.names import SliceName, case_id, slice_path
+from scans.names import SliceName, slice_path
 from scans.tiff import read_image, read_mask
 
 CLINICAL_FILE = "data.csv"
@@ -33,21 +32,6 @@ class Pair:
     name: SliceName
     image: Path
     mask: Path
-
-
-def duplicates(values: Iterable[str]) -> list[str]:
-    """Return the values that occur more than once, sorted."""
-    return sorted(value for value, count in Counter(values).items() if count > 1)
-
-
-def patient_problems(patients: list[Path]) -> list[str]:
-    """Return a line for each patient that has more than one folder."""
-    case_ids = [case_id(folder.name) for folder in patients]
-    return [
-        f"patient twice, but for the date of the scan: {twice} in "
-        + ", ".join(folder.name for folder in patients if case_id(folder.name) == twice)
-        for twice in duplicates(case_ids)
-    ]
 
 
 def pairs_of(patient: Path) -> tuple[list[Pair], list[str]]:
@@ -108,7 +92,6 @@ def checked_pairs(raw: Path) -> list[Pair]:
     ]
     if not patients:
         problems.append(f"no patient's folder in {raw}")
-    problems += patient_problems(patients)
     pairs = []
     for patient in patients:
         patient_pairs, more = pairs_of(patient)

@@ -1,13 +1,18 @@
 """Assign every slice to train, val or test, and to a fold of the cross-validation.
 
-    python src/split.py data/manifest.csv data/splits.csv
+    python src/split.py data/manifest.csv data/patients.csv metrics/explore/findings.csv \
+        data/splits.csv
 
-By patient, all slices of a patient are on one side. By institution too, and a fold is one of them.
-By slice, slices of one patient are on both sides, which inflates every score: kept to compare with
-results that were reached that way. With an inner fold what is tested otherwise is left out, and
-the rest is folded once more: to choose between recipes without a look at the test.
+By patient, all slices of a person are on one side, whatever the number of exams: `case_id` in
+patients.csv tells the person. By institution too, and a fold is one of them. By slice, slices of
+one patient are on both sides, which inflates every score: kept to compare with results that were
+reached that way. With an inner fold what is tested otherwise is left out, and the rest is folded
+once more: to choose between recipes without a look at the test.
+
+Near-duplicates on two sides are counted: slices of two patients that explore found to look alike.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +24,8 @@ from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
 from pipeline.refusals import Refusal, refuse
-from scans.manifest import SPLITS, read_manifest
+from scans.cohort import read_patients
+from scans.manifest import SPLITS, count_near_duplicates, read_manifest
 from scans.params import SplitParams
 
 
@@ -27,24 +33,47 @@ def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.
     """Return a stratum for each patient: ranks of the abnormal fraction, cut into equal parts.
 
     As many strata as can have at least `members` patients each, so that every part of a split
-    holds one of each.
+    holds one of each. Patients without tumor have strata of their own.
     """
-    n_strata = max(1, len(fractions) // members)
-    ranks = np.argsort(np.argsort(fractions, kind="stable"), kind="stable")
-    return ranks * n_strata // len(fractions)
+    strata = np.zeros(len(fractions), dtype=np.int64)
+    first = 0
+    for group in (np.flatnonzero(fractions == 0), np.flatnonzero(fractions > 0)):
+        if len(group):
+            n_strata = max(1, len(group) // members)
+            ranks = np.argsort(np.argsort(fractions[group], kind="stable"), kind="stable")
+            strata[group] = first + ranks * n_strata // len(group)
+            first += n_strata
+    return strata
 
 
-def assign_folds(strata: NDArray[np.int64], *, folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold in which each unit (patient or slice) is tested, 0 to folds - 1."""
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+def assign_folds(
+    strata: NDArray[np.int64], abnormal: NDArray[np.bool_], *, folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the fold in which each unit (person or slice) is tested, 0 to folds - 1.
+
+    Where fewer units than folds are abnormal, the first folds get one each.
+    """
     assigned = np.empty(len(strata), dtype=np.int64)
-    for fold, (_, tested) in enumerate(splitter.split(strata, strata)):
-        assigned[tested] = fold
+    if abnormal.sum() < folds:
+        rng = np.random.default_rng(seed)
+        order = [*rng.permutation(np.flatnonzero(abnormal))]
+        order += [*rng.permutation(np.flatnonzero(~abnormal))]
+        assigned[order] = np.arange(len(order)) % folds
+        return assigned
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # of fewer healthy units than folds
+        for fold, (_, tested) in enumerate(splitter.split(strata, strata)):
+            assigned[tested] = fold
     return assigned
 
 
-def choose_val(strata: NDArray[np.int64], *, n_val: int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted positions of `n_val` units for validation, stratified where n allows."""
+def choose_val(
+    strata: NDArray[np.int64], abnormal: NDArray[np.bool_], *, n_val: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the sorted positions of `n_val` units for validation, stratified where n allows.
+
+    Where two units or more are abnormal, there is one for validation and one that is left.
+    """
     sizes = np.unique(strata, return_counts=True)[1]
     enough = len(sizes) <= min(n_val, len(strata) - n_val) and sizes.min() > 1
     _, val = train_test_split(
@@ -53,6 +82,13 @@ def choose_val(strata: NDArray[np.int64], *, n_val: int, seed: int) -> NDArray[n
         stratify=strata if enough else None,
         random_state=seed,
     )
+    if abnormal.sum() > 1 and abnormal[val].sum() in (0, abnormal.sum()):
+        rng, healthy = np.random.default_rng(seed), np.flatnonzero(~abnormal)
+        n_abnormal = min(max(1, round(n_val * abnormal.mean())), int(abnormal.sum()) - 1)
+        n_abnormal = max(n_abnormal, n_val - len(healthy))
+        chosen = rng.choice(np.flatnonzero(abnormal), n_abnormal, replace=False)
+        rest = rng.choice(healthy, n_val - n_abnormal, replace=False)
+        val = np.concatenate([chosen, rest])
     return np.sort(val)
 
 
@@ -66,43 +102,54 @@ def split_units(
     """
 
     def strata(chosen: pd.DataFrame, members: int) -> NDArray[np.int64]:
-        abnormal = chosen["abnormal"].to_numpy(dtype=np.float64)
+        fractions = chosen["abnormal"].to_numpy(dtype=np.float64)
         by_slice = split.by == "slice"
-        return abnormal.astype(np.int64) if by_slice else abnormal_strata(abnormal, members)
+        return fractions.astype(np.int64) if by_slice else abnormal_strata(fractions, members)
 
+    abnormal = units["abnormal"].to_numpy() > 0
     if split.by == "institution":
         fold = np.unique(units["institution"], return_inverse=True)[1]
     else:
-        fold = assign_folds(strata(units, split.folds), folds=split.folds, seed=seed)
+        groups = strata(units, split.folds)
+        fold = assign_folds(groups, abnormal, folds=split.folds, seed=seed)
     rest = np.flatnonzero(fold != test_fold)
     n_val = min(max(1, round(split.val_fraction * len(rest))), len(rest) - 1)
     members = -(-len(rest) // min(n_val, len(rest) - n_val))
-    val = rest[choose_val(strata(units.iloc[rest], members), n_val=n_val, seed=seed)]
+    groups = strata(units.iloc[rest], members)
+    val = rest[choose_val(groups, abnormal[rest], n_val=n_val, seed=seed)]
     side = np.full(len(units), "train", dtype=object)
     side[fold == test_fold] = "test"
     side[val] = "val"
     return pd.DataFrame({"split": side, "fold": fold}, index=units.index)
 
 
-def check_split(splits: pd.DataFrame, *, by: str) -> None:
-    """Refuse a split with a patient on two sides, or without an abnormal slice on one of them."""
-    problems = []
-    if by != "slice":
-        sides = splits.groupby("patient_id")["split"].unique()
-        problems += [
-            f"patient on two sides: {patient_id} in {' and '.join(sorted(names))}"
-            for patient_id, names in sides.items()
-            if len(names) > 1
-        ]
-    for name in SPLITS:
-        if not splits.loc[splits["split"] == name, "abnormal"].any():
-            problems.append(f"no abnormal slice in {name}")
+def check_split(splits: pd.DataFrame, unit: str) -> None:
+    """Refuse a split with a unit on two sides, or without an abnormal slice on one of them.
+
+    `unit` is the column that tells the units apart.
+    """
+    sides = splits.groupby(unit)["split"].unique()
+    problems = [
+        f"{unit} on two sides: {name} in {' and '.join(sorted(names))}"
+        for name, names in sides.items()
+        if len(names) > 1
+    ]
+    with_tumor = set(splits.loc[splits["abnormal"] == 1, "split"])
+    problems += [f"no abnormal slice in {name}" for name in SPLITS if name not in with_tumor]
     if problems:
-        refuse(problems, "Choose another seed, or fewer split.folds, or more patients.")
+        units = splits.groupby(unit)
+        by_fold = units["abnormal"].max().groupby(units["fold"].first()).sum()
+        counts = ", ".join(f"{fold}: {n}" for fold, n in by_fold.items())
+        refuse(
+            problems,
+            f"Each of train, val and test needs one {unit} with tumor; how many each fold has: "
+            f"{counts}. Choose a test fold that has some, fewer split.folds, or add patients.",
+        )
 
 
 def split_manifest(
     manifest: pd.DataFrame,
+    persons: pd.Series,
     split: SplitParams,
     *,
     test_fold: int,
@@ -111,10 +158,11 @@ def split_manifest(
 ) -> pd.DataFrame:
     """Return the manifest's rows in their order with the columns `split` and `fold`.
 
-    `name` is the param that `test_fold` comes from.
+    `persons` tells whose a `patient_id` is; `name` is the param that `test_fold` comes from.
     """
-    key, unit = ("slice_id", "slice") if split.by == "slice" else ("patient_id", "patient")
-    grouped, folds = manifest.groupby(key), split.folds
+    key, unit = ("slice_id", "slice") if split.by == "slice" else ("case_id", "patient")
+    rows = manifest.assign(case_id=manifest["patient_id"].map(persons))
+    grouped, folds = rows.groupby(key), split.folds
     units = grouped[["abnormal"]].mean()
     if split.by == "institution":
         units = units.join(grouped["institution"].first())
@@ -131,19 +179,33 @@ def split_manifest(
             f"split.folds is {folds}, with {len(units)} {unit}s only; "
             f"use fewer folds or more {unit}s"
         )
-    splits = manifest.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
-    check_split(splits, by=split.by)
-    return splits
+    splits = rows.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
+    check_split(splits, key)
+    return splits.drop(columns="case_id")
 
 
-def main(manifest: Path, splits: Path, *, seed: Seed, split: SplitParams) -> None:
-    rows = read_manifest(manifest, *(["institution"] if split.by == "institution" else []))
-    table = split_manifest(rows, split, test_fold=split.test_fold, seed=seed)
+def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
+    """Return whose each `patient_id` is, its `case_id` in patients.csv."""
+    persons = read_patients(patients).set_index("patient_id")["case_id"]
+    if set(persons.index) != set(rows["patient_id"]):
+        raise Refusal(
+            f"{patients}: other patients than in the manifest; `dvc repro build_manifest`"
+        )
+    return persons
+
+
+def main(
+    manifest: Path, patients: Path, findings: Path, splits: Path, *, seed: Seed, split: SplitParams
+) -> None:
+    rows = read_manifest(manifest, "image", *(["institution"] if split.by == "institution" else []))
+    persons = read_persons(patients, rows)
+    table = split_manifest(rows, persons, split, test_fold=split.test_fold, seed=seed)
     if split.inner_fold != "none":
         rest, inner_fold = rows[table["split"] != "test"], split.inner_fold
         table = split_manifest(
-            rest, split, test_fold=inner_fold, seed=seed, name="split.inner_fold"
+            rest, persons, split, test_fold=inner_fold, seed=seed, name="split.inner_fold"
         )
+    n_alike = count_near_duplicates(table, findings)
     with replacing(splits) as [partial]:
         table.to_csv(partial, index=False)
     counts = table.groupby("split").agg(
@@ -152,6 +214,7 @@ def main(manifest: Path, splits: Path, *, seed: Seed, split: SplitParams) -> Non
         abnormal=("abnormal", "mean"),
     )
     print(counts.round(3).to_string())
+    print(f"{n_alike} pairs of near-duplicates on two sides ({findings})")
 
 
 if __name__ == "__main__":

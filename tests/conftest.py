@@ -81,6 +81,7 @@ class Data(NamedTuple):
     manifest: Path
     patients: Path
     intensities: Path
+    findings: Path  # of explore: none
     splits: Path
 
 
@@ -239,6 +240,7 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         folder / "manifest.csv",
         folder / "patients.csv",
         folder / "intensities.csv",
+        folder / "findings.csv",
         folder / "splits.csv",
     )
     restructure.main(paths.raw, paths.images, paths.masks)
@@ -246,7 +248,8 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients
     )
     measure_tissue.main(paths.manifest, paths.intensities)
-    split.main(paths.manifest, paths.splits, seed=1, split=section(SplitParams))
+    paths.findings.write_text("kind,file,patient_id,value,other\n")
+    split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=section(SplitParams))
     return paths
 
 

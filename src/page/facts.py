@@ -10,7 +10,7 @@ from page.wording import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
 from pipeline.refusals import Refusal
-from scans.manifest import SPLITS
+from scans.manifest import SPLITS, count_near_duplicates
 
 SHOWN = "test"  # the split whose patients and charts are shown
 TABULATED = ("test", "val", "train")  # in the order of a table's columns
@@ -80,8 +80,11 @@ def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
     return {"params": params, "param_rows": rows}
 
 
-def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, Any]:
-    """Return how many patients there are, of how many institutions, and how they are split."""
+def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame, explored: Path) -> dict[str, Any]:
+    """Return how many patients there are, of how many institutions, and how they are split.
+
+    `explored` is the folder of explore's tables.
+    """
     splits = manifest.groupby("split").agg(
         n_patients=("patient_id", "nunique"),
         n_slices=("slice_id", "size"),
@@ -89,6 +92,7 @@ def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, Any]
     )
     return {
         "n_patients": len(cohort),
+        "n_alike": count_near_duplicates(manifest, explored / "findings.csv"),
         "institutions": cohort["institution"].nunique(),
         "splits": splits.loc[list(SPLITS)].rename_axis("name").reset_index().to_dict("records"),
     }

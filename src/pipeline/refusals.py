@@ -3,16 +3,25 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-SHOWN = 10  # problems listed in one message
+SHOWN = 10  # lines of one message
 
 
 class Refusal(ValueError):
     """What is wrong, where, and how to go on, in words for the person who runs the stage."""
 
 
+def first_ones(lines: Sequence[str]) -> list[str]:
+    """Return the first ten lines, and how many more there are."""
+    more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def print_list(title: str, lines: Sequence[str]) -> None:
+    """Print what a person should know though work goes on; nothing where there are no lines."""
+    if lines:
+        print(f"{title}:", *first_ones(lines), sep="\n  ")
+
+
 def refuse(problems: Sequence[str], hint: str) -> NoReturn:
     """Raise one Refusal that lists the first ten problems, counts the rest and ends with a hint."""
-    lines = list(problems[:SHOWN])
-    if len(problems) > SHOWN:
-        lines.append(f"… and {len(problems) - SHOWN} more")
-    raise Refusal("\n".join([*lines, hint]))
+    raise Refusal("\n".join([*first_ones(problems), hint]))

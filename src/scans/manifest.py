@@ -29,3 +29,16 @@ def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
         if column not in table:
             raise Refusal(f"{path}: no column `{column}`; `dvc repro split` writes it anew")
     return table
+
+
+def count_near_duplicates(slices: pd.DataFrame, findings: Path) -> int:
+    """Return how many pairs of near-duplicates in explore's table are on two sides of a split."""
+    try:
+        table = pd.read_csv(findings, keep_default_na=False, dtype=str)
+        pairs = table.loc[table["kind"] == "near_duplicate", ["file", "other"]]
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(f"{findings}: no table of findings ({reason}); `dvc repro explore`") from None
+    sides = slices.set_index("image")["split"]
+    one, other = (pairs[column].map(sides) for column in ("file", "other"))
+    return int((one.notna() & other.notna() & (one != other)).sum())

@@ -1,13 +1,24 @@
 """What the name of a patient or of a slice's file says, and how restructure names the files."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-# TCGA_CS_4941_19960909: collection, institution, number, date of the scan.
-DATED_PATIENT = re.compile(
-    r"(?P<case_id>[^_]+_(?P<institution>[^_]+)_.+)_(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
-)
+# TCGA-CS-4941: collection, institution ("tissue source site"), participant. Phantoms are named so.
+BARCODE = re.compile(r"(?:TCGA|PHANTOM)[-_](?P<code>[A-Z0-9]{2})[-_][A-Z0-9]{4}(?![A-Z0-9])")
+
+# What may follow a person's name in the name of an exam: a date, with the time, or a session.
+YEAR, MONTH, DAY = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
+DATE = rf"(?:{YEAR}[-_. ]?{MONTH}[-_. ]?{DAY}|{DAY}[-_. ]?{MONTH}[-_. ]?{YEAR})"
+TIME = r"(?:[-_. ]?t?[0-2]\d[-_.:]?[0-5]\d(?:[-_.:]?[0-5]\d)?)?"
+NUMBERED = "ses|session|visit|v|exam|scan|study|time[-_ ]?point|tp|t|day|week|month|year|fu"
+NAMED = "baseline|follow[-_ ]?up|pre[-_ ]?op|post[-_ ]?op|pre|post"
+SESSION = rf"(?:{NUMBERED})[-_ ]?\d+(?:-\d+)?[a-z]?|(?:{NAMED})[-_ ]?\d*"
+BRATS = r"(?<=-\d{5})-\d{3}"  # BraTS-GLI-00005-001: the time point of patient 00005
+SEPARATORS = "-_. "
+EXAM = re.compile(rf"(?:[-_. ]+(?:{DATE}{TIME}|{SESSION})|{BRATS})$", re.IGNORECASE)
+
 SLICE_FILE = re.compile(
     r"(?P<patient_id>.+)_(?P<number>\d+)(?P<mask>_mask)?\.tiff?", re.IGNORECASE | re.DOTALL
 )
@@ -32,16 +43,31 @@ class SliceName:
         return cls(patient_id, int(number), bool(match["mask"]), f"{patient_id}_{number}")
 
 
-def case_id(patient_id: str) -> str:
-    """Return the patient's key in data.csv: its folder's name without the date of the scan."""
-    match = DATED_PATIENT.fullmatch(patient_id)
-    return match["case_id"] if match else patient_id
+def same_name(name: str) -> str:
+    """Return what two spellings of a name share: no case, no blanks, no punctuation.
+
+    Of what stands between two digits a dash is left, so that 1_12 is not 11_2. The two ways in
+    which Unicode writes an accented letter are one.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    spaced = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in folded)
+    return re.sub(r"(?<=\d) +(?=\d)", "-", spaced.strip()).replace(" ", "") or name
+
+
+def person(patient_id: str) -> str:
+    """Return a patient's name without what tells an exam: its date, time or session, at the end."""
+    if barcode := BARCODE.match(patient_id):
+        return barcode[0]
+    name = patient_id.strip(SEPARATORS)
+    while (exam := EXAM.search(name)) and name[: exam.start()].strip(SEPARATORS):
+        name = name[: exam.start()].rstrip(SEPARATORS)
+    return name or patient_id
 
 
 def institution(patient_id: str) -> str:
-    """Return the code in `TCGA_<institution>_<number>_<date>`; "unknown" in another name."""
-    match = DATED_PATIENT.fullmatch(patient_id)
-    return match["institution"] if match else "unknown"
+    """Return the code in a name as of TCGA, such as TCGA_CS_4941_19960909; "unknown" of others."""
+    match = BARCODE.match(patient_id)
+    return match["code"] if match else "unknown"
 
 
 def slice_path(folder: Path, slice_id: str) -> Path:

@@ -137,7 +137,8 @@ def copied_scores(
     manifest: pd.DataFrame, masks_of: dict[str, list[np.ndarray]], seed: int
 ) -> dict[str, float | int]:
     """Return what copied masks score where one slice in ten is tested, at random."""
-    tested = assign_folds(manifest["abnormal"].to_numpy(), folds=10, seed=seed) == 0
+    abnormal = manifest["abnormal"].to_numpy()
+    tested = assign_folds(abnormal, abnormal > 0, folds=10, seed=seed) == 0
     counts = []
     for patient_id, rows in manifest.groupby("patient_id"):
         masks = masks_of[str(patient_id)]

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from PIL import Image
 
 import build_manifest
 from conftest import Data, Outcome, RunStage
+from scans.clinical import clean, read_clinical, years
 from scans.manifest import SPLITS, TEXT, read_manifest
 from scans.tiff import read_mask
 
@@ -79,8 +82,8 @@ def test_patient_alone_is_enough_of_a_clinical_table(
 def test_names_that_look_like_numbers_or_gaps_stay_names(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
-    source = sorted(data.images.glob("*_1.tif"))[0].name
-    for name in ("0012_1.tif", "x_NA_y_20000101_1.tif"):
+    for number, name in enumerate(("0012_1.tif", "TCGA_NA_0001_20000101_1.tif"), start=1):
+        source = f"PHANTOM_P1_0001_20000101_{number}.tif"
         for folder in (data.images, data.masks):
             (tmp_path / folder.name).mkdir(exist_ok=True)
             shutil.copy(folder / source, tmp_path / folder.name / name)
@@ -88,14 +91,14 @@ def test_names_that_look_like_numbers_or_gaps_stay_names(
     paths = [tmp_path / name for name in ("images", "masks", "data.csv", "m.csv", "p.csv")]
     assert run_stage(build_manifest.main, paths).code == 0
     manifest = read_manifest(tmp_path / "m.csv")
-    assert manifest["patient_id"].tolist() == ["0012", "x_NA_y_20000101"]
+    assert manifest["patient_id"].tolist() == ["0012", "TCGA_NA_0001_20000101"]
     assert manifest["institution"].tolist() == ["unknown", "NA"]
     assert pd.read_csv(tmp_path / "p.csv", dtype=str)["gender"].fillna("").tolist() == ["2", ""]
 
 
 def test_blank_rows_a_byte_order_mark_and_a_patient_named_na_are_read(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_bytes(b"\xef\xbb\xbfPatient,gender\n NA ,2\n,\n,\n0012,\n")
-    clinical = build_manifest.read_clinical(tmp_path / "data.csv")
+    clinical = read_clinical(tmp_path / "data.csv")
     assert clinical["case_id"].tolist() == ["NA", "0012"]
     assert clinical["gender"].tolist()[0] == 2
 
@@ -116,3 +119,129 @@ def test_names_stay_text_and_counts_numbers(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "splits.csv", index=False)
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "splits.csv"), table)
     assert set(TEXT) <= set(table)
+
+
+def folders(tmp_path: Path, data: Data, *names: str, clinical: str = "Patient\n") -> list[Path]:
+    """Return the arguments of the stage: a slice for each name, all different, and data.csv."""
+    for number, name in enumerate(names, start=1):
+        for folder in (data.images, data.masks):
+            target = tmp_path / folder.name / f"{name}_1.tif"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(folder / f"PHANTOM_P1_0001_20000101_{number}.tif", target)
+    (tmp_path / "data.csv").write_text(clinical, encoding="utf-8")
+    return [tmp_path / name for name in ("images", "masks", "data.csv", "m.csv", "p.csv")]
+
+
+def patients(tmp_path: Path) -> pd.DataFrame:
+    return pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False).set_index("patient_id")
+
+
+def test_folders_of_a_person_share_a_case_and_a_row(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    names = ("P7_20000131", "p-7_20010131", "sub-01_ses-01", "sub-01_ses-02", "Q")
+    clinical = "Patient,gender\nP 7,1\nsub-01_ses-02,2\n"
+    assert (
+        run_stage(build_manifest.main, folders(tmp_path, data, *names, clinical=clinical)).code == 0
+    )
+    table = patients(tmp_path)
+    assert table["case_id"].groupby(table["case_id"]).size().tolist() == [2, 1, 2]
+    assert table.loc[list(names[:2]), "case_id"].tolist() == ["P7", "P7"]
+    assert table["gender"].to_dict() == dict(zip(names, ["1", "1", "", "2", ""], strict=True))
+
+
+@pytest.mark.parametrize("column", ["subject", "Subject"])
+def test_a_column_of_subjects_says_who_is_who(
+    run_stage: RunStage, data: Data, tmp_path: Path, column: str
+) -> None:
+    clinical = f"Patient,{column},institution\nA_1,s1,X\nB,S-1,\nA_20000101,s2,Y\n"
+    names = ("A_1", "A_20000101", "B", "TCGA_CS_0001")
+    assert (
+        run_stage(build_manifest.main, folders(tmp_path, data, *names, clinical=clinical)).code == 0
+    )
+    table = patients(tmp_path)
+    assert table["case_id"].tolist() == ["s1", "s2", "s1", "TCGA_CS_0001"]
+    assert table["institution"].tolist() == ["X", "Y", "unknown", "CS"]
+    assert read_manifest(tmp_path / "m.csv")["institution"].tolist() == ["X", "Y", "unknown", "CS"]
+    assert not {"subject", "Subject"} & set(table)
+
+
+def test_a_scan_of_two_persons_is_refused(run_stage: RunStage, data: Data, tmp_path: Path) -> None:
+    paths = folders(tmp_path, data, "A", "B", "C_20000101", "C_20010101")
+    for copy, source in (("B", "A"), ("C_20010101", "C_20000101")):
+        pixels = Image.open(tmp_path / f"images/{source}_1.tif")
+        pixels.save(tmp_path / f"images/{copy}_1.tif", compression="tiff_lzw")  # in other bytes
+    outcome = run_stage(build_manifest.main, paths)
+    listed = f"two persons: {tmp_path}/images/A_1.tif, {tmp_path}/images/B_1.tif\n"
+    assert (outcome.code, listed in outcome.error, "C_2" in outcome.error) == (1, True, False)
+    (tmp_path / "data.csv").write_text("Patient,subject\nA,1\nB,1\n")
+    assert run_stage(build_manifest.main, paths).code == 0
+
+
+def test_blank_scans_of_two_persons_are_none(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    paths = folders(tmp_path, data, "A", "B")
+    for name in "AB":
+        Image.fromarray(np.full((9, 9, 3), 3, np.uint8)).save(tmp_path / f"images/{name}_1.tif")
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / f"masks/{name}_1.tif")
+    assert run_stage(build_manifest.main, paths).code == 0
+
+
+def test_rows_without_folder_folders_without_row_and_odd_cells_are_told(
+    run_stage: RunStage, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clinical = 'Patient,age_at_initial_pathologic,gender\nA,30 months,=1+1\n\nB,"30,5",2\nGone,7,\n'
+    paths = folders(tmp_path, data, "A", "B", "C", "C_20010101", clinical=clinical)
+    build_manifest.main(*paths)
+    told = capsys.readouterr().out
+    assert "row 2, age_at_initial_pathologic: '30 months' is no age in years, and left out" in told
+    assert "row 2, gender: '=1+1' has become '_1+1'" in told
+    assert f"1 rows of {tmp_path}/data.csv without a patient's folder:\n  Gone\n" in told
+    assert f"2 patients without a row in {tmp_path}/data.csv:\n  C\n  C_20010101\n" in told
+    assert "1 persons with several folders, which stay together:\n  C: C, C_20010101\n" in told
+    assert patients(tmp_path)["age"].tolist() == ["", "30.5", "", ""]
+
+
+def test_names_in_another_unicode_form_find_their_row(
+    run_stage: RunStage, data: Data, tmp_path: Path
+) -> None:
+    composed, decomposed = "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}", "Zoe\N{COMBINING DIAERESIS}"
+    paths = folders(tmp_path, data, composed, clinical=f"Patient,gender\n{decomposed},2\n")
+    assert run_stage(build_manifest.main, paths).code == 0
+    assert patients(tmp_path)["gender"].tolist() == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("age", "value"),
+    [("30", 30), ("30.5", 30.5), ("30,5", 30.5), ("30 y", 30), ("030Y", 30), ("7 years", 7)],
+)
+def test_ages_are_read(age: str, value: float) -> None:
+    assert years(age) == value
+
+
+@pytest.mark.parametrize("age", ["", "thirty", "-3", "121", "30 months", "1960-01-01"])
+def test_no_other_age_is_guessed(age: str) -> None:
+    assert np.isnan(years(age))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["</script><script>alert(1)</script>", "![x](http://e.org/x.png)", "=HYPERLINK(1)", "@SUM(1)",
+     "+cmd|' /C calc'!A0", "-2+3", "\t=1", "a\u202eb", "<b>"],
+)  # fmt: skip
+def test_no_markup_and_no_formula_is_left_in_a_code(code: str) -> None:
+    cleaned = clean(code)
+    assert not set(cleaned) & set("<>[]!|=@'\t\u202e:")
+    assert cleaned[0] not in "=+-@"
+    assert clean(cleaned) == cleaned
+
+
+@pytest.mark.parametrize("code", ["2", "-1", "+1.5", "G2/3", "left (upper)", "Ödem", "n/a"])
+def test_a_code_stays_as_it_is(code: str) -> None:
+    assert clean(code) == code
+
+
+def test_columns_are_cleaned_too(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("Patient,</script>,=A1\nA,1,2\n")
+    assert list(read_clinical(tmp_path / "data.csv")) == ["case_id", "_/script_", "_A1"]

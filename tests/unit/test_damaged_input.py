@@ -112,11 +112,11 @@ def empty_folder(folder: Path) -> None:
     (folder / "PHANTOM_P9_0099_20000101").mkdir()
 
 
-def second_folder_of_a_patient(folder: Path) -> None:
-    again = f"{P1[:-8]}20010101"
-    (folder / again).mkdir()
+def under_another_name(folder: Path) -> None:
+    """Copy a patient, as somebody of whom the same scans came twice."""
+    (folder / "clinic_7").mkdir()
     for path in (folder / P1).iterdir():
-        shutil.copy(path, folder / again / path.name.replace(P1, again))
+        shutil.copy(path, folder / "clinic_7" / path.name.replace(P1, "clinic_7"))
 
 
 def two_sites(folder: Path) -> None:
@@ -323,10 +323,10 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
         "restructure",
         f"slice number twice: {{raw}}/{P1}/{P1}_3.TIFF, {{raw}}/{SCAN}",
     ),
-    "patient twice": (
-        second_folder_of_a_patient,
-        "restructure",
-        f"patient twice, but for the date of the scan: {P1[:-9]} in {P1}, {P1[:-8]}20010101",
+    "scans of two persons": (
+        under_another_name,
+        "build_manifest",
+        f"the same scan of two persons: {{images}}/{P1}_1.tif, {{images}}/clinic_7_1.tif",
     ),
     "file cut off": (changed(SCAN, lambda b: b[:999]), "restructure", f"{SCAN}: damaged TIFF"),
     "file of half its pixels": (
@@ -457,7 +457,8 @@ WAYS_OUT = (
     "needs that column alone",
     "correct it where it comes from, then `dvc repro -f acquire`",
     "use fewer folds or more patients",
-    "Choose another seed, or fewer split.folds, or more patients.",
+    "Choose a test fold that has some, fewer split.folds, or add patients.",
+    "Otherwise take one away. Then `dvc repro -f acquire`.",
 )
 DATA_STAGES = ("acquire", "restructure", "build_manifest", "measure_tissue", "split")
 
@@ -466,13 +467,15 @@ def travel(run_stage: RunStage, source: Path, folder: Path) -> tuple[str, Outcom
     """Send a source through the data stages; return the last one that ran, and how it ended."""
     raw, images, masks = folder / "raw", folder / "images", folder / "masks"
     manifest, table = folder / "manifest.csv", folder / "patients.csv"
+    findings = folder.parent / "findings.csv"
     stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
         "acquire": (acquire.main, [raw]),
         "restructure": (restructure.main, [raw, images, masks]),
         "build_manifest": (build_manifest.main, [images, masks, raw / "data.csv", manifest, table]),
         "measure_tissue": (measure_tissue.main, [manifest, folder / "intensities.csv"]),
-        "split": (split.main, [manifest, folder / "splits.csv"]),
+        "split": (split.main, [manifest, table, findings, folder / "splits.csv"]),
     }
+    findings.write_text("kind,file,patient_id,value,other\n")
     overrides = {"acquire__dataset": str(source), "split__folds": 3}
     for name, (main, paths) in stages.items():
         outcome = run_stage(main, paths, **overrides)
@@ -490,7 +493,8 @@ def test_a_damaged_source_is_refused_by_name_and_nothing_written(
     source, out = damage(folder) or folder, tmp_path / "data"
     refused_by, outcome = travel(run_stage, source, out)
     assert (refused_by, outcome.code) == (stage, 1), outcome.error
-    assert message.format(source=folder, raw=out / "raw") in outcome.error
+    places = {"source": folder, "raw": out / "raw", "images": out / "images"}
+    assert message.format_map(places) in outcome.error
     assert "error: " in outcome.error
     assert "Traceback" not in outcome.error
     assert any(way_out in outcome.error for way_out in WAYS_OUT)
@@ -502,6 +506,7 @@ def test_a_damaged_source_is_refused_by_name_and_nothing_written(
     assert found == {output for earlier in before for output in made[earlier]}
     assert {path.name for path in tmp_path.iterdir()} <= {
         "data",
+        "findings.csv",
         "source",
         "source.zip",
         "params.yaml",

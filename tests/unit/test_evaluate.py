@@ -257,7 +257,8 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path, tmp_path: Path
 ) -> None:
     splits = tmp_path / "by_slice.csv"
-    split.main(data.manifest, splits, seed=1, split=section(SplitParams, by="slice"))
+    paths = [data.manifest, data.patients, data.findings, splits]
+    split.main(*paths, seed=1, split=section(SplitParams, by="slice"))
     write_maps(maps, noisy(masks))
     table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]
     rows = table[table["predictor"] == COPIED].set_index("split")

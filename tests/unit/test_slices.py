@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.refusals import Refusal
-from scans.names import SliceName, case_id, institution, sorted_slices
+from scans.names import SliceName, institution, person, same_name, sorted_slices
 from scans.tiff import read_image, read_mask
 
 
@@ -35,17 +35,64 @@ def test_names_are_parsed(file_name: str, parsed: tuple[str, int, bool] | None) 
 
 
 @pytest.mark.parametrize(
-    ("patient_id", "case", "code"),
+    ("patient_id", "owner"),
     [
-        ("TCGA_CS_4941_19960909", "TCGA_CS_4941", "CS"),
-        ("PHANTOM_P2_0002_20000101", "PHANTOM_P2_0002", "P2"),
-        ("patient 7", "patient 7", "unknown"),
-        ("clinic_7", "clinic_7", "unknown"),
-        ("HOSP_MR_2023_00012345", "HOSP_MR_2023_00012345", "unknown"),
+        ("TCGA_CS_4941_19960909", "TCGA_CS_4941"),
+        ("TCGA-CS-4941-01A", "TCGA-CS-4941"),
+        ("PHANTOM_P2_0002_20000101", "PHANTOM_P2_0002"),
+        ("P7_20000131", "P7"),
+        ("P7_1996-12-09", "P7"),
+        ("P7 09.12.1996", "P7"),
+        ("P7_20000131_103000", "P7"),
+        ("PAT_0001_MR_20150203", "PAT_0001_MR"),
+        ("sub-01_ses-02", "sub-01"),
+        ("sub-01_ses-02_20000131", "sub-01"),
+        ("P7_baseline", "P7"),
+        ("P7 follow-up 2", "P7"),
+        ("Patient-001_week-000-1", "Patient-001"),
+        ("BraTS-GLI-00005-001", "BraTS-GLI-00005"),
+        ("BraTS2021_00005", "BraTS2021_00005"),
+        ("patient 7", "patient 7"),
+        ("clinic_7", "clinic_7"),
+        ("HOSP_MR_2023_00012345", "HOSP_MR_2023_00012345"),
+        ("20000131", "20000131"),
+        ("ses-01", "ses-01"),
     ],
 )
-def test_institution_and_case_come_from_the_name(patient_id: str, case: str, code: str) -> None:
-    assert (case_id(patient_id), institution(patient_id)) == (case, code)
+def test_a_person_is_a_name_without_date_and_session(patient_id: str, owner: str) -> None:
+    assert person(patient_id) == owner
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "code"),
+    [
+        ("TCGA_CS_4941_19960909", "CS"),
+        ("TCGA-HT-7473", "HT"),
+        ("PHANTOM_P2_0002_20000101", "P2"),
+        ("PAT_0001_MR_20150203", "unknown"),
+        ("PAT_MR_0001_20150203", "unknown"),
+        ("clinic_7", "unknown"),
+    ],
+)
+def test_only_names_as_of_tcga_tell_an_institution(patient_id: str, code: str) -> None:
+    assert institution(patient_id) == code
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("P-7", "p7", "P 7", "p_7", "P\N{NON-BREAKING HYPHEN}7", "P\u200b7", " P7"),
+        ("Jos\N{LATIN SMALL LETTER E WITH ACUTE}", "jose\N{COMBINING ACUTE ACCENT}"),
+        ("STRASSE 3", "Straße-3"),
+    ],
+)
+def test_spellings_of_a_name_are_the_same(names: tuple[str, ...]) -> None:
+    assert len({same_name(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize("names", [("site1_12", "site11_2"), ("P7", "P07"), ("a", "b"), ("-", "_")])
+def test_other_names_stay_apart(names: tuple[str, str]) -> None:
+    assert same_name(names[0]) != same_name(names[1])
 
 
 def test_compressed_and_big_endian_files_read_like_others(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import split
 from conftest import Data, RunStage, section
 from pipeline.refusals import Refusal
-from scans.manifest import read_manifest
+from scans.manifest import count_near_duplicates, read_manifest
 from scans.params import SplitParams
 from split import check_split
 
@@ -25,12 +25,15 @@ DEFAULTS: dict[str, Any] = {
     "seed": 1,
 }
 
+COUNTS = ("n_slices", "n_abnormal", "tumor_volume", "missing_pre_contrast", "missing_post_contrast")
+
 
 def split_manifest(
     manifest: pd.DataFrame, *, seed: int, test_fold: int = 0, **changes: Any
 ) -> pd.DataFrame:
-    params = section(SplitParams, **changes)
-    return split.split_manifest(manifest, params, test_fold=test_fold, seed=seed)
+    params, ids = section(SplitParams, **changes), manifest["patient_id"]
+    persons = pd.Series(ids.to_numpy(), ids).groupby(level=0).first()
+    return split.split_manifest(manifest, persons, params, test_fold=test_fold, seed=seed)
 
 
 def make_manifest(n_patients: int, seed: int = 0) -> pd.DataFrame:
@@ -44,6 +47,7 @@ def make_manifest(n_patients: int, seed: int = 0) -> pd.DataFrame:
             {
                 "slice_id": f"P{patient:03d}_{number}",
                 "patient_id": f"P{patient:03d}",
+                "image": f"P{patient:03d}_{number}.tif",
                 "abnormal": int(number < abnormal),
             }
             for number in range(n_slices)
@@ -150,8 +154,8 @@ def test_a_patient_on_two_sides_is_an_error() -> None:
     splits.loc[first, "split"] = ["train", "test"] * (first.sum() // 2) + ["train"] * (
         first.sum() % 2
     )
-    with pytest.raises(Refusal, match="patient on two sides: P000 in test and train"):
-        check_split(splits, by="patient")
+    with pytest.raises(Refusal, match="patient_id on two sides: P000 in test and train"):
+        check_split(splits, "patient_id")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_a_patient_on_two_sides_is_an_error() -> None:
 def test_impossible_splits_are_refused(
     run_stage: RunStage, data: Data, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
-    paths = [data.manifest, tmp_path / "splits.csv"]
+    paths = [data.manifest, data.patients, data.findings, tmp_path / "splits.csv"]
     outcome = run_stage(split.main, paths, **overrides)
     assert outcome.code == 1
     assert message in outcome.error
@@ -176,9 +180,10 @@ def test_a_side_without_tumor_is_refused(run_stage: RunStage, data: Data, tmp_pa
     manifest = read_manifest(data.manifest)
     manifest["abnormal"] = 0
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
-    paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
+    paths = [tmp_path / "manifest.csv", data.patients, data.findings, tmp_path / "splits.csv"]
     outcome = run_stage(split.main, paths)
     assert outcome.code == 1
+    assert "how many each fold has: 0: 0, 1: 0, 2: 0, 3: 0, 4: 0." in outcome.error
     assert "no abnormal slice in train\nno abnormal slice in val\nno abnormal slice in test\n" in (
         outcome.error
     )
@@ -206,15 +211,19 @@ def test_by_institution_a_fold_is_one_of_them() -> None:
 
 
 def test_an_inner_fold_leaves_out_what_is_tested_and_tests_the_rest_once(
-    run_stage: RunStage, tmp_path: Path
+    run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     manifest = make_manifest(25)
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    patients = manifest[["patient_id"]].drop_duplicates()
+    patients = patients.assign(case_id=patients["patient_id"], **dict.fromkeys(COUNTS, 0))
+    patients.to_csv(tmp_path / "patients.csv", index=False)
     outer = split_manifest(manifest, **{**DEFAULTS, "test_fold": 2})
     left_out = set(outer["patient_id"][outer["split"] == "test"])
     tested: Counter[str] = Counter()
     for inner_fold in range(5):
-        paths = [tmp_path / "manifest.csv", tmp_path / "splits.csv"]
+        paths = [tmp_path / name for name in ("manifest.csv", "patients.csv", "splits.csv")]
+        paths.insert(2, data.findings)
         overrides = {"split__test_fold": 2, "split__inner_fold": inner_fold}
         assert run_stage(split.main, paths, **overrides).code == 0
         splits = read_manifest(tmp_path / "splits.csv")
@@ -225,3 +234,60 @@ def test_an_inner_fold_leaves_out_what_is_tested_and_tests_the_rest_once(
     assert set(tested) == set(manifest["patient_id"]) - left_out
     outcome = run_stage(split.main, paths, split__inner_fold=5)
     assert "error: split.inner_fold is 5; with 5 folds use 0 to 4" in outcome.error
+
+
+@pytest.mark.parametrize("n_with_tumor", [3, 4, 5, 7])
+@pytest.mark.parametrize("by", ["patient", "slice"])
+def test_few_with_tumor_are_shared_among_all_sides_whatever_the_seed(
+    n_with_tumor: int, by: str
+) -> None:
+    """Three are enough for train, val and test, though there are five folds."""
+    manifest = make_manifest(22)
+    if by == "slice":
+        manifest = manifest.groupby("patient_id").head(2).assign(abnormal=0)
+        manifest.loc[manifest.index[:n_with_tumor], "abnormal"] = 1
+    else:
+        manifest.loc[manifest["patient_id"] >= f"P{n_with_tumor:03d}", "abnormal"] = 0
+    for seed in range(40):
+        splits = split_manifest(manifest, **{**DEFAULTS, "by": by, "seed": seed})
+        assert (splits.groupby("split")["abnormal"].sum() > 0).tolist() == [True] * 3
+        n_units = splits.groupby("fold")["patient_id" if by == "patient" else "slice_id"].nunique()
+        assert n_units.max() - n_units.min() <= 1
+
+
+def test_a_fold_beyond_those_with_tumor_is_refused_with_the_folds_that_have_some() -> None:
+    manifest = make_manifest(22)
+    manifest.loc[manifest["patient_id"] >= "P003", "abnormal"] = 0
+    with pytest.raises(Refusal, match="how many each fold has: 0: 1, 1: 1, 2: 1, 3: 0, 4: 0"):
+        split_manifest(manifest, **{**DEFAULTS, "test_fold": 4})
+
+
+def test_exams_of_a_person_stay_on_one_side() -> None:
+    manifest = make_manifest(20)
+    ids = manifest["patient_id"].unique()
+    persons = pd.Series([f"person {number // 2}" for number in range(20)], ids)
+    for seed in range(20):
+        table = split.split_manifest(
+            manifest, persons, section(SplitParams), test_fold=0, seed=seed
+        )
+        assert list(table) == [*manifest, "split", "fold"]
+        sides = table.groupby(table["patient_id"].map(persons))[["split", "fold"]].nunique()
+        assert (sides == 1).all(axis=None)
+
+
+def test_near_duplicates_on_two_sides_are_counted(data: Data, tmp_path: Path) -> None:
+    slices = read_manifest(data.splits, "image", "split")
+    image = slices.groupby("split")["image"].first()
+    other = slices.groupby("split")["image"].last()
+    pairs = [("train", "test"), ("val", "train"), ("test", "test"), ("train", "train")]
+    rows = [["near_duplicate", image[one], "", 0.99, other[two]] for one, two in pairs]
+    rows += [
+        ["speck", image["train"], "", 7, ""],
+        ["near_duplicate", image["train"], "", 0.99, "left out"],
+    ]
+    columns = ["kind", "file", "patient_id", "value", "other"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "findings.csv", index=False)
+    assert count_near_duplicates(slices, tmp_path / "findings.csv") == 2
+    (tmp_path / "findings.csv").write_text("kind\n")
+    with pytest.raises(Refusal, match="no table of findings"):
+        count_near_duplicates(slices, tmp_path / "findings.csv")
