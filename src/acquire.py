@@ -9,9 +9,10 @@ local folder or zip; otherwise the copy that DVC holds serves, and in its absenc
 
 import os
 import shutil
+import unicodedata
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from pipeline import dvc_copy
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, refuse
+from pipeline.refusals import Refusal, print_list, refuse
 from scans import lgg
 from scans.params import AcquireParams, PhantomParams
 
@@ -47,9 +48,18 @@ WAYS_OUT = f"""Three ways out:
      has pushed it there yet (docs/team.md)."""
 
 
-def is_junk(path: PurePosixPath) -> bool:
-    """Return whether an operating system left this file or folder behind."""
-    return any(part.startswith(".") or part in JUNK for part in path.parts)
+def not_utf8(path: PurePosixPath) -> bool:
+    """Return whether the file system's bytes of a name are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def hidden_part(path: PurePosixPath) -> str | None:
+    """Return the part of a path that an operating system or a program hides, if there is one."""
+    return next((part for part in path.parts if part.startswith(".") or part in JUNK), None)
 
 
 def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
@@ -60,16 +70,14 @@ def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
 
     members, problems = {}, []
     for parent, folders, files in os.walk(folder, onerror=unreadable):
-        if not folders and not files and Path(parent) != folder:
+        below = PurePosixPath(Path(parent).relative_to(folder).as_posix())
+        if not folders and not files and Path(parent) != folder and hidden_part(below) is None:
             problems.append(f"empty folder: {parent}")
         for name in sorted([*files, *(f for f in folders if (Path(parent) / f).is_symlink())]):
             path = Path(parent) / name
-            relative = PurePosixPath(path.relative_to(folder).as_posix())
-            if is_junk(relative):
-                continue
-            if path.is_symlink() or not path.is_file():
+            if hidden_part(below / name) is None and (path.is_symlink() or not path.is_file()):
                 problems.append(f"neither a file nor a folder: {path}")
-            members[relative] = path
+            members[below / name] = path
     if problems:
         refuse(problems, "Put the files themselves in their place, or take away what is none.")
     return members
@@ -84,46 +92,81 @@ def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo
     paths = {info: PurePosixPath(name) for info, name in names.items() if name[-1:] != "/"}
     repeats = Counter(paths.values())
     problems = [f"twice in the zip: {path}" for path, count in repeats.items() if count > 1]
-    members = {}
     for info, path in paths.items():
         if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
             problems.append(f"path out of the zip: {info.filename}")
-        elif info.flag_bits & 0x1:
+        elif info.flag_bits & 0x1 and hidden_part(path) is None:
             problems.append(f"encrypted: {info.filename}")
-        elif not is_junk(path):
-            members[path] = info
     if problems:
         refuse(problems, f"Make {archive.filename} anew.")
-    return members
+    return {path: info for info, path in paths.items()}
+
+
+def normalized(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
+    """Return the members with accented letters composed, as in data.csv they may not be.
+
+    Refuses names that are not UTF-8, and two that become one.
+    """
+    found: dict[PurePosixPath, Member] = {}
+    problems = []
+    for path, member in members.items():
+        name = PurePosixPath(unicodedata.normalize("NFC", str(path)))
+        if not_utf8(name):
+            problems.append(f"a name that is not UTF-8: {os.fsencode(path)!r}")
+        elif name in found:
+            problems.append(f"twice, in two Unicode forms: {name}")
+        found[name] = member
+    if problems:
+        refuse(problems, "Rename them.")
+    return found
+
+
+def root_of(places: Iterable[PurePosixPath]) -> PurePosixPath | None:
+    """Return the folder that holds the patients' folders: the highest with folders of TIFF files.
+
+    Further down there may be a second copy of it. Refuses any other folder of patients.
+    """
+    files: dict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
+    for path in places:
+        if path.suffix.lower() in (".tif", ".tiff") and len(path.parts) > 1:
+            files[path.parent.parent].add(path.relative_to(path.parent.parent))
+    if not files:
+        return None
+    ordered = sorted(files, key=lambda folder: (len(folder.parts), folder))
+    root = ordered[0]
+    apart = [
+        folder
+        for folder in ordered[1:]
+        if root not in folder.parents and not files[folder] <= files[root]
+    ]
+    if apart:
+        refuse(
+            [f"a folder of patients: {path}" for path in (root, *apart)],
+            "Which one is meant? Set acquire.dataset to one, or put all patients into one folder.",
+        )
+    return root
 
 
 def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
     """Return the members of the data set by their place in it: patients' files and data.csv.
 
-    Its root is the highest folder that holds folders with TIFF files; a second copy further down,
-    and other files beside the patients' folders, are left out. Refuses several such folders.
+    Prints what is left out: hidden files, a second copy, files beside the patients' folders.
     """
-    roots = {
-        path.parent.parent
-        for path in members
-        if path.suffix.lower() in (".tif", ".tiff") and len(path.parts) > 1
-    }
-    if not roots:
+    named = normalized(members)
+    root = root_of(path for path in named if hidden_part(path) is None)
+    if root is None:
         return {}
-    highest = min(len(path.parts) for path in roots)
-    root, *others = sorted(path for path in roots if len(path.parts) == highest)
-    if others:
-        refuse(
-            [f"a folder of patients: {path}" for path in (root, *others)],
-            "Which one is meant? Set acquire.dataset to one, or put all patients into one folder.",
-        )
-    chosen = {}
-    for path, member in members.items():
-        if root not in path.parents:
-            continue
-        place = path.relative_to(root)
-        if len(place.parts) > 1 or place.name == CLINICAL_FILE:
-            chosen[place] = member
+    chosen: dict[PurePosixPath, Member] = {}
+    left_out: Counter[str] = Counter()
+    for path, member in named.items():
+        if (hidden := hidden_part(path)) is not None:
+            left_out["._*" if hidden.startswith("._") else hidden] += 1
+        elif root in path.parents and (path.parent != root or path.name == CLINICAL_FILE):
+            chosen[path.relative_to(root)] = member
+        else:
+            apart = set(path.parents) - {root, *root.parents}
+            left_out[str(min(apart | {path}, key=lambda folder: len(folder.parts)))] += 1
+    print_list("left out", [f"{name}: {n} files" for name, n in sorted(left_out.items())])
     return chosen
 
 

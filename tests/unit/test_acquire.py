@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -286,3 +287,68 @@ def test_counts_are_told_before_the_digest(phantom: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(lgg, "N_PATIENTS", 10)
     monkeypatch.setattr(lgg, "N_FILES", n_files)
     assert lgg.differences(phantom) == ["other files than those published, by their SHA-256"]
+
+
+def test_whatever_is_left_out_is_named(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    for root in ("kaggle_3m", "lgg-mri-segmentation/kaggle_3m"):
+        shutil.copytree(phantom, source / root)
+    patient = sorted(source.glob("kaggle_3m/PHANTOM*"))[0]
+    hidden = patient.with_name(".P7")
+    shutil.copytree(patient, hidden)
+    for junk in ("kaggle_3m/.DS_Store", f"kaggle_3m/{patient.name}/.DS_Store", "kaggle_3m/._a"):
+        (source / junk).touch()
+    (source / "kaggle_3m/README.md").touch()
+    (source / "kaggle_3m/.git/refs").mkdir(parents=True)  # empty, and nobody's patient
+    acquire.copy_dataset(source, tmp_path / "raw", "acquire.dataset")
+    assert files(tmp_path / "raw") == files(phantom)
+    n_hidden, n_copied = len(list(hidden.iterdir())), len(files(phantom))
+    assert capsys.readouterr().out == (
+        f"left out:\n  .DS_Store: 2 files\n  .P7: {n_hidden} files\n  ._*: 1 files\n"
+        f"  kaggle_3m/README.md: 1 files\n  lgg-mri-segmentation: {n_copied} files\n"
+    )
+
+
+def test_patients_further_down_that_are_no_copy_are_refused(
+    run_stage: RunStage, phantom: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(phantom, source / "data")
+    more = source / "old/backup/P0"
+    more.mkdir(parents=True)
+    shutil.copy(next(phantom.glob("*/*_1.tif")), more / "P0_1.tif")
+    outcome = run_acquire(run_stage, tmp_path, str(source))
+    assert outcome.code == 1
+    assert "a folder of patients: data\na folder of patients: old/backup\n" in outcome.error
+
+
+def test_names_come_in_one_unicode_form(run_stage: RunStage, phantom: Path, tmp_path: Path) -> None:
+    source, patient = tmp_path / "source", next(phantom.glob("PHANTOM*"))
+    composed = "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}"
+    decomposed = "Zoe\N{COMBINING DIAERESIS}"
+    for suffix in ("", "_mask"):
+        (source / decomposed).mkdir(parents=True, exist_ok=True)
+        name = f"{decomposed}_1{suffix}.tif"
+        shutil.copy(patient / f"{patient.name}_1{suffix}.tif", source / decomposed / name)
+    shutil.copy(phantom / "data.csv", source)
+    assert run_acquire(run_stage, tmp_path, str(source)).code == 0
+    names = {path.name for path in (tmp_path / "data/raw").rglob("*")}
+    assert names == {composed, f"{composed}_1.tif", f"{composed}_1_mask.tif", "data.csv"}
+    shutil.copytree(source / decomposed, source / composed)
+    outcome = run_acquire(run_stage, tmp_path, str(source))
+    assert (outcome.code, "twice, in two Unicode forms: " in outcome.error) == (1, True)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_name_that_is_not_utf8_is_refused(
+    run_stage: RunStage, phantom: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(phantom, tmp_path / "source"))
+    patient = next(source.glob("PHANTOM*"))
+    patient.rename(source / os.fsdecode(b"M\xfcller"))
+    outcome = run_acquire(run_stage, tmp_path, str(source))
+    assert outcome.code == 1
+    assert r"a name that is not UTF-8: b'M\xfcller/" in outcome.error
+    assert "Rename them." in outcome.error
