@@ -9,14 +9,13 @@ local folder or zip; otherwise the copy that DVC holds serves, and in its absenc
 
 import os
 import shutil
-import unicodedata
 import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -24,16 +23,13 @@ from pipeline import dvc_copy
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, print_list, refuse
+from pipeline.refusals import Refusal, refuse
 from scans import lgg
+from scans.layout import CLINICAL_FILE, Member, hidden_part, layout_members
 from scans.params import AcquireParams, PhantomParams
 
-Member = TypeVar("Member", Path, zipfile.ZipInfo)
-
 LOCAL_COPY = "LGG_ARCHIVE"
-CLINICAL_FILE = "data.csv"
 LARGEST_FILE = 2**28  # bytes; a slice of 4096 x 4096 pixels has 50 MB
-JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLINICAL_FILE}."
 ANNOUNCEMENT = (
     "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, "
@@ -46,20 +42,6 @@ WAYS_OUT = f"""Three ways out:
      {LOCAL_COPY} to it, or to the folder it unpacks to;
   3. `dvc pull`, where your team shares the data by a DVC remote; where that finds nothing, nobody
      has pushed it there yet (docs/team.md)."""
-
-
-def not_utf8(path: PurePosixPath) -> bool:
-    """Return whether the file system's bytes of a name are not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def hidden_part(path: PurePosixPath) -> str | None:
-    """Return the part of a path that an operating system or a program hides, if there is one."""
-    return next((part for part in path.parts if part.startswith(".") or part in JUNK), None)
 
 
 def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
@@ -100,74 +82,6 @@ def zip_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo
     if problems:
         refuse(problems, f"Make {archive.filename} anew.")
     return {path: info for info, path in paths.items()}
-
-
-def normalized(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
-    """Return the members with accented letters composed, as in data.csv they may not be.
-
-    Refuses names that are not UTF-8, and two that become one.
-    """
-    found: dict[PurePosixPath, Member] = {}
-    problems = []
-    for path, member in members.items():
-        name = PurePosixPath(unicodedata.normalize("NFC", str(path)))
-        if not_utf8(name):
-            problems.append(f"a name that is not UTF-8: {os.fsencode(path)!r}")
-        elif name in found:
-            problems.append(f"twice, in two Unicode forms: {name}")
-        found[name] = member
-    if problems:
-        refuse(problems, "Rename them.")
-    return found
-
-
-def root_of(places: Iterable[PurePosixPath]) -> PurePosixPath | None:
-    """Return the folder that holds the patients' folders: the highest with folders of TIFF files.
-
-    Further down there may be a second copy of it. Refuses any other folder of patients.
-    """
-    files: dict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
-    for path in places:
-        if path.suffix.lower() in (".tif", ".tiff") and len(path.parts) > 1:
-            files[path.parent.parent].add(path.relative_to(path.parent.parent))
-    if not files:
-        return None
-    ordered = sorted(files, key=lambda folder: (len(folder.parts), folder))
-    root = ordered[0]
-    apart = [
-        folder
-        for folder in ordered[1:]
-        if root not in folder.parents and not files[folder] <= files[root]
-    ]
-    if apart:
-        refuse(
-            [f"a folder of patients: {path}" for path in (root, *apart)],
-            "Which one is meant? Set acquire.dataset to one, or put all patients into one folder.",
-        )
-    return root
-
-
-def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
-    """Return the members of the data set by their place in it: patients' files and data.csv.
-
-    Prints what is left out: hidden files, a second copy, files beside the patients' folders.
-    """
-    named = normalized(members)
-    root = root_of(path for path in named if hidden_part(path) is None)
-    if root is None:
-        return {}
-    chosen: dict[PurePosixPath, Member] = {}
-    left_out: Counter[str] = Counter()
-    for path, member in named.items():
-        if (hidden := hidden_part(path)) is not None:
-            left_out["._*" if hidden.startswith("._") else hidden] += 1
-        elif root in path.parents and (path.parent != root or path.name == CLINICAL_FILE):
-            chosen[path.relative_to(root)] = member
-        else:
-            apart = set(path.parents) - {root, *root.parents}
-            left_out[str(min(apart | {path}, key=lambda folder: len(folder.parts)))] += 1
-    print_list("left out", [f"{name}: {n} files" for name, n in sorted(left_out.items())])
-    return chosen
 
 
 def copy_members(

@@ -19,10 +19,10 @@ from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
 from pipeline.refusals import print_list, refuse
 from scans.clinical import read_clinical, rows_of_patients
+from scans.layout import CLINICAL_FILE
 from scans.names import SliceName, institution, slice_path, sorted_slices
 from scans.tiff import read_image, read_mask
 
-CLINICAL_FILE = "data.csv"
 HELPERS = ["pre_contrast_is_flair", "post_contrast_is_flair", "digest"]  # not in the manifest
 
 

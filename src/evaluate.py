@@ -22,7 +22,7 @@ from pipeline.parallel import in_parallel
 from pipeline.params import Seed
 from scans.cohort import groups, read_patients
 from scans.manifest import SPLITS, read_manifest
-from scans.probability_maps import PROBABILITIES
+from scans.probability_maps import PROBABILITIES, check_levels
 from scans.tiff import LEVELS
 from scoring.bootstrap import Bootstrap
 from scoring.calibration import (
@@ -195,6 +195,7 @@ def main(
     slices, pixels, trivial = assess_all(
         manifest, predictions, threshold=threshold, largest=evaluate.largest_component
     )
+    check_levels(pixels.sum(axis=(0, 1)), predictions)
     table = per_patient(slices)
 
     scores, bins, curves = {}, {}, {}

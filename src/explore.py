@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from exploration.findings import KINDS, mask_findings, near_duplicates, thumbnail
+from exploration.findings import KINDS, mask_findings, near_duplicates, slice_findings, thumbnail
 from exploration.measurements import Measurements, measure, read_volume
 from exploration.tables import (
     Examined,
@@ -39,14 +39,14 @@ def examine(patient: tuple[pd.DataFrame, list[bool]]) -> Examined:
     return Examined(
         measure(volume, missing),
         np.array([mask.mean() for mask in volume.masks]),
-        len(components(stack(volume.masks))[1]),
-        mask_findings(volume),
+        len(components(stack(volume.masks), rows["slice_number"].tolist())[1]),
+        mask_findings(volume) + slice_findings(volume),
         np.stack([thumbnail(image) for image in volume.images]),
     )
 
 
 def main(manifest: Path, patients: Path, metrics: Path, explored: Path) -> None:
-    slices = read_manifest(manifest, "image", "mask")
+    slices = read_manifest(manifest, "slice_number", "image", "mask")
     cohort = read_patients(patients).sort_values("patient_id", ignore_index=True)
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     if [rows["patient_id"].iloc[0] for rows in volumes] != cohort["patient_id"].tolist():

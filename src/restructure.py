@@ -15,10 +15,10 @@ from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
 from pipeline.refusals import Refusal, refuse
+from scans.layout import CLINICAL_FILE
 from scans.names import SliceName, slice_path
 from scans.tiff import read_image, read_mask
 
-CLINICAL_FILE = "data.csv"
 LAYOUT = (
     "Expected <patient>/<patient>_<number>.tif and <patient>/<patient>_<number>_mask.tif beside "
     f"{CLINICAL_FILE}. Correct the files, then `dvc repro -f acquire`."

@@ -31,7 +31,7 @@ PEAK_WEIGHTS = (1, 2, 3, 4, 3, 2, 1)  # of bins: 8-bit channels are often equal,
 class Volume(NamedTuple):
     """A patient's slices in the order of their numbers; sizes may differ."""
 
-    rows: pd.DataFrame  # of the manifest: `patient_id`, `slice_id`, `image`, `mask`
+    rows: pd.DataFrame  # of the manifest, with `slice_number`, `image` and `mask`
     images: list[NDArray[np.uint8]]  # (H, W, 3) each
     masks: list[NDArray[np.bool_]]  # (H, W) each
 

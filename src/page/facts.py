@@ -47,6 +47,8 @@ FINDINGS = {
     "mask_touches_border": "masks that touch the border of the slice",
     "speck": "specks beside a larger component",
     "near_duplicate": "near-duplicate slices of two patients",
+    "slice_gap": "gaps in the numbers of slices",
+    "mask_shifted": "patients whose masks fit the slice before or after better",
 }
 
 

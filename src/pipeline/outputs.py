@@ -3,11 +3,15 @@
 import hashlib
 import json
 import math
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from pipeline.refusals import Refusal
 
@@ -25,26 +29,55 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def living_process(pid: int, since: float) -> psutil.Process | None:
+    """Return the process of that number, if it was alive at a time in seconds and still is."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            is_dead = process.status() == psutil.STATUS_ZOMBIE or process.create_time() > since
+    except psutil.NoSuchProcess:
+        return None
+    return None if is_dead else process
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what dead processes have left beside a target; refuse while another one writes it."""
+    name = re.compile(rf"\.{re.escape(target.name)}(?:\.(\d+))?\.partial")
+    for path in target.parent.iterdir():
+        if match := name.fullmatch(path.name):
+            writer = living_process(int(match[1] or 0), path.stat().st_mtime)
+            if writer is not None:
+                raise Refusal(
+                    f"{target}: process {writer.pid} is writing it; wait until that has ended, or "
+                    f"end it with `kill {writer.pid}`, and repeat this"
+                )
+            discard(path)
+
+
 @contextmanager
 def replacing(*targets: Path) -> Iterator[list[Path]]:
     """Yield a path to write for each target; when the block ends well, rename all into place.
 
-    The paths are hidden siblings ending in `.partial`, which Git and DVC ignore. After an error
-    they are removed and the targets are as before.
+    The paths lie in hidden folders beside the targets, `.<name>.<process>.partial`, which Git and
+    DVC ignore. After an error they are removed and the targets are as before. What a killed process
+    has left is removed by the next one; a second one at the same time is refused.
     """
-    partials = [target.with_name(f".{target.name}.partial") for target in targets]
-    for partial in partials:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        discard(partial)
+    folders = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+    partials = [folder / target.name for folder, target in zip(folders, targets, strict=True)]
     try:
+        for folder in folders:
+            folder.mkdir()
         yield partials
         for partial, target in zip(partials, targets, strict=True):
             if target.is_dir():
                 discard(target)
             partial.replace(target)
     finally:
-        for partial in partials:
-            discard(partial)
+        for folder in folders:
+            discard(folder)
 
 
 def rounded(value: Any) -> Any:

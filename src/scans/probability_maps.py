@@ -15,6 +15,8 @@ from PIL import Image
 from pipeline.refusals import Refusal
 from scans.tiff import LEVELS
 
+# What the maps of a data set together hold no more of, if they are masks or labels.
+MOST_LABELS, HIGHEST_LABEL = 8, 10
 PROBABILITIES = np.sin(np.pi / 2 * np.arange(LEVELS) / (LEVELS - 1)) ** 2  # of each level
 
 
@@ -53,3 +55,22 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
             f"{path}: no probability map that can be read ({type(error).__name__}); "
             "`dvc repro --force predict`"
         ) from None
+
+
+def check_levels(counts: NDArray[np.int64], folder: Path) -> None:
+    """Refuse maps that are masks or labels in another convention than 0 and 255.
+
+    `counts`, (LEVELS,), says how many pixels of all maps together have each level. Masks of 0 and
+    1, or 0 and 100, would be taken for low probabilities, and score 0.
+    """
+    levels = np.flatnonzero(counts).tolist()
+    others = [level for level in levels if 0 < level < LEVELS - 1]
+    low = HIGHEST_LABEL + 1 if levels[0] else LEVELS // 2
+    if others and max(others) < low and len(levels) <= MOST_LABELS:
+        raise Refusal(
+            f"{folder}: the maps hold nothing but the values {levels}; a mask is of 0 and 255, and "
+            "a probability map has levels in between, as src/scans/probability_maps.py defines "
+            "them. Convert them."
+        )
+    if counts[LEVELS // 2 :].sum() == 0:
+        print(f"{folder}: no pixel of any slice has a probability above 0.5")

@@ -16,16 +16,21 @@ def stack(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
     return volume
 
 
-def components(volume: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def components(
+    volume: NDArray[np.bool_], numbers: Sequence[int]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the labels (D, H, W) of connected components, from 1, and their sizes in pixels.
 
-    Pixels are connected by their faces: within a slice, and from a slice to the next.
+    Pixels are connected by their faces: within a slice, and from a slice to the next, if that has
+    the next of the `numbers`, which rise.
     """
-    labels, n_components = ndimage.label(volume)
+    gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
+    labels, n_components = ndimage.label(np.insert(volume, gaps, False, axis=0))
+    labels = np.delete(labels, gaps + np.arange(len(gaps)), axis=0)
     return labels, np.bincount(labels.ravel(), minlength=n_components + 1)[1:]
 
 
-def largest_component(volume: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def largest_component(volume: NDArray[np.bool_], numbers: Sequence[int]) -> NDArray[np.bool_]:
     """Return the largest connected component, (D, H, W), the first of equals; empty of none."""
-    labels, sizes = components(volume)
+    labels, sizes = components(volume, numbers)
     return labels == 1 + sizes.argmax() if len(sizes) else volume

@@ -45,8 +45,9 @@ def segment_volume(
 ) -> list[SegmentedSlice]:
     """Return the segmented slices of a patient, in order.
 
-    `volume` holds `slice_id` and `mask` of all of them. Tumor is where the probability is above
-    `threshold`; of that, with `largest`, the patient's largest connected component in 3-D.
+    `volume` holds `slice_id`, `slice_number` and `mask` of all of them. Tumor is where the
+    probability is above `threshold`; of that, with `largest`, the patient's largest connected
+    component in 3-D.
     """
     pairs = [
         read_pair(slice_id, mask_file, predictions)
@@ -54,7 +55,7 @@ def segment_volume(
     ]
     predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
     if largest:
-        kept = largest_component(stack(predicted))
+        kept = largest_component(stack(predicted), volume["slice_number"].tolist())
         predicted = [
             whole[: mask.shape[0], : mask.shape[1]]
             for whole, mask in zip(kept, predicted, strict=True)

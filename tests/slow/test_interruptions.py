@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import dvc, dvc_environment, params
+from conftest import dvc, dvc_environment, params, write_params
 
 SMALL = {
     "acquire__dataset": "phantom",
@@ -175,3 +175,28 @@ def test_twenty_kills_leave_no_trace(repository: Path) -> None:
     make_run(repository, epochs=50)
     resumed = survive(repository, KILLS * 5, seed=2)
     check(repository, resumed, n_kills=20)
+
+
+def test_of_two_processes_that_acquire_the_second_is_refused(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Killing dvc alone leaves its stage at work: what both write must not become one data set."""
+    log, data = tmp_path / "log", repository / "data"
+    write_params(repository, acquire__dataset="phantom", phantom__patients=60)
+    process = start(repository, log, "repro", "acquire")
+    wait_for(lambda: any(data.glob(".raw.*.partial/raw/*")), process, log)
+    process.kill()
+    process.wait(60)
+    again = dvc(repository, "repro", "acquire")
+    assert again.returncode != 0
+    told = re.search(r"data/raw: process (\d+) is writing it; .*`kill (\d+)`", again.stderr)
+    assert told, again.stderr
+    assert told[1] == told[2]
+    orphan = psutil.Process(int(told[1]))
+    orphan.kill()
+    orphan.wait(60)
+    assert dvc(repository, "repro", "acquire").returncode == 0
+    assert len(list(data.glob("raw/PHANTOM*"))) == 60
+    assert not list(data.glob(".raw.*"))
+    status = dvc(repository, "status", "acquire")
+    assert "up to date" in status.stdout

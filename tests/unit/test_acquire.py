@@ -239,9 +239,9 @@ def test_an_error_of_the_file_system_is_not_passed_over(
     patient = next(path for path in raw.iterdir() if path.is_dir())
     scandir = os.scandir
 
-    def failing(path: str) -> object:
-        if Path(path) == patient:
-            raise PermissionError(13, "Permission denied", path)
+    def failing(path: str | int) -> object:
+        if path == str(patient):
+            raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", failing)

@@ -306,7 +306,8 @@ def test_the_largest_component_is_that_of_the_volume_whatever_its_slices_sizes(
         levels[3, 3] = 100
         write_levels(levels, maps, str(number))
         Image.fromarray(mask).save(tmp_path / f"{number}.tif")
-        rows.append({"slice_id": str(number), "mask": str(tmp_path / f"{number}.tif")})
+        mask_file = str(tmp_path / f"{number}.tif")
+        rows.append({"slice_id": str(number), "slice_number": number, "mask": mask_file})
     volume = pd.DataFrame(rows)
     at_level = float(PROBABILITIES[100])
     islands = segment_volume(volume, maps, threshold=at_level, largest=False)
@@ -316,3 +317,25 @@ def test_the_largest_component_is_that_of_the_volume_whatever_its_slices_sizes(
         assert one.predicted.sum() == 5
         assert other.counts() == {"tp": 4, "fp": 0, "fn": 0, "tn": other.mask.size - 4}
         np.testing.assert_array_equal(other.predicted, other.mask)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 2), (0, 100), (1, 2), (0, 1, 255)])
+def test_answers_in_another_convention_are_refused(
+    run_stage: RunStage,
+    data: Data,
+    masks: dict[str, np.ndarray],
+    maps: Path,
+    tmp_path: Path,
+    values: tuple[int, ...],
+) -> None:
+    """Perfect masks of 0 and 1 would score 0."""
+    for number, (slice_id, mask) in enumerate(masks.items()):
+        tumor = values[1 + number % (len(values) - 1)]
+        write_levels(np.where(mask, tumor, values[0]).astype(np.uint8), maps, slice_id)
+    paths = [data.splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]
+    outcome = run_stage(evaluate.main, paths)
+    assert outcome.code == 1
+    assert f"the maps hold nothing but the values {list(values)}; a mask is of 0 and 255" in (
+        outcome.error
+    )
+    assert not (tmp_path / "m.json").exists()

@@ -4,14 +4,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import Data
 from exploration import findings
-from exploration.findings import Finding, mask_findings, near_duplicates, thumbnail
-from exploration.measurements import Volume
+from exploration.findings import (
+    Finding,
+    mask_findings,
+    near_duplicates,
+    slice_findings,
+    thumbnail,
+)
+from exploration.measurements import Volume, read_volume
+from scans.manifest import read_manifest
 
 
 def volume(*masks: np.ndarray) -> Volume:
     files = [f"masks/A_{number + 1}.tif" for number in range(len(masks))]
-    return Volume(pd.DataFrame({"patient_id": "A", "mask": files}), [], list(masks))
+    numbers = range(1, len(masks) + 1)
+    rows = pd.DataFrame({"patient_id": "A", "mask": files, "slice_number": numbers})
+    return Volume(rows, [], list(masks))
 
 
 def blob(rows: slice, columns: slice) -> np.ndarray:
@@ -88,3 +98,35 @@ def test_two_patients_with_one_slice_twice_are_told_once() -> None:
     assert len(found) == 1
     assert found[0].value == pytest.approx(1)
     assert near_duplicates(table, np.zeros_like(thumbnails)) == []
+
+
+def phantom_volume(data: Data, patient_id: str) -> Volume:
+    table = read_manifest(data.manifest)
+    return read_volume(table[table["patient_id"] == patient_id].reset_index(drop=True))
+
+
+def test_a_gap_in_the_numbers_is_found_at_the_slice_after_it(data: Data) -> None:
+    whole = phantom_volume(data, "PHANTOM_P1_0001_20000101")
+    assert slice_findings(whole) == []
+    kept = [index for index in range(len(whole.masks)) if index not in (2, 3, 5)]
+    rest = Volume(
+        whole.rows.iloc[kept],
+        [whole.images[index] for index in kept],
+        [whole.masks[index] for index in kept],
+    )
+    assert [found[:4] for found in slice_findings(rest)] == [
+        ("slice_gap", whole.rows["mask"][4], "PHANTOM_P1_0001_20000101", 2),
+        ("slice_gap", whole.rows["mask"][6], "PHANTOM_P1_0001_20000101", 1),
+    ]
+
+
+@pytest.mark.parametrize("shift", [-2, -1, 1, 2])
+def test_masks_that_are_off_by_slices_are_found(data: Data, shift: int) -> None:
+    patients = sorted(path.name for path in data.raw.iterdir() if path.is_dir())
+    for patient_id in patients:
+        whole = phantom_volume(data, patient_id)
+        assert slice_findings(whole) == []
+        masks = list(np.roll(np.stack(whole.masks), -shift, axis=0))
+        found = slice_findings(whole._replace(masks=masks))
+        first = next(i for i, mask in enumerate(masks) if mask.any())
+        assert found == [Finding("mask_shifted", whole.rows["mask"][first], patient_id, shift, "")]

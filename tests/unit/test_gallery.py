@@ -113,7 +113,8 @@ def test_an_album_has_the_slices_of_a_split_and_their_counts(
         answer[:2, :2] = 0.9  # an island, which the largest component leaves out
     write_maps(tmp_path, answers)
     predicted = stack([answer > 0.5 for answer in answers.values()])
-    kept = largest_component(predicted) if largest else predicted
+    numbers = range(len(predicted))
+    kept = largest_component(predicted, numbers) if largest else predicted
     assert kept[:, 0, 0].any() is np.bool_(not largest)
     counts = [
         count_pixels(each, masks[slice_id])

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import SRC
 from pipeline.outputs import replacing, write_metrics
 from pipeline.parallel import in_parallel
 from pipeline.refusals import Refusal
@@ -50,10 +53,56 @@ def test_an_error_leaves_every_target_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
-    write(tmp_path / ".out.partial", "half")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftovers = [tmp_path / name for name in (".out.partial", f".out.{dead.pid}.partial")]
+    for leftover in leftovers:
+        write(leftover, "half")
+    write(tmp_path / ".out.json.1.partial", "of another output")
+    with replacing(tmp_path / "out") as [partial]:
+        write(partial, "whole")
+        assert not any(leftover.exists() for leftover in leftovers)
+    other = {".out.json.1.partial/a.txt": "of another output"}
+    assert contents(tmp_path) == {"out/a.txt": "whole", **other}
+
+
+def test_a_number_that_another_process_has_got_since_is_no_obstacle(tmp_path: Path) -> None:
+    """As in a container, where each run may be process 7."""
+    leftover = tmp_path / f".out.{os.getpid()}.partial"
+    write(leftover, "half")
+    os.utime(leftover, (0, 0))
     with replacing(tmp_path / "out") as [partial]:
         write(partial, "whole")
     assert contents(tmp_path) == {"out/a.txt": "whole"}
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from pipeline.outputs import replacing
+with replacing(Path("out")) as [partial]:
+    partial.mkdir()
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+    write(tmp_path / "out", "before")
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", WRITER]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"begun\n"
+        advice = f"process {first.pid} is writing it; .* end it with `kill {first.pid}`"
+        with pytest.raises(Refusal, match=advice), replacing(tmp_path / "out"):
+            pass
+        assert (tmp_path / f".out.{first.pid}.partial").is_dir()
+        first.kill()
+    with replacing(tmp_path / "out") as [partial]:
+        write(partial, "after")
+    assert contents(tmp_path) == {"out/a.txt": "after"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_hard_link_to_the_earlier_file_keeps_its_bytes(tmp_path: Path) -> None:

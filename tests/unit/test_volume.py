@@ -19,10 +19,10 @@ def test_pixels_hang_together_by_their_faces_across_slices_too() -> None:
     volume[0, 0, 0] = volume[1, 0, 0] = True  # one above the other
     volume[1, 1, 1] = True  # across a corner: another one
     volume[2, 3, 1:4] = True
-    labels, sizes = components(volume)
+    labels, sizes = components(volume, [1, 2, 3])
     assert sizes.tolist() == [2, 1, 3]
     assert labels[0, 0, 0] == labels[1, 0, 0] == 1
-    kept = largest_component(volume)
+    kept = largest_component(volume, range(len(volume)))
     assert kept.dtype == np.bool_
     assert kept.sum() == 3
     assert kept[2, 3, 1:4].all()
@@ -30,7 +30,17 @@ def test_pixels_hang_together_by_their_faces_across_slices_too() -> None:
 
 def test_the_first_of_equal_components_is_kept_and_nothing_of_none() -> None:
     volume = np.zeros((2, 3, 3), np.bool_)
-    assert not largest_component(volume).any()
-    assert components(volume)[1].tolist() == []
+    assert not largest_component(volume, range(len(volume))).any()
+    assert components(volume, [1, 2])[1].tolist() == []
     volume[0, 0, 0] = volume[1, 2, 2] = True
-    assert np.argwhere(largest_component(volume)).tolist() == [[0, 0, 0]]
+    assert np.argwhere(largest_component(volume, range(len(volume)))).tolist() == [[0, 0, 0]]
+
+
+def test_a_gap_between_slices_parts_components() -> None:
+    volume = np.zeros((5, 3, 3), np.bool_)
+    volume[:, 1, 1] = True
+    labels, sizes = components(volume, [1, 2, 4, 5, 9])
+    assert sizes.tolist() == [2, 2, 1]
+    assert labels[:, 1, 1].tolist() == [1, 1, 2, 2, 3]
+    assert labels.shape == volume.shape
+    assert np.argwhere(largest_component(volume, [1, 2, 4, 5, 6]))[:, 0].tolist() == [2, 3, 4]
