@@ -9,6 +9,7 @@ local folder or zip; otherwise the copy that DVC holds serves, and in its absenc
 
 import os
 import shutil
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -18,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline import dvc_copy
 from pipeline.command import run

@@ -8,11 +8,14 @@ missing the folder's name without a date or session at its end (`scans.names.per
 """
 
 import hashlib
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline.command import run
 from pipeline.outputs import replacing

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+
 from pipeline.command import run
 from pipeline.refusals import Refusal
 

@@ -7,6 +7,7 @@ Every slice is scored at its own size. Nothing here looks at the network: anothe
 probability maps in the place of data/predictions are scored alike.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables

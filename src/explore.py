@@ -5,10 +5,13 @@
 split and report count the near-duplicates that it finds; nothing else depends on it.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from exploration.findings import KINDS, mask_findings, near_duplicates, slice_findings, thumbnail
 from exploration.measurements import Measurements, measure, read_volume
@@ -25,7 +28,7 @@ from exploration.tables import (
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.cohort import read_patients
 from scans.manifest import read_manifest
 from scans.tiff import SEQUENCES
@@ -50,7 +53,7 @@ def main(manifest: Path, patients: Path, metrics: Path, explored: Path) -> None:
     cohort = read_patients(patients).sort_values("patient_id", ignore_index=True)
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     if [rows["patient_id"].iloc[0] for rows in volumes] != cohort["patient_id"].tolist():
-        raise Refusal(f"{patients}: other patients than {manifest}; `dvc repro build_manifest`")
+        raise Refusal(f"{patients}: other patients than {manifest}; {remake('build_manifest')}")
     flags = cohort.reindex(columns=[f"missing_{name}" for name in SEQUENCES], fill_value=0)
     missing = flags.astype(bool).to_numpy().tolist()
     examined = in_parallel(examine, zip(volumes, missing, strict=True), "explore")

@@ -10,11 +10,14 @@ DVC holds serves, and in its absence the Hugging Face hub, by smp's own loader.
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from learning.network import Encoder, build_encoder
 from learning.params import EncoderParams

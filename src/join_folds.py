@@ -18,10 +18,13 @@ The recipe was chosen on the training side of fold 0, so that the patients of fo
 part in anything: its figures stand by themselves too.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from comparison.candidates import compare
 from comparison.out_of_fold import (

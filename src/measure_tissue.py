@@ -5,15 +5,18 @@
 `train.normalize` brings patients to one scale by it; the masks are not looked at.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+
 from pipeline.command import run
 from pipeline.outputs import DECIMALS, replacing
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.intensity import tissue_statistics
 from scans.manifest import read_manifest
 from scans.tiff import LEVELS, SEQUENCES, read_image
@@ -35,7 +38,7 @@ def measure_volume(slices: pd.DataFrame) -> list[dict[str, str | float]]:
 def main(manifest: Path, intensities: Path) -> None:
     slices = read_manifest(manifest, "image")
     if slices.empty:
-        raise Refusal(f"{manifest}: no slices there. Run `dvc repro build_manifest`.")
+        raise Refusal(f"{manifest}: no slices there; {remake('build_manifest')}")
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     rows = in_parallel(measure_volume, volumes, "measure")
     table = pd.DataFrame([row for patient in rows for row in patient])

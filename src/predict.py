@@ -7,10 +7,13 @@ It is not shown the masks. Logits are resized to the slice's own size, whatever 
 network takes, before they become probabilities.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from learning.device import explained_failures, make_fabric, repeat_exactly
 from learning.inference import predict_slices

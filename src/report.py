@@ -11,6 +11,7 @@ it shows slices of the data set, so it is kept by DVC and never in Git. A leaf o
 
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 from pydantic import Field
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from learning.params import EncoderParams, PredictParams, TrainParams
 from page.charts import all_charts
@@ -36,14 +39,14 @@ from page.gallery import albums, cards, chosen_for_display, ranked
 from pipeline.command import run
 from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.cohort import read_patients
 from scans.manifest import read_manifest
 from scans.params import AcquireParams, SplitParams
 from scoring.params import EvaluateParams
 
 TEMPLATES = Path(__file__).parent / "page/templates"
-HINT = "`dvc repro` writes it anew."
+HINT = remake("report")
 TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
 CURVES = ("train/loss", "train/iou", "val/iou")
 
@@ -77,7 +80,7 @@ def read_curves(folder: Path) -> "dict[str, pd.Series[float]]":
         path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
         table = read_table(path, "\t")
         if not {"step", column} <= set(table):
-            raise Refusal(f"{path}: no curve by `step` of `{column}`; `dvc repro --force train`")
+            raise Refusal(f"{path}: no curve by `step` of `{column}`; {remake('train')}")
         curves[name] = table.set_index("step")[column]
     return curves
 

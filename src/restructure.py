@@ -7,9 +7,12 @@ DVC stores each content once. Everything is checked before anything is written.
 """
 
 import shutil
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline.command import run
 from pipeline.outputs import replacing

@@ -12,6 +12,7 @@ once more: to choose between recipes without a look at the test.
 Near-duplicates on two sides are counted: slices of two patients that explore found to look alike.
 """
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, train_test_split
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline.command import run
 from pipeline.outputs import replacing
@@ -197,7 +200,7 @@ def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
 def main(
     manifest: Path, patients: Path, findings: Path, splits: Path, *, seed: Seed, split: SplitParams
 ) -> None:
-    rows = read_manifest(manifest, "image", *(["institution"] if split.by == "institution" else []))
+    rows = read_manifest(manifest, *(["institution"] if split.by == "institution" else []))
     persons = read_persons(patients, rows)
     table = split_manifest(rows, persons, split, test_fold=split.test_fold, seed=seed)
     if split.inner_fold != "none":

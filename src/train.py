@@ -8,6 +8,7 @@ On several devices or machines it is started by `torchrun`, with the same argume
 that was killed goes on from its last epoch, wherever the same one is started again.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,8 @@ import torch
 from dvclive.live import Live
 from lightning_fabric import Fabric
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+
 from learning.augmentation import augmentation
 from learning.batches import BatchOrder, Loader, loader
 from learning.checkpoint import Progress, State, fingerprint, locked_state
@@ -31,6 +34,7 @@ from learning.device import (
     repeat_exactly,
 )
 from learning.epochs import average_statistics, train_epoch, validate
+from learning.inference import check_image_size
 from learning.optimization import Trainer, make_trainer, n_trained
 from learning.params import ComputeParams, EncoderParams, TrainParams
 from learning.slice_dataset import SliceDataset
@@ -116,6 +120,7 @@ def prepare(
     batches = loader(dataset, order, workers=compute.workers)
     torch.manual_seed(seed)
     network = new_network(encoder_file, name=encoder.name, frozen=encoder.frozen)
+    check_image_size(network, encoder.name, train.image_size)
     n_steps = train.epochs * len(order)
     trainer = make_trainer(fabric, network, train, n_steps=n_steps, compiled=compute.compile)
     return Training(train, compute, trainer, order, batches, val)

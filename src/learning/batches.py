@@ -1,5 +1,6 @@
 """Batches of slices: their order, their workers, and how they are put together."""
 
+import multiprocessing.queues
 import os
 import signal
 import sys
@@ -124,13 +125,22 @@ def n_workers(workers: Workers) -> int:
     return min((cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
 
 
-def silence_orphan(_: int) -> None:
-    """Silence a worker's traceback once its parent process is gone."""
+def prepare_worker(_: int) -> None:
+    """Let a worker that cannot hand over a batch end, and one that is left alone end in silence.
+
+    A worker whose batch does not fit into shared memory would print a traceback and go on, while
+    the main process waits for that batch for ever; of a worker's death it learns within seconds.
+    """
+
+    def give_up(error: Exception, _: object) -> None:
+        print(f"a batch could not be handed over: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, (ConnectionError, EOFError)):
             sys.__excepthook__(kind, error, trace)
 
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 
@@ -183,7 +193,7 @@ def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> Loa
         num_workers=n_processes,
         # Else they stop when the last batch is taken, which Ctrl-C waits for as well.
         persistent_workers=n_processes > 0 and order.seed is not None,
-        worker_init_fn=silence_orphan,
+        worker_init_fn=prepare_worker,
         pin_memory=torch.cuda.is_available(),
         # Its own: by default a loader draws from the generator that dropout draws from, as often
         # as it starts workers.

@@ -152,6 +152,7 @@ def explained_failures(batch_size: str) -> Iterator[None]:
         if "DataLoader worker" in str(error):
             raise Refusal(
                 f"a process that loads slices has died: {error}. A system short of memory kills "
-                f"the largest: lower compute.workers (0: load in the main process) or {batch_size}"
+                "the largest, and a container may have a small /dev/shm (docker run --shm-size=1g "
+                f"enlarges it): lower compute.workers (0: load in the main process) or {batch_size}"
             ) from None
         raise

@@ -10,8 +10,9 @@ from torch import nn
 from tqdm import tqdm
 
 from learning.batches import BatchOrder, loader
+from learning.network import Network
 from learning.params import Workers
-from learning.slice_dataset import SliceDataset, unfit
+from learning.slice_dataset import SliceDataset, padded_size, unfit
 from pipeline.refusals import Refusal
 
 
@@ -48,3 +49,18 @@ def predict_slices(
             yield Prediction(
                 slice_id, unfit(fitted, height, width, dataset.image_size).numpy(), mask
             )
+
+
+def check_image_size(network: Network, name: str, image_size: int) -> None:
+    """Refuse an encoder that cannot take slices of that size, as transformers of a fixed grid."""
+    size = padded_size(image_size)
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    except Exception as error:  # of many kinds, from smp and timm
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"encoder.name is {name!r}, which does not take slices of train.image_size "
+            f"{image_size}, padded to {size} pixels: {reason} Choose another size or encoder."
+        ) from None
+    network.train()

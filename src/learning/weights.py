@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from learning.network import Encoder, Network, Tensors, build_encoder
 from learning.params import ImageSize
 from pipeline.outputs import file_sha256
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.intensity import Normalize
 
 Header = TypeVar("Header", "Encoder", "Model")
@@ -95,7 +95,7 @@ def mismatch(wanted: Tensors, found: Tensors) -> str:
 
 
 def load_encoder(
-    path: Path, name: str, hint: str = "Run `dvc repro fetch_encoder`."
+    path: Path, name: str, hint: str = remake("fetch_encoder")
 ) -> tuple[Encoder, Tensors]:
     """Return the encoder file's header and tensors; refuse a file of another encoder."""
     tensors, header = load_tensors(path, hint)
@@ -119,7 +119,7 @@ def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
 
 def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
     """Return the trained network, in evaluation mode, and what its file says of it."""
-    hint = "Run `dvc repro train`."
+    hint = remake("train")
     tensors, header = load_tensors(model_file, hint)
     model = checked_header(Model, header, model_file, hint)
     if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):

@@ -9,7 +9,7 @@ import pandas as pd
 from page.wording import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.manifest import SPLITS, count_near_duplicates
 
 SHOWN = "test"  # the split whose patients and charts are shown
@@ -65,7 +65,7 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
     """Return what page and card say about the encoder's file; refuse one that was not fetched."""
     found = file_facts(path)
     if found["sha256"] != fetched.get("sha256"):
-        raise Refusal(f"{path}: not the file that was fetched; `dvc repro fetch_encoder`")
+        raise Refusal(f"{path}: not the file that was fetched; {remake('fetch_encoder')}")
     return fetched | found
 
 

@@ -22,6 +22,14 @@ def print_list(title: str, lines: Sequence[str]) -> None:
         print(f"{title}:", *first_ones(lines), sep="\n  ")
 
 
+def remake(stage: str) -> str:
+    """Return how to get the outputs of a stage anew, for the end of a message.
+
+    DVC looks at a file's time and size: of other damage only verify knows.
+    """
+    return f"`dvc repro {stage}` makes it anew; where that finds nothing to do, `make verify`"
+
+
 def refuse(problems: Sequence[str], hint: str) -> NoReturn:
     """Raise one Refusal that lists the first ten problems, counts the rest and ends with a hint."""
     raise Refusal("\n".join([*first_ones(problems), hint]))

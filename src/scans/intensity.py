@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal, refuse
+from pipeline.refusals import Refusal, refuse, remake
 from scans.tiff import LEVELS, SEQUENCES
 
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_median", "tissue_p99")
-HINT = "`dvc repro measure_tissue` writes it anew."
+HINT = remake("measure_tissue")
 Normalize = Literal["none", "percentile", "median", "z_score"]
 
 # percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 
 SPLITS = ("train", "val", "test")
 TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")
@@ -24,10 +24,10 @@ def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
     except ValueError as error:  # pandas' own kinds among them
         reason = " ".join(str(error).split())
-        raise Refusal(f"{path}: not a table in CSV ({reason}); `dvc repro split`") from None
+        raise Refusal(f"{path}: not a table in CSV ({reason}); {remake('split')}") from None
     for column in (*REQUIRED, *columns):
         if column not in table:
-            raise Refusal(f"{path}: no column `{column}`; `dvc repro split` writes it anew")
+            raise Refusal(f"{path}: no column `{column}`; {remake('split')}")
     return table
 
 
@@ -38,7 +38,7 @@ def count_near_duplicates(slices: pd.DataFrame, findings: Path) -> int:
         pairs = table.loc[table["kind"] == "near_duplicate", ["file", "other"]]
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise Refusal(f"{findings}: no table of findings ({reason}); `dvc repro explore`") from None
+        raise Refusal(f"{findings}: no table of findings ({reason}); {remake('explore')}") from None
     sides = slices.set_index("image")["split"]
     one, other = (pairs[column].map(sides) for column in ("file", "other"))
     return int((one.notna() & other.notna() & (one != other)).sum())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.tiff import LEVELS
 
 # What the maps of a data set together hold no more of, if they are masks or labels.
@@ -45,7 +45,7 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
             if image.mode != "L":
                 raise Refusal(
                     f"{path}: expected 1 channel of uint8, found mode {image.mode}; "
-                    "`dvc repro --force predict`"
+                    f"{remake('predict')}"
                 )
             return np.array(image)
     except Refusal:
@@ -53,7 +53,7 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow fails in ways without end
         raise Refusal(
             f"{path}: no probability map that can be read ({type(error).__name__}); "
-            "`dvc repro --force predict`"
+            f"{remake('predict')}"
         ) from None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 
 # The channels of an image, in this order: three MRI sequences read as red, green and blue.
 SEQUENCES = ("pre_contrast", "flair", "post_contrast")
@@ -42,9 +42,7 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
     except (Refusal, PermissionError):
         raise
     except FileNotFoundError:
-        raise Refusal(
-            f"{path}: no such file; `dvc checkout`, or `dvc repro --force restructure`"
-        ) from None
+        raise Refusal(f"{path}: no such file; {remake('restructure')}") from None
     except UnidentifiedImageError:
         raise Refusal(f"{path}: not a TIFF image that can be read") from None
     except Exception as error:  # a damaged header makes Pillow fail in ways without end

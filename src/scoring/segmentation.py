@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.probability_maps import PROBABILITIES, probability_path, read_levels
 from scans.tiff import read_mask
 from scans.volume import largest_component, stack
@@ -35,7 +35,7 @@ def read_pair(
     if levels.shape != mask.shape:
         raise Refusal(
             f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
-            f"{mask.shape}; `dvc repro --force predict`"
+            f"{mask.shape}; {remake('predict')}"
         )
     return levels, mask
 

@@ -264,7 +264,7 @@ def test_a_refusal_reaches_the_user_of_dvc_repro(changeable_run: Path) -> None:
     write_params(changeable_run, **{**SMALL, "split__test_fold": 3, "phantom__patients": 7})
     done = dvc(changeable_run, "repro", "split")
     assert done.returncode != 0
-    assert ran(done) == ["acquire", "restructure", "build_manifest", "split"]
+    assert ran(done) == ["acquire", "restructure", "build_manifest", "explore", "split"]
     assert "error: split.test_fold is 3; with 3 folds use 0 to 2" in done.stderr
     assert "Traceback" not in done.stderr
     assert (changeable_run / ".gitignore").read_text() == rules

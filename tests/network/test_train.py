@@ -272,6 +272,23 @@ def test_an_encoder_of_another_name_is_refused_and_nothing_written(
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_encoder_of_a_fixed_size_is_refused_before_it_trains(
+    train_in: Train, encoder: Path, tmp_path: Path, frozen: bool
+) -> None:
+    name = "tu-swin_tiny_patch4_window7_224"
+    save_tensors(build_encoder(name).state_dict(), Encoder(name), encoder)
+    changes = {"encoder__name": name, "encoder__frozen": frozen}
+    outcome = train_in("bad", **changes, train__image_size=48)
+    assert outcome.code == 1
+    assert (
+        f"encoder.name is '{name}', which does not take slices of train.image_size 48, padded to "
+        "64 pixels: " in outcome.error
+    )
+    assert "Traceback" not in outcome.error
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path: Path) -> None:
     table = read_manifest(data.splits)
     table[table["split"] != "val"].to_csv(tmp_path / "splits.csv", index=False)

@@ -675,12 +675,12 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
     "scan gone": (
         bytes_of("splits", lambda b: b.replace(b"images/", b"nowhere/")),
         "predict",
-        ".tif: no such file; `dvc checkout`",
+        ".tif: no such file; `dvc repro restructure`",
     ),
     "mask gone": (
         bytes_of("splits", lambda b: b.replace(b"masks/", b"nowhere/")),
         "evaluate",
-        ".tif: no such file; `dvc checkout`",
+        ".tif: no such file; `dvc repro restructure`",
     ),
     "intensities not a table": (
         bytes_of("intensities", lambda _: b""),

@@ -289,7 +289,7 @@ def test_maps_that_do_not_fit_are_refused(
     outcome = run_stage(evaluate.main, paths)
     assert outcome.code == 1
     assert "no probability map that can be read (FileNotFoundError)" in outcome.error
-    assert "`dvc repro --force predict`" in outcome.error
+    assert "`dvc repro predict`" in outcome.error
     assert not out.exists()
 
 

@@ -136,4 +136,7 @@ def test_all_patients_who_were_not_measured_are_named(data: Data, tmp_path: Path
     lacking.append(f"{at} {first} has no {SEQUENCES[1]}")
     lines = str(refusal.value).splitlines()
     assert sorted(lines[:-1]) == sorted(lacking)
-    assert lines[-1] == "`dvc repro measure_tissue` writes it anew."
+    assert (
+        lines[-1]
+        == "`dvc repro measure_tissue` makes it anew; where that finds nothing to do, `make verify`"
+    )

@@ -62,7 +62,7 @@ def test_what_is_no_map_is_refused_by_name(tmp_path: Path) -> None:
     for name, problem in (
         ("rgb", "expected 1 channel of uint8, found mode RGB"),
         ("broken", "no probability map that can be read"),
-        ("none", r"no probability map that can be read \(FileNotFoundError\); `dvc repro --force"),
+        ("none", r"no probability map that can be read \(FileNotFoundError\); `dvc repro predict`"),
     ):
         with pytest.raises(Refusal, match=problem) as refused:
             read_levels(tmp_path, name)

@@ -1,0 +1,78 @@
+"""Real file systems that are too small: a message, no traceback, nothing half-written, no hang."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import QUICK, SRC, Data, params
+
+PRIVATE = ("unshare", "--mount", "--map-root-user", "bash", "-c")
+
+
+def can_mount() -> bool:
+    try:
+        trial = subprocess.run([*PRIVATE, "mount -t tmpfs tmpfs /mnt"], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return trial.returncode == 0
+
+
+pytestmark = pytest.mark.skipif(not can_mount(), reason="no right to mount a file system here")
+
+
+def run_with(place: Path, size: str, folder: Path, *words: str | Path) -> tuple[int, str]:
+    """Run a script of src with a small file system at `place`; return its exit code and errors."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs {place} && "
+    done = subprocess.run(
+        [*PRIVATE, mount + 'exec "$@"', "bash", sys.executable, *map(str, words)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def prepare(folder: Path, **overrides: object) -> None:
+    (folder / "models").mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(**{**QUICK, **overrides})))
+
+
+def test_train_and_fetch_encoder_report_a_full_disk(
+    data: Data, encoder: Path, tmp_path: Path
+) -> None:
+    prepare(tmp_path, encoder__weights="none", train__epochs=1)
+    models = tmp_path / "models"
+    fetch = (SRC / "fetch_encoder.py", "models/encoder.safetensors", "metrics.json")
+    train = (
+        *(SRC / "train.py", data.intensities, data.splits, encoder),
+        *("models/unet.safetensors", "metrics/train"),
+    )
+    for stage in (fetch, train):
+        code, error = run_with(models, "4m", tmp_path, *stage)
+        assert code == 1, error
+        assert "No space left on device" in error
+        assert "Traceback" not in error
+    assert not list(models.iterdir())
+
+
+def test_a_small_dev_shm_ends_the_training_with_a_way_out(
+    data: Data, encoder: Path, tmp_path: Path
+) -> None:
+    """As in a container: a batch of 8 slices at 256 pixels takes 2 MB of it."""
+    prepare(tmp_path, train__image_size=256, compute__workers=2)
+    train = (
+        *(SRC / "train.py", data.intensities, data.splits, encoder),
+        *("models/unet.safetensors", "metrics/train"),
+    )
+    code, error = run_with(Path("/dev/shm"), "3m", tmp_path, *train)
+    assert code == 1, error
+    assert "a batch could not be handed over: " in error
+    assert "docker run --shm-size=1g enlarges it): lower compute.workers (0: load in" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "models/unet.safetensors").exists()
