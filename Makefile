@@ -1,7 +1,7 @@
 # make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
 # needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
 
-.PHONY: demo test test-all tools lint clean
+.PHONY: demo test test-all verify tools lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -29,6 +29,10 @@ export PATH := $(BIN):$(PATH)
 # In demo/, a copy of the project; src/demo.py says more.
 demo: $(DEMO_READY)
 	python src/demo.py demo
+
+# Before anything is pushed or published: whether DVC's cache and the outputs are what they should be.
+verify: $(DEMO_READY)
+	@python src/verify.py
 
 # Processes that share the tests. Each computes with one thread.
 JOBS ?= 2

@@ -10,7 +10,7 @@ import pytest
 import measure_tissue
 from conftest import Data
 from learning.slice_dataset import SliceDataset
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, remake
 from scans.intensity import (
     NONE,
     STATISTICS,
