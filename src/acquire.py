@@ -176,7 +176,7 @@ def acquire_lgg(raw: Path, target: Path) -> None:
     local_copy = os.environ.get(LOCAL_COPY)
     if local_copy:
         source = f"{LOCAL_COPY} ({local_copy})"
-        copy_dataset(Path(local_copy), target, LOCAL_COPY)
+        copy_dataset(Path(local_copy).expanduser(), target, LOCAL_COPY)
     elif dvc_copy.restore(raw, target, stage="acquire", params={"acquire.dataset": "lgg"}):
         source = "DVC's copy"
     else:
@@ -204,10 +204,10 @@ def main(raw: Path, *, seed: Seed, acquire: AcquireParams, phantom: PhantomParam
             )
         elif dataset == "lgg":
             acquire_lgg(raw, partial)
-        elif Path(dataset).exists() or not dvc_copy.restore(
+        elif (source := Path(dataset).expanduser()).exists() or not dvc_copy.restore(
             raw, partial, stage="acquire", params=recorded
         ):
-            copy_dataset(Path(dataset), partial, "acquire.dataset")
+            copy_dataset(source, partial, "acquire.dataset")
     n_patients = sum(path.is_dir() for path in raw.iterdir())
     print(f"{n_patients} patients in {raw}")
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, t
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, refuse
+from pipeline.refusals import Refusal, refuse, remake
 from scans.cohort import read_patients
 from scans.manifest import SPLITS, count_near_duplicates, read_manifest
 from scans.params import SplitParams
@@ -191,9 +191,7 @@ def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
     """Return whose each `patient_id` is, its `case_id` in patients.csv."""
     persons = read_patients(patients).set_index("patient_id")["case_id"]
     if set(persons.index) != set(rows["patient_id"]):
-        raise Refusal(
-            f"{patients}: other patients than in the manifest; `dvc repro build_manifest`"
-        )
+        raise Refusal(f"{patients}: not the manifest's patients; {remake('build_manifest')}")
     return persons
 
 

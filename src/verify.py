@@ -22,6 +22,12 @@ from pipeline.refusals import refuse
 FOLDER = ".dir"  # ends the hash of a folder, whose object is the list of its files
 
 
+def shown(path: Path) -> str:
+    """Return a path as a person would write it, from the current folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def md5(path: Path) -> str:
     """Return the MD5 of a file's bytes, "" of none."""
     if not path.is_file():
@@ -87,16 +93,18 @@ def main() -> None:
                 files = [Path(folder) / name for folder, _, names in walked for name in names]
                 changed += changed_files(path, out.hash_info.value, cache, files)
                 n_outputs += 1
-    problems = [f"not what its name says: {path}" for path in damaged]
-    problems += [f"not as dvc.lock has it: {path}" for path in changed]
+    problems = [f"not what its name says: {shown(path)}" for path in damaged]
+    problems += [f"not as dvc.lock has it: {shown(path)}" for path in changed]
     if problems:
         refuse(
             problems,
             "Of outputs: run `dvc repro` first, if it has not come to its end. Otherwise remove "
             "what is wrong, get it from the remote by `dvc pull`, and make what is not there by "
-            f"`dvc repro`:\n  rm -r -- {shlex.join(map(str, [*damaged, *changed]))}",
+            f"`dvc repro`:\n  rm -r -- {shlex.join(map(shown, [*damaged, *changed]))}",
         )
-    print(f"{n_outputs} outputs are as dvc.lock has them, all objects in {cache} as they are named")
+    print(
+        f"{n_outputs} outputs are as dvc.lock has them, all objects in {shown(cache)} as they are named"
+    )
 
 
 if __name__ == "__main__":

@@ -308,9 +308,9 @@ OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
 
 
 def dvc_environment() -> dict[str, str]:
-    """Return an environment that is offline, with this interpreter's `python` first on the path."""
+    """Return an environment that is offline, with this interpreter first, for make too."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **OFFLINE, "PATH": path}
+    return {**os.environ, **OFFLINE, "PATH": path, "PYTHON": sys.executable}
 
 
 def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import shutil
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +21,14 @@ from conftest import (
     clone_with_outputs,
     direct_imports,
     dvc,
+    dvc_environment,
+    git,
     params,
     ran,
     write_params,
 )
 from pipeline.params import leaves
+from team_page import person
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -281,3 +285,31 @@ def test_an_earlier_run_comes_back_from_the_run_cache(changeable_run: Path) -> N
     assert ran(done) == ["report"]
     assert "Stage 'evaluate' is cached - skipping run" in done.stdout
     assert (changeable_run / "metrics/evaluate.json").read_text() == before
+
+
+def test_windows_checks_out_the_bytes_that_the_lock_knows(repository: Path, tmp_path: Path) -> None:
+    git(repository, "clone", "--quiet", "--config=core.autocrlf=true", ".", str(tmp_path / "clone"))
+    for name in git(repository, "ls-files", "-z").strip("\0").split("\0"):
+        assert (tmp_path / "clone" / name).read_bytes() == (repository / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["archive (1).zip", "M\xfcller, A.zip", "~x=1#.zip"])
+def test_a_data_set_of_any_name_is_given_as_the_readme_quotes_it(
+    repository: Path, phantom: Path, tmp_path: Path, name: str
+) -> None:
+    [line] = re.findall("^dvc exp run .*acquire.dataset=.*", (ROOT / "README.md").read_text(), re.M)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", phantom))
+    archive.rename(tmp_path / name)
+    command = line.replace("/absolute/path/to/archive (1).zip", str(tmp_path / name))
+    assert command != line
+    environment = dvc_environment() | person(tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", f"{command} acquire"],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 patients in data/raw" in done.stdout

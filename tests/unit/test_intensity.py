@@ -136,7 +136,4 @@ def test_all_patients_who_were_not_measured_are_named(data: Data, tmp_path: Path
     lacking.append(f"{at} {first} has no {SEQUENCES[1]}")
     lines = str(refusal.value).splitlines()
     assert sorted(lines[:-1]) == sorted(lacking)
-    assert (
-        lines[-1]
-        == "`dvc repro measure_tissue` makes it anew; where that finds nothing to do, `make verify`"
-    )
+    assert lines[-1] == remake("measure_tissue")

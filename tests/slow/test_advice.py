@@ -1,0 +1,209 @@
+"""Advice in messages, followed to the letter: afterwards what was refused works."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from hashlib import md5
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import (
+    MODULES,
+    SMALL,
+    clone_with_outputs,
+    dvc,
+    dvc_environment,
+    make_repository,
+    ran,
+    write_params,
+)
+
+# Every command that a message gives, and the test that follows it.
+FOLLOWED = {
+    "`dvc repro …": "here",
+    "`make verify": "here",
+    "`dvc repro`": "here, by verify",
+    "`dvc pull`": "here, by verify; team/test_remotes.py",
+    "`dvc repro -f acquire`": "here",
+    "`kill …": "slow/test_interruptions.py",
+    "`git restore metrics MODEL_CARD.md dvc.lock && dvc checkout`": "slow/test_interruptions.py",
+    "`git init && git add .`": "graph/test_demo.py",
+    "`make demo`": "slow/test_demo_run.py",
+    "`python study/run.py`": "slow/test_study_run.py",
+}
+REPORTED = {"`git …", "`dvc exp run`"}  # what failed, no advice
+
+
+def test_every_command_in_a_message_is_followed_somewhere() -> None:
+    found = set()
+    for path in MODULES.values():
+        tree = ast.parse(path.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        nodes = list(ast.walk(tree))
+        docs = {
+            ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, documented)
+        }
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                pattern = r"`(?:dvc|git|kill|make|python)\b[^`]*`?"
+                found |= set(re.findall(pattern, "" if node.value in docs else node.value))
+    found = {f"{each}…" if each.endswith(" ") else each for each in found}
+    assert found - REPORTED == FOLLOWED.keys()
+
+
+@pytest.fixture
+def brain(committed_run: Path, tmp_path: Path) -> Path:
+    """Return a repository in which the graph has run, that a test may change."""
+    return clone_with_outputs(committed_run, tmp_path / "brain")
+
+
+def run(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a repository."""
+    return subprocess.run(
+        words, cwd=repository, env=dvc_environment(), capture_output=True, text=True, check=False
+    )
+
+
+def run_by_hand(repository: Path, stage: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage's command, as dvc.yaml has it, in the same folder."""
+    command = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"][stage]["cmd"]
+    return run(repository, "bash", "-c", command)
+
+
+def first(folder: str) -> Callable[[Path], Path]:
+    return lambda repository: min((repository / folder).iterdir())
+
+
+def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Change a file's bytes; its time is another one too, as DVC will see."""
+
+    def damage(path: Path) -> None:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(change(content))
+
+    return damage
+
+
+def of_another_size(path: Path) -> None:
+    path.unlink()
+    Image.new("L", (9, 9)).save(path)
+
+
+def without_a_row(path: Path) -> None:
+    pd.read_csv(path, dtype=str).iloc[1:].to_csv(path, index=False)
+
+
+cut_off = rewrite(lambda content: content[:-9])
+emptied = rewrite(lambda _: b"")
+headed = rewrite(lambda content: content[: content.index(b"\n") + 1])
+Damage = tuple[str | Callable[[Path], Path], Callable[[Path], None], str, str]
+DAMAGES: dict[str, Damage] = {
+    # What is damaged, how, the stage that refuses it, and the stage that it says to repeat.
+    "map cut off": (first("data/predictions"), cut_off, "evaluate", "predict"),
+    "map of another size": (first("data/predictions"), of_another_size, "evaluate", "predict"),
+    "scan gone": (first("data/slices/images"), Path.unlink, "measure_tissue", "restructure"),
+    "splits emptied": ("data/splits.csv", emptied, "evaluate", "split"),
+    "manifest without rows": ("data/manifest.csv", headed, "measure_tissue", "build_manifest"),
+    "patients of another table": ("data/patients.csv", without_a_row, "explore", "build_manifest"),
+    "intensities emptied": ("data/intensities.csv", emptied, "predict", "measure_tissue"),
+    "findings emptied": ("metrics/explore/findings.csv", emptied, "split", "explore"),
+    "encoder cut off": ("models/encoder.safetensors", cut_off, "predict", "fetch_encoder"),
+    "model cut off": ("models/unet.safetensors", cut_off, "predict", "train"),
+    "scores cut off": ("metrics/evaluate.json", cut_off, "report", "report"),
+    "curve without its column": (
+        "metrics/train/plots/metrics/train/iou.tsv",
+        rewrite(lambda content: content.replace(b"iou", b"dice")),
+        "report",
+        "train",
+    ),
+}
+
+
+def place(repository: Path, where: str | Callable[[Path], Path]) -> Path:
+    return repository / where if isinstance(where, str) else where(repository)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_repeating_the_stage_that_a_message_names_helps(brain: Path, name: str) -> None:
+    where, damage, stage, repeated = DAMAGES[name]
+    path = place(brain, where)
+    before = path.read_bytes()
+    damage(path)
+    refused = run_by_hand(brain, stage)
+    assert refused.returncode == 1, refused.stdout + refused.stderr
+    [advice] = re.findall(r"`(dvc repro \w+)` makes it anew", refused.stderr)
+    assert advice == f"dvc repro {repeated}"
+    followed = dvc(brain, *advice.split()[1:])
+    assert followed.returncode == 0, followed.stderr
+    assert path.read_bytes() == before
+    again = run_by_hand(brain, stage)
+    assert again.returncode == 0, again.stderr
+
+
+def damage_in_silence(path: Path, offset: int) -> None:
+    """Change one byte and leave the file's time, as a disk does that fails."""
+    times = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("is_pushed", [True, False])
+def test_damage_that_dvc_overlooks_is_found_and_undone(brain: Path, is_pushed: bool) -> None:
+    """In the workspace and in the cache, so that `dvc repro` would hand it on."""
+    if is_pushed:
+        assert dvc(brain, "push").returncode == 0
+    intact = run(brain, "make", "verify")
+    assert "outputs are as dvc.lock has them" in intact.stdout, intact.stderr
+    paths = [brain / "models/unet.safetensors", brain / "data/splits.csv"]
+    paths.append(first("data/predictions")(brain))
+    before = [path.read_bytes() for path in paths]
+    digests = [md5(content).hexdigest() for content in before]  # noqa: S324
+    objects = [brain / ".dvc/cache/files/md5" / digest[:2] / digest[2:] for digest in digests]
+    for path in (*paths, *objects):
+        damage_in_silence(path, 40)
+    assert "up to date" in dvc(brain, "status").stdout
+    refused = run(brain, "make", "verify")
+    assert refused.returncode != 0
+    for path in objects:
+        assert f"not what its name says: {path.relative_to(brain)}\n" in refused.stderr
+    for path in paths:
+        assert f"not as dvc.lock has it: {path.relative_to(brain)}\n" in refused.stderr
+    [remove] = re.findall("^  (rm .*)", refused.stderr, re.M)
+    subprocess.run(["bash", "-c", remove], cwd=brain, check=True)
+    assert (dvc(brain, "pull").returncode == 0) is is_pushed
+    repeated = dvc(brain, "repro")
+    assert repeated.returncode == 0, repeated.stderr
+    assert ("train" in ran(repeated)) is not is_pushed
+    assert [path.read_bytes() for path in paths] == before
+    assert run(brain, "make", "verify").returncode == 0
+
+
+def test_a_corrected_source_is_taken_by_force(phantom: Path, tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    source = Path(shutil.copytree(phantom, tmp_path / "source"))
+    write_params(repository, **{**SMALL, "acquire__dataset": str(source)})
+    mask, clinical = min(source.glob("*/*_mask.tif")), source / "data.csv"
+    whole, table = mask.read_bytes(), clinical.read_bytes()
+    mask.unlink()
+    clinical.write_bytes(b"Patient\nA,1\nB,1,2\n")
+    for path, content in ((mask, whole), (clinical, table)):
+        refused = dvc(repository, "repro", "build_manifest")
+        assert refused.returncode != 0
+        assert "`dvc repro -f acquire`" in refused.stderr
+        path.write_bytes(content)
+        followed = dvc(repository, "repro", "-f", "acquire")
+        assert followed.returncode == 0, followed.stderr
+    assert dvc(repository, "repro", "build_manifest").returncode == 0
