@@ -37,7 +37,7 @@ LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLIN
 ANNOUNCEMENT = (
     "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, "
     "some minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which may be deleted "
-    "afterwards, and takes 0.9 GB here."
+    "afterwards, and takes 2.9 GB here, with DVC's cache."
 )
 WAYS_OUT = f"""Three ways out:
   1. connect to the network (a proxy: HTTPS_PROXY) and repeat; what was downloaded is kept;
