@@ -102,9 +102,7 @@ def main() -> None:
             "what is wrong, get it from the remote by `dvc pull`, and make what is not there by "
             f"`dvc repro`:\n  rm -r -- {shlex.join(map(shown, [*damaged, *changed]))}",
         )
-    print(
-        f"{n_outputs} outputs are as dvc.lock has them, all objects in {shown(cache)} as they are named"
-    )
+    print(f"{n_outputs} outputs are as dvc.lock has them, and {shown(cache)} as its names say")
 
 
 if __name__ == "__main__":
