@@ -44,7 +44,7 @@ OWN = ("subject", "institution")  # optional columns that say more than a folder
 
 ODD = re.compile(r"[^\w .,;%/()+-]")  # what no code needs, but HTML, Markdown or a formula does
 SIGNED = re.compile(r"[-+](?![\d.,]+$)")  # a sign before anything but a number begins a formula
-AGE = re.compile(r"(\d{1,3}(?:[.,]\d+)?) *(?:y|yr|yrs|years?)?\.?", re.IGNORECASE)
+AGE = re.compile(r"(\d{1,3}(?:[.,]\d+)?) *(?:y|yo|yr|yrs|years?)?\.?", re.IGNORECASE)
 OLDEST = 120  # years
 
 

@@ -10,11 +10,18 @@ BARCODE = re.compile(r"(?:TCGA|PHANTOM)[-_](?P<code>[A-Z0-9]{2})[-_][A-Z0-9]{4}(
 
 # What may follow a person's name in the name of an exam: a date, with the time, or a session.
 YEAR, MONTH, DAY = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
-DATE = rf"(?:{YEAR}[-_. ]?{MONTH}[-_. ]?{DAY}|{DAY}[-_. ]?{MONTH}[-_. ]?{YEAR})"
+MONTH_NAME = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+GAP = r"[-_. ]?"
+DATE = (
+    rf"(?:{YEAR}{GAP}{MONTH}{GAP}{DAY}|{DAY}{GAP}{MONTH}{GAP}{YEAR}|{MONTH}{GAP}{DAY}{GAP}{YEAR}"
+    rf"|{YEAR}[-_.]{MONTH}|\d?\d{GAP}{MONTH_NAME}{GAP}{YEAR}|{YEAR}{GAP}{MONTH_NAME}{GAP}\d?\d)"
+)
 TIME = r"(?:[-_. ]?t?[0-2]\d[-_.:]?[0-5]\d(?:[-_.:]?[0-5]\d)?)?"
-NUMBERED = "ses|session|visit|v|exam|scan|study|time[-_ ]?point|tp|t|day|week|month|year|fu"
+NUMBERED = (
+    "session|visit|v|exam|scan|mri?|study|time[-_ ]?point|tp|t|d|day|wk|week|mo|month|yr|year|fu"
+)
 NAMED = "baseline|follow[-_ ]?up|pre[-_ ]?op|post[-_ ]?op|pre|post"
-SESSION = rf"(?:{NUMBERED})[-_ ]?\d+(?:-\d+)?[a-z]?|(?:{NAMED})[-_ ]?\d*"
+SESSION = rf"(?:{NUMBERED})[-_ ]?\d+(?:-\d+)?[a-z]?|(?:{NAMED})[-_ ]?\d*|ses[-_ ]?[a-z0-9]+"
 BRATS = r"(?<=-\d{5})-\d{3}"  # BraTS-GLI-00005-001: the time point of patient 00005
 SEPARATORS = "-_. "
 EXAM = re.compile(rf"(?:[-_. ]+(?:{DATE}{TIME}|{SESSION})|{BRATS})$", re.IGNORECASE)
