@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from pipeline.command import run
+from pipeline.outputs import file_digest
 from pipeline.refusals import refuse
 
 FOLDER = ".dir"  # ends the hash of a folder, whose object is the list of its files
@@ -29,11 +30,8 @@ def shown(path: Path) -> str:
 
 
 def md5(path: Path) -> str:
-    """Return the MD5 of a file's bytes, "" of none."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    """Return the MD5 of a file's bytes, "" where there is no file."""
+    return file_digest(path, "md5") if path.is_file() else ""
 
 
 def hashed(paths: Iterable[Path]) -> dict[Path, str]:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from learning.network import Network, Tensors
 from learning.optimization import Trainer
-from pipeline.outputs import discard, file_sha256, replacing
+from pipeline.outputs import discard, file_digest, file_sha256, replacing
 
 EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in a main repository
 STATES = ".dvc/tmp/training"
@@ -154,7 +154,7 @@ class State:
     def finish(self, model: Path) -> None:
         """Note which model was written: once DVC has it, the state is of no more use."""
         if self.folder is not None:
-            (self.folder / WRITTEN).write_text(hashlib.md5(model.read_bytes()).hexdigest())  # noqa: S324
+            (self.folder / WRITTEN).write_text(file_digest(model, "md5"))
 
 
 def is_in_dvc_cache(md5: str, repository: Path) -> bool:

@@ -41,7 +41,7 @@ def living_process(pid: int, since: float) -> psutil.Process | None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what dead processes have left beside a target; refuse while another one writes it."""
+    """Remove what processes that died have left; refuse if a living one writes the target."""
     name = re.compile(rf"\.{re.escape(target.name)}(?:\.(\d+))?\.partial")
     for path in target.parent.iterdir():
         if match := name.fullmatch(path.name):
@@ -111,7 +111,12 @@ def read_metrics(path: Path, hint: str) -> dict[str, Any]:
     return content
 
 
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return a digest of a file's bytes in hexadecimal, by the name that hashlib has for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, "sha256")

@@ -23,11 +23,14 @@ def print_list(title: str, lines: Sequence[str]) -> None:
 
 
 def remake(stage: str) -> str:
-    """Return how to get the outputs of a stage anew, for the end of a message.
+    """Return the end of a message about a bad output: how to write it again.
 
-    DVC looks at a file's time and size: of other damage only verify knows.
+    DVC notices a change by a file's time and size; verify finds damage that kept both.
     """
-    return f"`dvc repro {stage}` makes it anew; where that finds nothing to do, `make verify`"
+    return (
+        f"`dvc repro {stage}` writes it again; if DVC finds nothing to do, `make verify` shows "
+        "what is damaged"
+    )
 
 
 def refuse(problems: Sequence[str], hint: str) -> NoReturn:

@@ -94,7 +94,7 @@ def column_name(column: str) -> str:
 def read_column(
     name: str, typed: pd.Series, text: pd.Series
 ) -> tuple[pd.Series, list[tuple[int, str]]]:
-    """Return a column's values, and what there is to tell of which of its rows."""
+    """Return a column's values, and for each changed row its position and what happened to it."""
     given = typed.notna()
     if name == "case_id":
         return text, []

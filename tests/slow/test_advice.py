@@ -124,7 +124,7 @@ def test_repeating_the_stage_that_a_message_names_helps(brain: Path, name: str) 
     damage(path)
     refused = run_by_hand(brain, stage)
     assert refused.returncode == 1, refused.stdout + refused.stderr
-    [advice] = re.findall(r"`(dvc repro \w+)` makes it anew", refused.stderr)
+    [advice] = re.findall(r"`(dvc repro \w+)` writes it again", refused.stderr)
     assert advice == f"dvc repro {repeated}"
     followed = dvc(brain, *advice.split()[1:])
     assert followed.returncode == 0, followed.stderr
