@@ -101,6 +101,14 @@ def test_two_branches_are_compared(brain: Path) -> None:
     assert git_status(brain) == ""
 
 
+def learning_rates(brain: Path) -> set[float]:
+    """Return the learning rates of the experiments in `dvc exp show`."""
+    shown = json.loads(shell(brain, "dvc exp show --json 2> /dev/null"))
+    [baseline] = [each for each in shown if each["rev"] != "workspace"]
+    runs = [each["revs"][0]["data"] for each in baseline["experiments"] or []]
+    return {run["params"]["params.yaml"]["data"]["train"]["learning_rate"] for run in runs}
+
+
 def test_a_grid_runs_from_the_queue_each_with_its_own_gpu(brain: Path) -> None:
     queue, clear = blocks("Sweep a grid")
     add, start, status = queue.splitlines()
@@ -117,11 +125,11 @@ def test_a_grid_runs_from_the_queue_each_with_its_own_gpu(brain: Path) -> None:
             time.sleep(0.2)
     assert told.count("Success") == 2, told
     assert gpus == {"0", "1"}
-    shown = json.loads(shell(brain, "dvc exp show --json 2> /dev/null"))
-    [baseline] = [each for each in shown if each["rev"] != "workspace"]
-    runs = [each["revs"][0]["data"] for each in baseline["experiments"]]
-    rates = {run["params"]["params.yaml"]["data"]["train"]["learning_rate"] for run in runs}
-    assert rates == {1e-4, 3e-4}
+    if lost := {1e-4, 3e-4} - learning_rates(brain):  # as the page says, with its remedy
+        assert len(lost) == 1
+        again = f"exp run --temp -S train.learning_rate={lost.pop()} -S train.epochs=1"
+        assert "train" not in ran(dvc(brain, *again.split()))
+    assert learning_rates(brain) == {1e-4, 3e-4}
     assert git_status(brain) == ""
     shell(brain, start)  # nothing is left to do
     shell(brain, clear)
