@@ -1,4 +1,4 @@
-"""Score the predictions on train, val and test, under every common definition.
+"""Score the predictions on train, val (if there is one) and test, by every common definition.
 
     python src/evaluate.py data/splits.csv data/patients.csv data/predictions \
         metrics/evaluate.json metrics/evaluate
@@ -23,8 +23,9 @@ from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.parallel import in_parallel
 from pipeline.params import Seed
+from pipeline.refusals import Refusal
 from scans.cohort import groups, read_patients
-from scans.manifest import SPLITS, read_manifest
+from scans.manifest import read_manifest, splits_of
 from scans.probability_maps import PROBABILITIES, check_levels
 from scans.tiff import LEVELS
 from scoring.bootstrap import Bootstrap
@@ -120,7 +121,7 @@ def definition_table(
         for name in names
     }
     rows = []
-    for split in (*SPLITS, "all"):
+    for split in (*splits_of(slices), "all"):
         for name, table in predictors.items():
             if (split, name) == ("all", NETWORK):
                 continue  # it would mix the slices that it was trained on with the others
@@ -194,6 +195,11 @@ def main(
     manifest = read_manifest(splits, "split", "slice_number", "mask")
     bootstrap, threshold = Bootstrap(evaluate.resamples, seed), evaluate.threshold
     if threshold == "val":
+        if "val" not in splits_of(manifest):
+            raise Refusal(
+                f"evaluate.threshold is val, and {splits} has no slices of val; set it to a "
+                "number, or split.val_fraction above 0"
+            )
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
     slices, pixels, trivial = assess_all(
         manifest, predictions, threshold=threshold, largest=evaluate.largest_component
@@ -202,7 +208,7 @@ def main(
     table = per_patient(slices)
 
     scores, bins, curves = {}, {}, {}
-    for split in SPLITS:
+    for split in splits_of(slices):
         of_slices, of_patients = (each[each["split"] == split] for each in (slices, table))
         bins[split] = reliability(PROBABILITIES, pixels[slices["split"] == split].sum(axis=0))
         doubt = of_patients["dice"], of_patients["confidence"]

@@ -41,14 +41,14 @@ from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
 from pipeline.refusals import Refusal, remake
 from scans.cohort import read_patients
-from scans.manifest import read_manifest
+from scans.manifest import read_manifest, splits_of
 from scans.params import AcquireParams, SplitParams
 from scoring.params import EvaluateParams
 
 TEMPLATES = Path(__file__).parent / "page/templates"
 HINT = remake("report")
 TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
-CURVES = ("train/loss", "train/iou", "val/iou")
+CURVES = ("train/loss", "train/iou", "val/iou")  # the last where there is a val
 
 
 class ReportParams(Section):
@@ -73,10 +73,10 @@ def read_tables(evaluated: Path) -> dict[str, pd.DataFrame]:
     return tables | {name: tables[name].query("split == @SHOWN") for name in by_split}
 
 
-def read_curves(folder: Path) -> "dict[str, pd.Series[float]]":
-    """Return DVCLive's CURVES by epoch."""
-    curves = {}
-    for name in CURVES:
+def read_curves(folder: Path, slices: pd.DataFrame) -> "dict[str, pd.Series[float]]":
+    """Return DVCLive's CURVES by epoch, as far as there are slices of their split."""
+    curves, splits = {}, splits_of(slices)
+    for name in (each for each in CURVES if each.partition("/")[0] in splits):
         path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
         table = read_table(path, "\t")
         if not {"step", column} <= set(table):
@@ -162,11 +162,11 @@ def main(
     params |= {"encoder": encoder, "train": train, "predict": predict, "evaluate": evaluate}
     manifest = read_manifest(splits, "split", "slice_number", "image", "mask")
     cohort = read_patients(patients)
-    tables, best = read_tables(evaluated), read_metrics(trained, HINT)["best"]
+    tables, kept = read_tables(evaluated), read_metrics(trained, HINT)["kept"]
     facts = {
         "dataset": acquire.dataset,
         "explored": read_metrics(exploration, HINT),
-        "best": best,
+        "kept": kept,
         "model": file_facts(model_file),
         "encoder_training": "frozen" if encoder.frozen else "trained too",
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
@@ -183,7 +183,7 @@ def main(
         threshold=facts["threshold"] if evaluate.threshold == "val" else evaluate.threshold,
         largest=evaluate.largest_component,
     )
-    charts = all_charts(read_curves(curves), best["epoch"], tables, cohort, SHOWN)
+    charts = all_charts(read_curves(curves, manifest), kept["epoch"], tables, cohort, SHOWN)
     shown = {
         "patients": cards(chosen, cohort, slices),
         "n_tested": len(tables["per_patient"]),

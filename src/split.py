@@ -14,6 +14,7 @@ Near-duplicates on two sides are counted: slices of two patients that explore fo
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,36 +117,36 @@ def split_units(
         groups = strata(units, split.folds)
         fold = assign_folds(groups, abnormal, folds=split.folds, seed=seed)
     rest = np.flatnonzero(fold != test_fold)
-    n_val = min(max(1, round(split.val_fraction * len(rest))), len(rest) - 1)
-    members = -(-len(rest) // min(n_val, len(rest) - n_val))
-    groups = strata(units.iloc[rest], members)
-    val = rest[choose_val(groups, abnormal[rest], n_val=n_val, seed=seed)]
     side = np.full(len(units), "train", dtype=object)
     side[fold == test_fold] = "test"
-    side[val] = "val"
+    if split.val_fraction:
+        n_val = min(max(1, round(split.val_fraction * len(rest))), len(rest) - 1)
+        members = -(-len(rest) // min(n_val, len(rest) - n_val))
+        groups = strata(units.iloc[rest], members)
+        side[rest[choose_val(groups, abnormal[rest], n_val=n_val, seed=seed)]] = "val"
     return pd.DataFrame({"split": side, "fold": fold}, index=units.index)
 
 
-def check_split(splits: pd.DataFrame, unit: str) -> None:
-    """Refuse a split with a unit on two sides, or without an abnormal slice on one of them.
+def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) -> None:
+    """Refuse a split with a unit on two sides, or without an abnormal slice on one of `names`.
 
     `unit` is the column that tells the units apart.
     """
     sides = splits.groupby(unit)["split"].unique()
     problems = [
-        f"{unit} on two sides: {name} in {' and '.join(sorted(names))}"
-        for name, names in sides.items()
-        if len(names) > 1
+        f"{unit} on two sides: {name} in {' and '.join(sorted(found))}"
+        for name, found in sides.items()
+        if len(found) > 1
     ]
     with_tumor = set(splits.loc[splits["abnormal"] == 1, "split"])
-    problems += [f"no abnormal slice in {name}" for name in SPLITS if name not in with_tumor]
+    problems += [f"no abnormal slice in {name}" for name in names if name not in with_tumor]
     if problems:
         units = splits.groupby(unit)
         by_fold = units["abnormal"].max().groupby(units["fold"].first()).sum()
         counts = ", ".join(f"{fold}: {n}" for fold, n in by_fold.items())
         refuse(
             problems,
-            f"Each of train, val and test needs one {unit} with tumor; how many each fold has: "
+            f"Each of {', '.join(names)} needs one {unit} with tumor; how many each fold has: "
             f"{counts}. Choose a test fold that has some, fewer split.folds, or add patients.",
         )
 
@@ -183,7 +184,7 @@ def split_manifest(
             f"use fewer folds or more {unit}s"
         )
     splits = rows.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
-    check_split(splits, key)
+    check_split(splits, key, SPLITS if split.val_fraction else ("train", "test"))
     return splits.drop(columns="case_id")
 
 

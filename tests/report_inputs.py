@@ -102,11 +102,11 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     )
     explore.main(data.manifest, found.patients, found.exploration, found.explored)
     write_curves(found.curves)
-    found.trained.write_text(json.dumps({"best": {"epoch": 2, "val_iou": 0.5}}))
+    found.trained.write_text(json.dumps({"kept": {"epoch": 2, "val_iou": 0.5}}))
     encoder = build_encoder("mobilenet_v2").state_dict()
     save_tensors(encoder, Encoder("mobilenet_v2"), found.encoder)
     sha256 = file_sha256(found.encoder)
-    model = Model("mobilenet_v2", sha256, True, 48, "none")
+    model = Model("mobilenet_v2", sha256, True, 48, 0, "none")
     save_tensors({"tensor": torch.zeros(3)}, model, found.unet)
     fetched = {"name": "mobilenet_v2", "weights": "none", "sha256": sha256, "n_parameters": 2223872}
     found.fetched.write_text(json.dumps(fetched))

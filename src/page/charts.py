@@ -27,7 +27,7 @@ def share(title: str, field: str, channel: type[alt.X | alt.Y]) -> Any:
     return channel(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, 1]))
 
 
-def curve_chart(curves: dict[str, pd.Series], title: str, best_epoch: int, best: str) -> Spec:
+def curve_chart(curves: dict[str, pd.Series], title: str, kept_epoch: int) -> Spec:
     """Return curves by epoch, with a rule at the epoch that was kept."""
     table = pd.concat(
         [
@@ -50,12 +50,13 @@ def curve_chart(curves: dict[str, pd.Series], title: str, best_epoch: int, best:
             tooltip=["curve:N", "epoch:Q", alt.Tooltip("value:Q", format=".4f")],
         )
     )
-    kept = pd.DataFrame({"epoch": [best_epoch], "label": [best]})
+    label = f"epoch {kept_epoch} was kept"
+    kept = pd.DataFrame({"epoch": [kept_epoch], "label": [label]})
     rule = alt.Chart(kept).mark_rule(color="gray", strokeDash=[2, 3]).encode(x="epoch:Q")
     ends = ", ".join(f"{name} {values.iloc[-1]:.3f}" for name, values in curves.items())
     return finished(
         (lines + rule.encode(tooltip="label:N")).properties(height=HEIGHT),
-        f"{title} by epoch; at the end {ends}; epoch {best_epoch} was kept",
+        f"{title} by epoch; at the end {ends}; {label}",
     )
 
 
@@ -147,19 +148,18 @@ def risk_chart(risk: pd.DataFrame, split: str) -> Spec:
 
 def all_charts(
     curves: dict[str, "pd.Series[float]"],
-    best_epoch: int,
+    kept_epoch: int,
     tables: dict[str, pd.DataFrame],
     cohort: pd.DataFrame,
     split: str,
 ) -> dict[str, Spec]:
     """Return the page's charts by name; `tables` are those of evaluate, of `split` alone."""
-    kept = f"epoch {best_epoch}, the best on val"
-    ious = {"train": curves["train/iou"], "val": curves["val/iou"]}
+    ious = {name: curves[f"{name}/iou"] for name in ("train", "val") if f"{name}/iou" in curves}
     patients = tables["per_patient"].merge(cohort[["patient_id", "institution"]], on="patient_id")
     patients["tumor"] = patients["tp"] + patients["fn"]
     return {
-        "iou": curve_chart(ious, "IoU", best_epoch, kept),
-        "loss": curve_chart({"train": curves["train/loss"]}, "loss", best_epoch, kept),
+        "iou": curve_chart(ious, "IoU", kept_epoch),
+        "loss": curve_chart({"train": curves["train/loss"]}, "loss", kept_epoch),
         "patients": patient_chart(patients),
         "subgroups": subgroup_chart(tables["subgroups"]),
         "reliability": reliability_chart(tables["reliability"], split),

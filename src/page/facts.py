@@ -10,7 +10,7 @@ from page.wording import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
 from pipeline.refusals import Refusal, remake
-from scans.manifest import SPLITS, count_near_duplicates
+from scans.manifest import count_near_duplicates, splits_of
 
 SHOWN = "test"  # the split whose patients and charts are shown
 TABULATED = ("test", "val", "train")  # in the order of a table's columns
@@ -96,7 +96,10 @@ def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame, explored: Path) -
         "n_patients": len(cohort),
         "n_alike": count_near_duplicates(manifest, explored / "findings.csv"),
         "institutions": cohort["institution"].nunique(),
-        "splits": splits.loc[list(SPLITS)].rename_axis("name").reset_index().to_dict("records"),
+        "splits": splits.loc[splits_of(manifest)]
+        .rename_axis("name")
+        .reset_index()
+        .to_dict("records"),
     }
 
 
@@ -133,12 +136,13 @@ def score_facts(
     scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
     """Return what page and card say about the scores; rows of `tables` are of SHOWN alone."""
+    tabulated = [split for split in TABULATED if split in scores]
     rows = [
-        (score, [format_score(score, scores[split]) for split in TABULATED]) for score in SCORES
+        (score, [format_score(score, scores[split]) for split in tabulated]) for score in SCORES
     ]
-    first = {score.key: (score, values[TABULATED.index(SHOWN)]) for score, values in rows}
+    first = {score.key: (score, values[tabulated.index(SHOWN)]) for score, values in rows}
     return {
-        "tabulated": TABULATED,
+        "tabulated": tabulated,
         "score_rows": rows,
         "headline": [first[key] for key in HEADLINE],
         "calibration": first["ece_above_first_bin"][1],

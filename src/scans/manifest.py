@@ -15,6 +15,11 @@ TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")
 REQUIRED = ("slice_id", "patient_id", "abnormal")
 
 
+def splits_of(slices: pd.DataFrame) -> list[str]:
+    """Return the SPLITS that a table has slices of, in their order; there may be no val."""
+    return [split for split in SPLITS if (slices["split"] == split).any()]
+
+
 def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
     """Return data/manifest.csv or data/splits.csv; names stay text, also `NA` and `0012`.
 

@@ -27,4 +27,4 @@ class SplitParams(Section):
     folds: Annotated[int, Field(ge=2)]
     test_fold: Annotated[int, Field(ge=0)]
     inner_fold: Annotated[int, Field(ge=0)] | Literal["none"]
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]

@@ -29,7 +29,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("split", "split.test_fold", -1, "greater than or equal to 0"),
     ("split", "split.inner_fold", -1, "greater than or equal to 0"),
     ("split", "split.inner_fold", "all", "'none'"),
-    ("split", "split.val_fraction", 0.0, "greater than 0"),
+    ("split", "split.val_fraction", -0.1, "greater than or equal to 0"),
     ("split", "split.val_fraction", 1.0, "less than 1"),
     ("split", "split.val_fraction", NAN, "finite number"),
     ("split", "split.val_fracton", 0.2, ""),

@@ -258,7 +258,7 @@ def test_a_slice_split_shows_what_copying_the_neighbor_scores(
 ) -> None:
     splits = tmp_path / "by_slice.csv"
     paths = [data.manifest, data.patients, data.findings, splits]
-    split.main(*paths, seed=1, split=section(SplitParams, by="slice"))
+    split.main(*paths, seed=1, split=section(SplitParams, by="slice", val_fraction=0.15))
     write_maps(maps, noisy(masks))
     table = run_evaluate(run_stage, data, maps, splits).tables["definitions"]
     rows = table[table["predictor"] == COPIED].set_index("split")
@@ -339,3 +339,22 @@ def test_answers_in_another_convention_are_refused(
         outcome.error
     )
     assert not (tmp_path / "m.json").exists()
+
+
+def test_a_split_without_val_is_scored_and_has_no_threshold_of_its_own(
+    run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path, tmp_path: Path
+) -> None:
+    table = read_manifest(data.splits)
+    splits = tmp_path / "splits.csv"
+    table.assign(split=table["split"].replace("val", "train")).to_csv(splits, index=False)
+    write_maps(maps, noisy(masks))
+    found = run_evaluate(run_stage, data, maps, splits)
+    assert list(found.scores) == ["train", "test"]
+    assert found.scores["test"] == run_evaluate(run_stage, data, maps).scores["test"]
+    for each in found.tables.values():
+        assert "val" not in each
+        assert "val" not in set(each.get("split", []))
+    paths = [splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]
+    outcome = run_stage(evaluate.main, paths, evaluate__threshold="val")
+    assert outcome.code == 1
+    assert f"evaluate.threshold is val, and {splits} has no slices of val" in outcome.error

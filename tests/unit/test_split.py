@@ -181,7 +181,7 @@ def test_a_side_without_tumor_is_refused(run_stage: RunStage, data: Data, tmp_pa
     manifest["abnormal"] = 0
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
     paths = [tmp_path / "manifest.csv", data.patients, data.findings, tmp_path / "splits.csv"]
-    outcome = run_stage(split.main, paths)
+    outcome = run_stage(split.main, paths, split__val_fraction=0.15)
     assert outcome.code == 1
     assert "how many each fold has: 0: 0, 1: 0, 2: 0, 3: 0, 4: 0." in outcome.error
     assert "no abnormal slice in train\nno abnormal slice in val\nno abnormal slice in test\n" in (
@@ -291,3 +291,12 @@ def test_near_duplicates_on_two_sides_are_counted(data: Data, tmp_path: Path) ->
     (tmp_path / "findings.csv").write_text("kind\n")
     with pytest.raises(Refusal, match="no table of findings"):
         count_near_duplicates(slices, tmp_path / "findings.csv")
+
+
+def test_without_val_everybody_who_is_not_tested_trains() -> None:
+    manifest = make_manifest(20)
+    with_val = split_manifest(manifest, **DEFAULTS)
+    without = split_manifest(manifest, **{**DEFAULTS, "val_fraction": 0})
+    assert set(without["split"]) == {"train", "test"}
+    assert ((without["split"] == "test") == (with_val["split"] == "test")).all()
+    assert (without["fold"] == with_val["fold"]).all()
