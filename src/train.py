@@ -1,4 +1,4 @@
-"""Train the U-Net's decoder on the train slices; keep the epoch of the best validation IoU.
+"""Train the U-Net's decoder on the train slices, and keep its last epoch or the best on val.
 
     python src/train.py data/intensities.csv data/splits.csv models/encoder.safetensors \
         models/unet.safetensors metrics/train
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from lightning_fabric import Fabric
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from learning.augmentation import augmentation
-from learning.batches import BatchOrder, Loader, loader
+from learning.batches import Batches, BatchMaker, BatchOrder
+from learning.captured import Step, make_step
 from learning.checkpoint import Progress, State, fingerprint, locked_state
 from learning.device import (
     environment,
@@ -37,12 +39,12 @@ from learning.epochs import average_statistics, train_epoch, validate
 from learning.inference import check_image_size
 from learning.optimization import Trainer, make_trainer, n_trained
 from learning.params import ComputeParams, EncoderParams, TrainParams
-from learning.slice_dataset import SliceDataset
 from learning.weights import Model, new_network, save_tensors
 from pipeline.command import run
 from pipeline.outputs import DECIMALS, file_sha256, replacing, write_metrics
 from pipeline.params import Seed
 from pipeline.refusals import Refusal
+from scans.fitted import FittedSlices, Slices
 from scans.intensity import read_normalization
 from scans.manifest import read_manifest
 
@@ -52,11 +54,11 @@ class Training:
     """A training that is ready for its first epoch."""
 
     train: TrainParams
-    compute: ComputeParams
     trainer: Trainer
-    order: BatchOrder  # of the train slices
-    batches: Loader  # of the train slices, in that order
-    val: SliceDataset  # this process's share of the val slices
+    batches: Batches  # of the train slices
+    step: Step
+    val: FittedSlices  # this process's share of the val slices
+    validates: bool  # whether there are any
 
     @property
     def writes(self) -> bool:
@@ -64,15 +66,20 @@ class Training:
         return self.trainer.fabric.is_global_zero  # fabric.print would speak once for each machine
 
 
-def select(splits: Path) -> dict[str, pd.DataFrame]:
-    """Return the slices of train and of val, in the table's order; refuse a split without tumor."""
-    table = read_manifest(splits, "split", "image", "mask")
+def select(splits: Path, train: TrainParams) -> dict[str, pd.DataFrame]:
+    """Return the slices of train and of val, in the table's order; refuse one without tumor.
+
+    There may be no val where it does not choose the epoch.
+    """
+    table = read_manifest(splits, "split", "slice_number", "image", "mask")
     slices = {split: table[table["split"] == split] for split in ("train", "val")}
-    for split, rows in slices.items():
+    needed = slices if len(slices["val"]) or train.keep == "best" else {"train": slices["train"]}
+    for split, rows in needed.items():
         if not rows["abnormal"].any():
             raise Refusal(
                 f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other "
-                "patients, or another split.test_fold or split.val_fraction"
+                "patients, or another split.test_fold or split.val_fraction, or for an empty val "
+                "train.keep: last"
             )
     return slices
 
@@ -87,87 +94,84 @@ def prepare(
     encoder: EncoderParams,
     train: TrainParams,
     compute: ComputeParams,
+    scratch: Path,
 ) -> Training:
     """Return a training of the slices of train, validated on those of val.
 
-    `seed` decides the decoder's initial weights, the order of slices and their augmentation.
+    `seed` decides the decoder's initial weights, the order of slices and their augmentation. In the
+    folder `scratch` is room for the fitted slices.
     """
     if train.batch_size % fabric.world_size:
         raise Refusal(
             f"train.batch_size is {train.batch_size}, which {fabric.world_size} processes cannot "
             "share evenly; take a multiple of their number"
         )
+    torch.manual_seed(seed)
+    network = new_network(
+        encoder_file, name=encoder.name, frozen=encoder.frozen, context=train.context
+    )
+    check_image_size(network, encoder.name, train.image_size)
     patients = pd.concat(slices.values())["patient_id"]
     normalization = read_normalization(intensities, patients, train.normalize)
-    dataset = SliceDataset(
-        slices["train"],
-        image_size=train.image_size,
-        normalization=normalization,
-        augment=augmentation(train.augment),
-        seed=seed,
+    fitted = partial(
+        FittedSlices, image_size=train.image_size, normalization=normalization, folder=scratch
     )
-    own_share = slices["val"].iloc[fabric.global_rank :: fabric.world_size]
-    val = SliceDataset(own_share, image_size=train.image_size, normalization=normalization)
+    chosen = Slices(slices["train"])
+    share = train.abnormal_share
     order = BatchOrder(
-        len(dataset),
+        len(chosen),
         train.batch_size,
         seed=seed,
-        abnormal=slices["train"]["abnormal"].to_numpy(dtype=bool),
-        abnormal_share=None if train.abnormal_share == "natural" else train.abnormal_share,
+        abnormal=chosen.table["abnormal"].to_numpy(dtype=bool),
+        abnormal_share=None if share == "natural" else share,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    batches = loader(dataset, order, workers=compute.workers)
-    torch.manual_seed(seed)
-    network = new_network(encoder_file, name=encoder.name, frozen=encoder.frozen)
-    check_image_size(network, encoder.name, train.image_size)
+    augment = augmentation(train.augment)
+    maker = BatchMaker(fitted(chosen), context=train.context, augment=augment, seed=seed)
+    batches = Batches(maker, order, device=fabric.device, workers=compute.workers)
+    own = slices["val"]["patient_id"].unique()[fabric.global_rank :: fabric.world_size]
+    val = slices["val"][slices["val"]["patient_id"].isin(own)]
     n_steps = train.epochs * len(order)
     trainer = make_trainer(fabric, network, train, n_steps=n_steps, compiled=compute.compile)
-    return Training(train, compute, trainer, order, batches, val)
+    own_val = fitted(Slices(val), own_masks=True)
+    step, validates = make_step(trainer), len(slices["val"]) > 0
+    return Training(train, trainer, batches, step, own_val, validates)
 
 
-def take_epoch(training: Training, epoch: int) -> dict[str, float]:
-    """Train for one epoch and validate; return the scores, by the name of their curve."""
-    train, trainer = training.train, training.trainer
-    training.order.epoch, begin = epoch, time.perf_counter()
-    scores = train_epoch(trainer, training.batches, epoch=epoch)
-    images_per_s = len(training.order) * train.batch_size / (time.perf_counter() - begin)
+def take_epoch(training: Training, epoch: int, progress: Progress) -> None:
+    """Train for one epoch, validate, and add to the progress what came of it."""
+    train, trainer, begin = training.train, training.trainer, time.perf_counter()
+    training.batches.order.epoch = epoch
+    scores = train_epoch(trainer, training.batches, training.step, epoch=epoch)
+    images_per_s = len(training.batches) * train.batch_size / (time.perf_counter() - begin)
     average_statistics(trainer.fabric, trainer.network)
-    scores["val/iou"] = validate(
-        trainer.fabric,
-        trainer.wrapped,
-        training.val,
-        batch_size=train.batch_size,
-        workers=training.compute.workers,
-    )
+    with trainer.average.in_place():
+        if training.validates:
+            scores["val/iou"] = validate(trainer, training.val, train)
+        progress.add(scores, trainer.network, best=train.keep == "best")
     if training.writes:
-        print(
-            f"epoch {epoch}/{train.epochs}: loss {scores['train/loss']:.4f}, "
-            f"IoU {scores['train/iou']:.4f} train, {scores['val/iou']:.4f} val, "
-            f"{images_per_s:.1f} images/s"
-        )
-    return scores
+        shown = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+        print(f"epoch {epoch}/{train.epochs}: {shown}, {images_per_s:.1f} images/s")
 
 
 def fit(training: Training, state: State, metrics: Path) -> Progress:
-    """Train for all epochs, or for those that a checkpoint lacks; return what they came to.
-
-    Ctrl-C takes effect between two batches: see `Loader` in learning/batches.py.
-    """
+    """Train for all epochs, or for those that a checkpoint lacks; return what they came to."""
     trainer = training.trainer
     progress = state.load(trainer)
     with curves(metrics, progress) if training.writes else nullcontext() as live:
         try:
             for epoch in range(progress.epoch + 1, training.train.epochs + 1):
-                progress.add(take_epoch(training, epoch), trainer.network)
+                take_epoch(training, epoch, progress)
                 if live:
                     log_epoch(live, epoch, progress.curves[-1])
                 state.save(progress, trainer)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(state.hint(progress.epoch)) from None
         if live:
-            best_iou = round(progress.best_iou, DECIMALS)
-            live.summary["best"] = {"epoch": progress.best_epoch, "val_iou": best_iou}
+            scores = progress.kept_scores
+            kept = {name.replace("/", "_"): round(scores[name], DECIMALS) for name in scores}
+            live.summary["kept"] = {"epoch": progress.kept_epoch, **kept}
     return progress
 
 
@@ -191,11 +195,17 @@ def log_epoch(live: Live, epoch: int, scores: dict[str, float]) -> None:
 def save(
     progress: Progress, encoder_file: Path, unet: Path, encoder: EncoderParams, train: TrainParams
 ) -> None:
-    """Write the network of the best epoch, and what rebuilds it."""
-    sha256 = file_sha256(encoder_file)
-    header = Model(encoder.name, sha256, encoder.frozen, train.image_size, train.normalize)
+    """Write the network of the epoch that is kept, and what rebuilds it."""
+    header = Model(
+        encoder.name,
+        file_sha256(encoder_file),
+        encoder.frozen,
+        train.image_size,
+        train.context,
+        train.normalize,
+    )
     with replacing(unet) as [partial]:
-        save_tensors(progress.best_tensors, header, partial)
+        save_tensors(progress.kept_tensors, header, partial)
 
 
 def main(
@@ -213,7 +223,7 @@ def main(
     repeat_exactly(also_on_gpus=train.deterministic)
     fabric = make_fabric(compute)
     surroundings = environment(fabric)
-    slices = select(splits)
+    slices = select(splits, train)
     training = prepare(
         slices,
         intensities,
@@ -223,12 +233,13 @@ def main(
         encoder=encoder,
         train=train,
         compute=compute,
+        scratch=unet.parent,
     )
     key = None
     if training.writes:
         print(
-            f"{len(slices['train'])} slices, {len(training.order)} steps of {train.batch_size} an "
-            f"epoch, {n_trained(training.trainer.network):,} parameters trained, "
+            f"{len(slices['train'])} slices, {len(training.batches)} steps of {train.batch_size} "
+            f"an epoch, {n_trained(training.trainer.network):,} parameters trained, "
             f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
         )
         settings: dict[str, Any] = {

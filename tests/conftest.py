@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ import torch
 import yaml
 from filelock import FileLock
 from hypothesis import settings
+from lightning_fabric import Fabric
 from torch import nn
 
 import build_manifest
@@ -26,12 +27,13 @@ import demo
 import measure_tissue
 import restructure
 import split
-from learning.inference import Prediction, predict_slices
-from learning.network import Encoder, build_encoder
-from learning.slice_dataset import SliceDataset
+from learning.inference import predict_slices
+from learning.network import Encoder, Network, build_encoder
 from learning.weights import save_tensors
 from pipeline import command
 from pipeline.params import Section
+from scans.fitted import Slices, read_batches
+from scans.intensity import NONE
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.params import SplitParams
@@ -85,7 +87,22 @@ class Data(NamedTuple):
     splits: Path
 
 
-class Told(nn.Module):
+class Stub(nn.Module):
+    """A network without encoder and context, of which `forward` says what it answers."""
+
+    context: ClassVar[list[nn.Module]] = []
+
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images]
+
+    mixed = Network.mixed
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self(features[0])
+        return logits
+
+
+class Told(Stub):
     """A network that is handed its logits: 5 where `answer` is true, -5 elsewhere."""
 
     def __init__(self, answers: list[np.ndarray], size: int) -> None:
@@ -134,17 +151,19 @@ def predicted(
     *,
     image_size: int = SIZE,
     batch_size: int = 7,
-    workers: int = 0,
-) -> Iterator[Prediction]:
-    """Let a network predict slices of the phantom on the CPU."""
-    return predict_slices(
-        network,
-        SliceDataset(rows_of(data, slice_ids), image_size=image_size),
-        device=torch.device("cpu"),
-        batch_size=batch_size,
-        workers=workers,
-        title="test",
+    flips: bool = False,
+) -> dict[str, np.ndarray]:
+    """Let a network predict slices of the phantom on the CPU; return the logits of each."""
+    slices = Slices(rows_of(data, slice_ids))
+    answers = predict_slices(
+        Fabric(accelerator="cpu", devices=1),
+        network,  # type: ignore[arg-type]
+        read_batches(slices, batch_size, image_size=image_size, normalization=NONE),
+        slices,
+        image_size=image_size,
+        flips=flips,
     )
+    return dict(zip(slices.ids, answers, strict=True))
 
 
 # The params of a training that takes seconds and repeats to the bit on any CPU.
@@ -249,7 +268,8 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     )
     measure_tissue.main(paths.manifest, paths.intensities)
     paths.findings.write_text("kind,file,patient_id,value,other\n")
-    split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=section(SplitParams))
+    params = section(SplitParams, val_fraction=0.15)
+    split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=params)
     return paths
 
 

@@ -1,66 +1,94 @@
 """Augmentation: random changes of a train slice and its mask, drawn again in every epoch."""
 
+import math
 import os
+import random
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from learning.params import AugmentParams
-from scans.tiff import SEQUENCES
+from scans.tiff import LEVELS, SEQUENCES
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
 import albumentations
 
+# A slice is too small to be shared among threads: they would only take cores from the network.
+cv2.setNumThreads(1)
+FLAIR = SEQUENCES.index("flair")
 
-class MissingSequences(albumentations.ImageOnlyTransform):  # type: ignore[misc]
-    """Replace post-contrast by FLAIR, and half of the time pre-contrast too.
 
-    The data set fills a sequence that a patient lacks so; all who lack pre-contrast lack both.
+class Intensities(albumentations.ImageOnlyTransform):  # type: ignore[misc]
+    """Change the intensities of each sequence, as another scanner would have shown them.
+
+    Level 0, which is mostly air, stays 0.
     """
 
-    def apply(self, img: NDArray[np.uint8], *, both: bool, **_: object) -> NDArray[np.uint8]:
-        """Return the scan (S, S, 3) without the sequence or the two."""
-        pre_contrast, flair, post_contrast = range(len(SEQUENCES))
-        img = img.copy()
-        img[..., post_contrast] = img[..., flair]
-        if both:
-            img[..., pre_contrast] = img[..., flair]
-        return img
+    def __init__(self, augment: AugmentParams) -> None:
+        super().__init__(p=1.0)
+        self.augment = augment
 
-    def get_params(self) -> dict[str, bool]:
-        """Return what is drawn for a slice."""
-        return {"both": self.py_random.random() < 0.5}
+    def get_params(self) -> dict[str, NDArray[np.uint8]]:
+        """Return what each level of each sequence becomes, (1, 256, 3), for a slice."""
+        draw, augment = self.random_generator.uniform, self.augment
+        gamma = np.exp(draw(-augment.gamma, augment.gamma, len(SEQUENCES)))
+        gain = np.exp(draw(-augment.gain, augment.gain, len(SEQUENCES)))
+        contrast = 1 + draw(-augment.contrast, augment.contrast)
+        brightness = draw(-augment.brightness, augment.brightness)
+        levels = np.linspace(0, 1, LEVELS)[:, None]
+        changed = levels**gamma * gain * contrast + brightness * (levels > 0)
+        table = np.rint((LEVELS - 1) * changed.clip(0, 1)).astype(np.uint8)
+        return {"table": table[None]}
+
+    def apply(
+        self, img: NDArray[np.uint8], table: NDArray[np.uint8], **_: object
+    ) -> NDArray[np.uint8]:
+        """Return the changed scan, (S, S, 3)."""
+        return np.asarray(cv2.LUT(img, table), dtype=np.uint8)
+
+
+class FlairAlone(albumentations.ImageOnlyTransform):  # type: ignore[misc]
+    """Replace all sequences by FLAIR, as the data set does for patients who have no other."""
+
+    def apply(self, img: NDArray[np.uint8], **_: object) -> NDArray[np.uint8]:
+        """Return the scan, (S, S, 3), with FLAIR three times."""
+        return np.repeat(img[..., FLAIR : FLAIR + 1], len(SEQUENCES), axis=-1)
+
+
+class LogScaledAffine(albumentations.Affine):  # type: ignore[misc]
+    """Affine whose factor of scale is drawn evenly in its logarithm: as often ½ as 2."""
+
+    @staticmethod
+    def _get_scale(
+        scale: dict[str, tuple[float, float]], _: bool, __: bool, random: random.Random
+    ) -> dict[str, float]:
+        low, high = scale["x"]
+        factor = math.exp(random.uniform(math.log(low), math.log(high)))
+        return {"x": factor, "y": factor}
 
 
 def augmentation(augment: AugmentParams) -> albumentations.Compose:
-    """Return the augmentation of a scan and its mask.
+    """Return the augmentation of `images`, a slice and its neighbors (K, S, S, 3), and `mask`.
 
-    `rotate` in degrees; `scale`, `translate`, `brightness` and `contrast` as fractions, each drawn
-    from the range of ± that value. `gamma` and `gain` are drawn from 1 ± that value, an exponent
-    of all intensities and a factor of each sequence on its own; `missing` is a probability.
+    All get the same change. `rotate` is in degrees, `translate` a fraction, each drawn from ± that
+    value; the factor of `scale`, and for each sequence the exponent of `gamma` and the factor of
+    `gain`, from exp(± value); the factor of `contrast` from 1 ± value, and the share of the highest
+    level that `brightness` adds from ± value. `missing` is the probability of FLAIR alone.
     """
     transforms: list[albumentations.BasicTransform] = (
         [albumentations.HorizontalFlip(p=0.5)] if augment.flip else []
     )
     if augment.rotate or augment.scale or augment.translate:
         transforms.append(
-            albumentations.Affine(
-                scale=(1 - augment.scale, 1 + augment.scale),
+            LogScaledAffine(
+                scale=(np.exp(-augment.scale), np.exp(augment.scale)),
                 translate_percent=(-augment.translate, augment.translate),
                 rotate=(-augment.rotate, augment.rotate),
-                balanced_scale=True,
                 p=1.0,
             )
         )
-    if augment.brightness or augment.contrast:
-        brightness_and_contrast = augment.brightness, augment.contrast
-        transforms.append(albumentations.RandomBrightnessContrast(*brightness_and_contrast, p=1.0))
-    if augment.gamma:
-        percent = 100 * (1 - augment.gamma), 100 * (1 + augment.gamma)
-        transforms.append(albumentations.RandomGamma(percent, p=1.0))
-    if augment.gain:
-        factors = 1 - augment.gain, 1 + augment.gain
-        transforms.append(albumentations.MultiplicativeNoise(factors, per_channel=True, p=1.0))
+    transforms.append(Intensities(augment))
     if augment.missing:
-        transforms.append(MissingSequences(p=augment.missing))
+        transforms.append(FlairAlone(p=augment.missing))
     return albumentations.Compose(transforms)

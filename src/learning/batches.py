@@ -1,33 +1,35 @@
-"""Batches of slices: their order, their workers, and how they are put together."""
+"""Batches of train slices: their order, how they are put together, and who does that when."""
 
 import multiprocessing.queues
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from learning.params import Workers
-from learning.slice_dataset import Item, Key, SliceDataset
+from pipeline.parallel import ahead, n_threads
+from scans.fitted import FittedSlices
+
+if TYPE_CHECKING:
+    import albumentations  # slow to import, and not needed for prediction
 
 MOST_WORKERS = 16
 
+Key = tuple[
+    int, int, int
+]  # of a slice in a batch: epoch, place in its order, position in the table
 
-class Batch(NamedTuple):
-    """Slices of one batch, N of them; S is the image size rounded up to a multiple of 32."""
 
-    images: torch.Tensor  # (N, S, S, 3) uint8
+class TrainBatch(NamedTuple):
+    """Slices of one batch, N of them, each with its context; S as in scans/fitting.py."""
+
+    images: torch.Tensor  # (N, K, S, S, 3) uint8; K is 1, or 3 with the slices before and after
     masks: torch.Tensor  # (N, S, S) uint8, 1 on tumor
-    own_masks: list[NDArray[np.bool_]]  # N of (H, W), as in the file
     slice_ids: list[str]
 
 
@@ -55,19 +57,14 @@ def draw_share(
     )
 
 
-def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return of each position how often it stands earlier in the order."""
-    return np.asarray(pd.Series(order).groupby(order).cumcount(), dtype=np.int64)
+class BatchOrder:
+    """The keys of an epoch's batches, shuffled from (seed, epoch).
 
-
-class BatchOrder(Sampler[list[Key]]):
-    """The keys of an epoch's batches: in order, or shuffled from (seed, epoch).
-
-    The last batch of a shuffled epoch is left out when it is not full, unless it is the only one:
-    batch norm over a handful of slices would be noise. Several processes share each batch evenly:
+    The last batch of an epoch is left out when it is not full, unless it is the only one: batch
+    norm over a handful of slices would be noise. Several processes share each batch evenly:
     slice i of it goes to process i modulo `world_size`, and a remainder to none.
 
-    With `abnormal_share`, a shuffled epoch draws as many slices anew, that share of them abnormal;
+    With `abnormal_share`, an epoch draws as many slices anew, that share of them abnormal;
     `abnormal` says of each whether it is.
     """
 
@@ -76,7 +73,7 @@ class BatchOrder(Sampler[list[Key]]):
         n_slices: int,
         batch_size: int,
         *,
-        seed: int | None = None,
+        seed: int,
         abnormal: NDArray[np.bool_] | None = None,
         abnormal_share: float | None = None,
         rank: int = 0,
@@ -87,115 +84,105 @@ class BatchOrder(Sampler[list[Key]]):
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        if self.seed is None:
-            return -(-self.n_slices // self.batch_size)
         return max(1, self.n_slices // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self.n_slices)
-        if self.seed is not None:
-            rng = np.random.default_rng([self.seed, self.epoch])
-            if self.abnormal is not None and self.abnormal_share is not None:
-                order = draw_share(rng, self.abnormal, self.abnormal_share)
-            order = rng.permutation(order)
-        drawn = np.stack([order, repeats(order)], axis=1).tolist()
-        for batch in range(len(self)):
-            chosen = drawn[batch * self.batch_size : (batch + 1) * self.batch_size]
+        order, rng = np.arange(self.n_slices), np.random.default_rng([self.seed, self.epoch])
+        if self.abnormal is not None and self.abnormal_share is not None:
+            order = draw_share(rng, self.abnormal, self.abnormal_share)
+        keys = [(self.epoch, *key) for key in enumerate(rng.permutation(order).tolist())]
+        for begin in range(0, len(self) * self.batch_size, self.batch_size):
+            chosen = keys[begin : begin + self.batch_size]
             shared = chosen[: len(chosen) // self.world_size * self.world_size]
-            own = shared[self.rank :: self.world_size]
-            yield [(self.epoch, position, n_before) for position, n_before in own]
+            yield shared[self.rank :: self.world_size]
 
 
-def collate(items: list[Item]) -> Batch:
-    """Return a batch; masks at their own sizes stay a list, for patients may differ."""
-    images, masks, own_masks, slice_ids = zip(*items, strict=True)
-    return Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(masks)),
-        list(own_masks),
-        list(slice_ids),
-    )
+def augmentation_seed(seed: int, epoch: int, place: int) -> int:
+    """Return the seed of what augmentation draws for a place in an epoch's order, in [0, 2**32)."""
+    return int(np.random.SeedSequence([seed, epoch, place]).generate_state(1)[0])
 
 
-def n_workers(workers: Workers) -> int:
-    """Return the number of workers: with `auto`, this process's share of the machine's cores."""
-    if workers != "auto":
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min((cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
+class BatchMaker:
+    """Puts batches together from fitted slices.
+
+    What augmentation draws follows from the seed, the epoch and the place in its order, whoever
+    makes the batch.
+    """
+
+    def __init__(
+        self,
+        fitted: FittedSlices,
+        *,
+        context: int = 0,
+        augment: "albumentations.Compose | None" = None,
+        seed: int = 0,
+    ) -> None:
+        self.fitted, self.augment, self.seed = fitted, augment, seed
+        own = np.arange(len(fitted))[:, None]
+        before, after = np.split(fitted.slices.around, 2, axis=1)
+        self.shown = np.concatenate([before, own, after], axis=1) if context else own
+
+    def __getitem__(self, keys: list[Key]) -> TrainBatch:
+        images, masks, ids = [], [], []
+        for epoch, place, position in keys:
+            image = np.asarray(self.fitted.images[self.shown[position]])
+            mask = np.asarray(self.fitted.masks[position])
+            ids.append(self.fitted.slices.ids[position])
+            if self.augment is not None:
+                self.augment.set_random_seed(augmentation_seed(self.seed, epoch, place))
+                augmented = self.augment(images=image, mask=mask)
+                image, mask = augmented["images"], augmented["mask"]
+            images.append(image)
+            masks.append(mask)
+        return TrainBatch(
+            torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), ids
+        )
 
 
 def prepare_worker(_: int) -> None:
-    """Let a worker that cannot hand over a batch end, and one that is left alone end in silence.
+    """Let a worker that cannot hand over a batch end.
 
-    A worker whose batch does not fit into shared memory would print a traceback and go on, while
-    the main process waits for that batch for ever; of a worker's death it learns within seconds.
+    One whose batch does not fit into shared memory would print a traceback and go on, while the
+    main process waits for that batch for ever; of a worker's death it learns within seconds.
     """
 
     def give_up(error: Exception, _: object) -> None:
         print(f"a batch could not be handed over: {error}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, (ConnectionError, EOFError)):
-            sys.__excepthook__(kind, error, trace)
-
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
-    sys.excepthook = hook
 
 
-@contextmanager
-def delayed_interrupt() -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of the block; pressed twice, it takes effect at once.
+class Batches:
+    """The batches of an epoch, made ahead: for a CPU by a thread, for a GPU by processes.
 
-    For work that must not stop halfway: processes that start, stop or exchange data.
+    How many workers there are changes the speed and nothing else.
     """
-    usual, received = signal.getsignal(signal.SIGINT), []
 
-    def remember(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, usual)
+    def __init__(
+        self, maker: BatchMaker, order: BatchOrder, *, device: torch.device, workers: Workers
+    ) -> None:
+        self.maker, self.order = maker, order
+        n_workers = min(n_threads(), MOST_WORKERS) if workers == "auto" else workers
+        self.loader: DataLoader[TrainBatch] | None = (
+            DataLoader(
+                maker,  # type: ignore[arg-type]  # it has what a map-style data set needs
+                batch_size=None,
+                sampler=order,
+                num_workers=n_workers,
+                persistent_workers=True,
+                collate_fn=TrainBatch._make,
+                worker_init_fn=prepare_worker,
+                pin_memory=torch.cuda.is_available(),
+                # Its own: by default a loader draws from the generator that dropout draws from.
+                generator=torch.Generator(),
+            )
+            if device.type == "cuda" and n_workers
+            else None
+        )
 
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or usual is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if received:
-        raise KeyboardInterrupt
+    def __len__(self) -> int:
+        return len(self.order)
 
-
-class Loader(DataLoader[Batch]):
-    """A loader that Ctrl-C leaves between two batches alone, with its workers in order."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with delayed_interrupt():
-            batches = super().__iter__()
-        while True:
-            with delayed_interrupt():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-
-def loader(dataset: SliceDataset, order: BatchOrder, *, workers: Workers) -> Loader:
-    """Return a loader of batches; the number of workers changes its speed and nothing else."""
-    n_processes = n_workers(workers)
-    return Loader(
-        cast("Dataset[Batch]", dataset),  # what collate makes of it
-        batch_sampler=order,
-        collate_fn=collate,
-        num_workers=n_processes,
-        # Else they stop when the last batch is taken, which Ctrl-C waits for as well.
-        persistent_workers=n_processes > 0 and order.seed is not None,
-        worker_init_fn=prepare_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Its own: by default a loader draws from the generator that dropout draws from, as often
-        # as it starts workers.
-        generator=torch.Generator(),
-    )
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return iter(self.loader or ahead(self.maker.__getitem__, self.order))

@@ -57,28 +57,31 @@ def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:
 
 @dataclass
 class Progress:
-    """What a training has come to: its curves, and the network of its best epoch.
+    """What a training has come to: its curves, and the network of the epoch that is kept.
 
-    `curves` has for each epoch so far a value of each curve, by name. The best epoch is that of the
-    highest validation IoU, the first of equals.
+    `curves` has for each epoch so far a value of each curve, by name.
     """
 
     curves: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_iou: float = -1.0
-    best_tensors: Tensors = field(default_factory=dict)
+    kept_epoch: int = 0
+    kept_tensors: Tensors = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
         """The number of epochs so far."""
         return len(self.curves)
 
-    def add(self, scores: dict[str, float], network: Network) -> None:
-        """Add an epoch; keep the network's tensors if its `val/iou` is the highest so far."""
+    def add(self, scores: dict[str, float], network: Network, *, best: bool) -> None:
+        """Add an epoch and keep its network; with `best` only if its `val/iou` is the highest."""
         self.curves.append(scores)
-        if scores["val/iou"] > self.best_iou:
-            self.best_epoch, self.best_iou = self.epoch, scores["val/iou"]
-            self.best_tensors = network.trained_tensors()
+        if best and self.kept_epoch and scores["val/iou"] <= self.kept_scores["val/iou"]:
+            return
+        self.kept_epoch, self.kept_tensors = self.epoch, network.trained_tensors()
+
+    @property
+    def kept_scores(self) -> dict[str, float]:
+        """The scores of the epoch that is kept."""
+        return self.curves[self.kept_epoch - 1]
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -106,6 +109,8 @@ class State:
         content = {
             "progress": vars(progress),
             "network": trainer.network.trained_tensors(),
+            "averages": trainer.average.averages,
+            "averaged_steps": trainer.average.n_steps,
             "optimizer": trainer.schedule.optimizer.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "precision": trainer.fabric.strategy.precision.state_dict(),
@@ -134,8 +139,14 @@ class State:
         content = trainer.fabric.broadcast(self.read())
         if content is None:
             return Progress()
-        trainer.network.unet.load_state_dict(content["network"], strict=False)
+        trainer.network.load_trained(content["network"])
+        for average, saved in zip(trainer.average.averages, content["averages"], strict=True):
+            average.copy_(saved)
+        trainer.average.n_steps = content["averaged_steps"]
         trainer.schedule.optimizer.load_state_dict(content["optimizer"])
+        for group in trainer.schedule.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):  # as a CUDA graph needs it
+                group["lr"] = group["lr"].to(trainer.fabric.device)
         trainer.schedule.load_state_dict(content["schedule"])
         trainer.fabric.strategy.precision.load_state_dict(content["precision"])
         torch.set_rng_state(content["random"]["cpu"])

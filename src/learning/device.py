@@ -131,10 +131,9 @@ def environment(fabric: Fabric) -> dict[str, Any]:
 
 @contextmanager
 def explained_failures(batch_size: str) -> Iterator[None]:
-    """Say what to do when memory or a process that loads slices fails within the block.
+    """Say what to do when memory or a process that prepares batches fails within the block.
 
-    `batch_size` is the name of the param that decides how much memory the block takes. A refusal in
-    such a process is raised again without that process's traceback.
+    `batch_size` is the name of the param that decides how much memory the block takes.
     """
     try:
         yield
@@ -143,16 +142,14 @@ def explained_failures(batch_size: str) -> Iterator[None]:
             f"{str(error).partition('.')[0]}: lower {batch_size} or train.image_size, or free the "
             "GPU of other programs (nvidia-smi lists them)"
         ) from None
-    except Refusal as error:
-        message = str(error).rpartition(f"{Refusal.__module__}.Refusal: ")[2]
-        raise Refusal(message.rstrip()) from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             raise Refusal(f"out of memory: lower {batch_size} or train.image_size") from None
         if "DataLoader worker" in str(error):
             raise Refusal(
-                f"a process that loads slices has died: {error}. A system short of memory kills "
-                "the largest, and a container may have a small /dev/shm (docker run --shm-size=1g "
-                f"enlarges it): lower compute.workers (0: load in the main process) or {batch_size}"
+                f"a process that prepares batches has died: {error}. A system short of memory "
+                "kills the largest, and a container may have a small /dev/shm (docker run "
+                "--shm-size=1g enlarges it): lower compute.workers (0: a thread does it) or "
+                f"{batch_size}"
             ) from None
         raise

@@ -1,19 +1,20 @@
 """One epoch: a pass over the train slices, and the validation after it."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
-from learning.batches import Loader
+from learning.batches import TrainBatch
 from learning.device import total
 from learning.inference import predict_slices
 from learning.optimization import Trainer
-from learning.params import Workers
-from learning.slice_dataset import SliceDataset
+from learning.params import TrainParams
 from pipeline.refusals import Refusal
+from scans.fitted import FittedSlices
 from scoring.overlap import count_pixels, iou
 
 
@@ -29,34 +30,52 @@ def refuse_bad_steps(losses: torch.Tensor, slice_ids: list[list[str]], *, epoch:
         )
 
 
-def train_epoch(trainer: Trainer, batches: Loader, *, epoch: int) -> dict[str, float]:
+def take_step(trainer: Trainer, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Train on a batch; return the loss, and add to what `trainer.pixels` counts.
+
+    Nothing here waits for the device, and nothing is copied to it.
+    """
+    logits = trainer.wrapped(images)
+    loss: torch.Tensor = trainer.loss_function(logits, masks.float())
+    trainer.fabric.backward(loss)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    predicted, reference = logits.detach() > 0, masks.bool()
+    counts = [(predicted & reference).sum(), predicted.sum(), reference.sum()]
+    trainer.pixels.add_(torch.stack(counts))
+    return loss.detach()
+
+
+def train_epoch(
+    trainer: Trainer,
+    batches: Iterable[TrainBatch],
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    epoch: int,
+) -> dict[str, float]:
     """Take one pass over the train slices; return the mean loss of its steps and its micro IoU.
+
+    `step` trains on the images and masks of a batch, as take_step does, and returns the loss.
 
     Scores are of the augmented slices of all processes, each before its own step. Nothing waits for
     the device within the epoch; a loss that is not finite stops the run at its end.
     """
     fabric = trainer.fabric
     trainer.wrapped.train()
+    trainer.pixels.zero_()
     losses, slice_ids = [], []
-    pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)  # P ∩ R, P, R
     quiet = None if fabric.is_global_zero else True  # None: shown in a terminal alone
     for batch in tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=quiet):
         images = batch.images.to(fabric.device, non_blocking=True)
         masks = batch.masks.to(fabric.device, non_blocking=True)
-        logits = trainer.wrapped(images)
-        loss = trainer.loss_function(logits, masks.float())
-        fabric.backward(loss)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        losses.append(step(images, masks))
+        trainer.average.update()
         trainer.schedule.step()
-        predicted, reference = logits.detach() > 0, masks.bool()
-        pixels += torch.stack([(predicted & reference).sum(), predicted.sum(), reference.sum()])
-        losses.append(loss.detach())
         slice_ids.append(batch.slice_ids)
     steps = torch.stack(losses).cpu().double()
     refuse_bad_steps(steps, slice_ids, epoch=epoch)
     loss_sum, n_losses = total(fabric, torch.stack([steps.sum(), torch.tensor(len(steps))]))
-    tp, n_predicted, n_reference = total(fabric, pixels).tolist()
+    tp, n_predicted, n_reference = total(fabric, trainer.pixels).tolist()
     return {
         "train/loss": (loss_sum / n_losses).item(),
         "train/iou": float(iou(tp, n_predicted - tp, n_reference - tp)),
@@ -71,14 +90,18 @@ def average_statistics(fabric: Fabric, network: nn.Module) -> None:
             buffer.copy_(total(fabric, buffer) / fabric.world_size)
 
 
-def validate(
-    fabric: Fabric, network: nn.Module, dataset: SliceDataset, *, batch_size: int, workers: Workers
-) -> float:
+def validate(trainer: Trainer, fitted: FittedSlices, train: TrainParams) -> float:
     """Return the micro IoU over slices at their own sizes: those of all processes together."""
     counts: Counter[str] = Counter()
-    for _, logits, mask in predict_slices(
-        network, dataset, device=fabric.device, batch_size=batch_size, workers=workers, title="val"
-    ):
-        counts.update(count_pixels(logits > 0, mask))
-    tp, fp, fn = total(fabric, torch.tensor([counts[name] for name in ("tp", "fp", "fn")]))
+    answers = predict_slices(
+        trainer.fabric,
+        trainer.network,
+        fitted.batches(train.batch_size),
+        fitted.slices,
+        image_size=train.image_size,
+    )
+    for position, logits in enumerate(answers):
+        counts.update(count_pixels(logits > 0, fitted.own_mask(position)))
+    counted = torch.tensor([counts[name] for name in ("tp", "fp", "fn")])
+    tp, fp, fn = total(trainer.fabric, counted)
     return float(iou(tp, fp, fn))

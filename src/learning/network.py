@@ -1,5 +1,6 @@
 """The U-Net and its encoder, frozen or not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from learning.decoder import DecoderBlock
 from pipeline.refusals import Refusal
 
 Tensors = dict[str, torch.Tensor]
+Places = slice | torch.Tensor  # of some slices among those that there are features of
 TUMOR_PRIOR = 0.01  # probability of tumor that an untrained network gives
 Positive = Annotated[float, Field(gt=0)]
 
@@ -53,8 +55,30 @@ def folded(encoder: nn.Module) -> nn.Module:
     return copy
 
 
+class Context(nn.Module):
+    """Mixes a slice's features at one level with those of the slices before and after it.
+
+    A 1 × 1 convolution, which begins as the middle slice alone.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3 * channels, channels, 1, bias=False)
+        with torch.no_grad():
+            self.mix.weight.zero_()
+            self.mix.weight[:, channels : 2 * channels, 0, 0] = torch.eye(channels)
+
+    def forward(self, before: torch.Tensor, own: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Return features (N, C, H, W) of three of that shape."""
+        mixed: torch.Tensor = self.mix(torch.cat([before, own, after], dim=1))
+        return mixed
+
+
 class Network(nn.Module):
-    """A U-Net from uint8 scans (N, S, S, 3) to logits (N, S, S); S is a multiple of 32.
+    """A U-Net from uint8 scans (N, K, S, S, 3) to logits (N, S, S); S is a multiple of 32.
+
+    K is 1 without context; with it 3: the slice before, the slice itself, the slice after. The
+    encoder sees each of them, and what it makes of them is mixed at each level.
 
     A frozen encoder stays in evaluation mode and runs without a graph. `requires_grad = False`
     alone would let its batch-norm statistics drift, and smp's own freezing leaves the DropPath of
@@ -64,15 +88,18 @@ class Network(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, encoder: Encoder, *, frozen: bool) -> None:
+    def __init__(self, encoder: Encoder, *, frozen: bool, context: int = 0) -> None:
         super().__init__()
         self.unet = smp.Unet(encoder.name, encoder_weights=None, classes=1)
         for block in self.unet.decoder.blocks:
-            block.__class__ = DecoderBlock
+            DecoderBlock.take_over(block)
         # Begin where most pixels are no tumor (Lin et al., Focal Loss, ICCV 2017, section 4.1):
         # from one half, the first epoch would learn little else.
         prior = torch.tensor(TUMOR_PRIOR)
         nn.init.constant_(self.unet.segmentation_head[0].bias, float(torch.logit(prior)))
+        # The decoder does not look at the first level, which is the scan itself.
+        levels = self.unet.encoder.out_channels[1:] if context else []
+        self.context = nn.ModuleList(Context(n) if n else nn.Identity() for n in levels)
         self.frozen = frozen
         self.unet.encoder.requires_grad_(not frozen)
         self.used_encoder = self.unet.encoder
@@ -93,19 +120,57 @@ class Network(nn.Module):
         if self.frozen:
             self.used_encoder = folded(self.unet.encoder)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (N, S, S) of scans (N, S, S, 3) uint8."""
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the encoder makes of scans (N, S, S, 3), at each level (N, C, H, W)."""
         normalized = (images.float() - self.mean) / self.std
         channels_last = normalized.permute(0, 3, 1, 2)  # (N, 3, S, S), strides as they are
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.used_encoder(channels_last)
+            features: list[torch.Tensor] = self.used_encoder(channels_last)
+        return features
+
+    def mixed(self, features: Sequence[torch.Tensor], *places: Places) -> list[torch.Tensor]:
+        """Return features of slices, mixed where there is context.
+
+        The three `places` in `features` are those of the slices before, of the slices themselves,
+        and of the slices after.
+        """
+        before, own, after = places
+        mixed = [level[own] for level in features]
+        for n, mix in enumerate(self.context, start=1):
+            if isinstance(mix, Context):
+                mixed[n] = mix(features[n][before], mixed[n], features[n][after])
+        return mixed
+
+    def decode(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return logits (N, S, S) of features, mixed where there is context."""
         logits: torch.Tensor = self.unet.segmentation_head(self.unet.decoder(features))
         return logits[:, 0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, S, S) of scans (N, K, S, S, 3) uint8."""
+        n, n_shown = images.shape[:2]
+        # All first slices, then all middle ones: the features of each are a part without a copy.
+        features = self.encode(images.transpose(0, 1).flatten(0, 1))
+        parts = [slice(k * n, (k + 1) * n) for k in range(n_shown)]
+        return self.decode(self.mixed(features, parts[0], parts[n_shown // 2], parts[-1]))
 
     def trained_tensors(self) -> Tensors:
         """Return copies of what training changes, buffers included, on the CPU."""
         return {
             name: tensor.detach().clone().contiguous().cpu()
-            for name, tensor in self.unet.state_dict().items()
+            for name, tensor in self.trained_state().items()
+        }
+
+    def trained_state(self) -> Tensors:
+        """Return what training changes, by name: no copies."""
+        tensors = {**self.unet.state_dict(), **self.context.state_dict(prefix="context.")}
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
             if not (self.frozen and name.startswith("encoder."))
         }
+
+    def load_trained(self, tensors: Tensors) -> None:
+        """Set what training changes from tensors that `trained_tensors` has returned."""
+        for name, tensor in self.trained_state().items():
+            tensor.copy_(tensors[name])

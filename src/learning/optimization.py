@@ -1,8 +1,10 @@
 """A network and all that changes its weights: loss, optimizer and schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -44,11 +46,16 @@ def make_loss(name: Loss) -> nn.Module:
 def make_schedule(
     name: Schedule, optimizer: torch.optim.Optimizer, *, n_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return a schedule over `n_steps` steps that never exceeds a group's learning rate."""
+    """Return a schedule over `n_steps` steps that never exceeds a group's learning rate.
+
+    It changes the learning rate alone: momentum stays as it is.
+    """
     if name == "one_cycle":
-        highest = [group["lr"] for group in optimizer.param_groups]
+        highest = [float(group["lr"]) for group in optimizer.param_groups]
         # The cycle divides by the length of its parts, the shorter one 30 % of the steps.
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, max(n_steps, 10))
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, highest, max(n_steps, 10), cycle_momentum=False
+        )
     if name == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -57,6 +64,41 @@ def make_schedule(
 def n_trained(network: nn.Module) -> int:
     """Return how many of a network's parameters are trained."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+class Average:
+    """The exponential moving average of a network's trained parameters; none where `decay` is 0.
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the initial weights do not weigh
+    on a short training. Batch norm's running statistics are averages already, and stay those of
+    the last step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.n_steps = decay, 0
+        self.parameters: list[torch.Tensor] = []
+        if decay:
+            self.parameters += [each for each in network.parameters() if each.requires_grad]
+        self.averages = [each.detach().clone() for each in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters after a step into the average."""
+        if self.decay:
+            self.n_steps += 1
+            decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
+            torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the network have the averages for its parameters within the block."""
+        with torch.no_grad():
+            own = [each.detach().clone() for each in self.parameters]
+            for parameter, average in zip(self.parameters, self.averages, strict=True):
+                parameter.copy_(average)
+            yield
+            for parameter, before in zip(self.parameters, own, strict=True):
+                parameter.copy_(before)
 
 
 @dataclass(frozen=True)
@@ -69,6 +111,8 @@ class Trainer:
     loss_function: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    average: Average
+    pixels: torch.Tensor  # of an epoch so far: P ∩ R, P, R, with prediction and reference
 
 
 def make_trainer(
@@ -85,11 +129,26 @@ def make_trainer(
     if compiled:
         network.compile()
     encoder = list(network.unet.encoder.parameters())
-    others = [*network.unet.decoder.parameters(), *network.unet.segmentation_head.parameters()]
-    groups = [{"params": others, "lr": train.learning_rate}]
+    others = [
+        *network.unet.decoder.parameters(),
+        *network.unet.segmentation_head.parameters(),
+        *network.context.parameters(),
+    ]
+    on_gpu = fabric.device.type == "cuda"
+
+    def rate(value: float) -> float | torch.Tensor:
+        return torch.tensor(value, device=fabric.device) if on_gpu else value  # for a CUDA graph
+
+    groups: list[dict[str, Any]] = [{"params": others, "lr": rate(train.learning_rate)}]
     if not network.frozen:
-        groups.append({"params": encoder, "lr": train.encoder_rate * train.learning_rate})
-    adamw = torch.optim.AdamW(groups, weight_decay=train.weight_decay, fused=True)
+        encoder_rate = rate(train.encoder_rate * train.learning_rate)
+        groups.append({"params": encoder, "lr": encoder_rate})
+    adamw = torch.optim.AdamW(
+        groups, weight_decay=train.weight_decay, fused=True, capturable=on_gpu
+    )
     schedule = make_schedule(train.schedule, adamw, n_steps=n_steps)
     wrapped, optimizer = fabric.setup(network, adamw)
-    return Trainer(fabric, network, wrapped, make_loss(train.loss), optimizer, schedule)
+    average = Average(network, train.average)
+    pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)
+    loss = make_loss(train.loss)
+    return Trainer(fabric, network, wrapped, loss, optimizer, schedule, average, pixels)

@@ -44,11 +44,14 @@ class TrainParams(Section):
 
     epochs: Annotated[int, Field(ge=1)]
     image_size: ImageSize
+    context: Literal[0, 1]
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Schedule
     loss: Loss
+    average: Fraction
+    keep: Literal["last", "best"]
     normalize: Normalize
     abnormal_share: Annotated[float, Field(gt=0, lt=1)] | Literal["natural"]
     repeat: Annotated[int, Field(ge=0)]
@@ -65,7 +68,10 @@ class PredictParams(Section):
 
 
 class ComputeParams(Section):
-    """Where and how fast it is computed. DVC does not track `workers`, which changes no output."""
+    """Where and how fast it is computed. DVC does not track `workers`, which changes no output.
+
+    Workers are the processes that prepare batches for a GPU; for a CPU a thread does it.
+    """
 
     device: Device
     precision: Precision

@@ -8,7 +8,7 @@ and in its header what rebuilds the network. Both are safetensors: loading them 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +33,7 @@ class Model:
     encoder_sha256: str
     encoder_frozen: bool
     image_size: ImageSize
+    context: Literal[0, 1]
     normalize: Normalize
 
 
@@ -109,10 +110,10 @@ def load_encoder(
     return checked_header(Encoder, own | {"name": name}, path, hint), tensors
 
 
-def new_network(encoder_file: Path, *, name: str, frozen: bool) -> Network:
+def new_network(encoder_file: Path, *, name: str, frozen: bool, context: int = 0) -> Network:
     """Return a network with the file's encoder and a decoder drawn from torch's global seed."""
     encoder, tensors = load_encoder(encoder_file, name)
-    network = Network(encoder, frozen=frozen)
+    network = Network(encoder, frozen=frozen, context=context)
     network.load_encoder(tensors)
     return network
 
@@ -124,9 +125,14 @@ def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
     model = checked_header(Model, header, model_file, hint)
     if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):
         raise Refusal(f"{model_file} was trained on another encoder than {encoder_file}. {hint}")
-    network = new_network(encoder_file, name=model.encoder_name, frozen=model.encoder_frozen)
+    network = new_network(
+        encoder_file,
+        name=model.encoder_name,
+        frozen=model.encoder_frozen,
+        context=model.context,
+    )
     problem = mismatch(network.trained_tensors(), tensors)
     if problem:
         raise Refusal(f"{model_file}: {problem}. {hint}")
-    network.unet.load_state_dict(tensors, strict=False)
+    network.load_trained(tensors)
     return network.eval(), model

@@ -1,6 +1,9 @@
-"""Work on many patients or slices at once, in as many processes as there are cores."""
+"""Work on many patients or slices at once, by processes or by threads."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -27,3 +30,31 @@ def in_parallel(
             "largest; close other programs, or take a machine with more memory, and repeat it"
         ) from None
     return results
+
+
+def n_threads() -> int:
+    """Return how many threads or workers a process may have: its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1, depth: int = 2
+) -> Iterator[Result]:
+    """Yield what `work` makes of each item, in their order, `depth` results ahead of the consumer.
+
+    An error comes where its result would have come. Whoever stops early waits for what has begun
+    and for nothing else.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(work, item))
+                if len(begun) > depth:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()

@@ -71,6 +71,6 @@ def test_the_lock_is_up_to_date_without_the_data(tmp_path: Path) -> None:
     shell(folder, step)
     assert "Data and pipelines are up to date." in (folder / "plan").read_text()
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("val_fraction: 0.15", "val_fraction: 0.25"))
+    params.write_text(params.read_text().replace("val_fraction: 0 ", "val_fraction: 0.25 "))
     with pytest.raises(AssertionError, match="failed to reproduce 'split'"):
         shell(folder, step)

@@ -82,6 +82,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "frozen": {},
+    "best": {"train__keep": "best", "train__average": 0, "train__context": 0},
     "learning": {"encoder__frozen": False, "train__encoder_rate": 0.1},
     "dropout": {"encoder__name": "mit_b0", "encoder__frozen": False, "train__schedule": "cosine"},
 }
@@ -320,7 +321,8 @@ def test_a_full_disk_leaves_the_state_of_the_epoch_before(
     assert epochs == [1, 2, 3, 3, 4]
 
 
-def test_the_first_of_equal_epochs_is_kept() -> None:
+@pytest.mark.parametrize(("best", "kept"), [(True, 2), (False, 4)])
+def test_the_last_epoch_is_kept_or_the_first_of_the_best(best: bool, kept: int) -> None:
     class Counting(nn.Module):
         calls = 0
 
@@ -329,10 +331,11 @@ def test_the_first_of_equal_epochs_is_kept() -> None:
             return {"call": torch.tensor(self.calls)}
 
     progress, network = Progress(), Counting()
-    for score in (0.0, 0.5, 0.4, 0.5):
-        progress.add({"val/iou": score}, network)  # type: ignore[arg-type]
-    assert (progress.best_epoch, progress.best_iou, progress.epoch) == (2, 0.5, 4)
-    assert progress.best_tensors["call"].item() == 2
+    for number, score in enumerate((0.0, 0.5, 0.4, 0.5), start=1):
+        progress.add({"val/iou": score, "number": number}, network, best=best)  # type: ignore[arg-type]
+    assert (progress.kept_epoch, progress.epoch) == (kept, 4)
+    assert progress.kept_scores == {"val/iou": 0.5, "number": kept}
+    assert progress.kept_tensors["call"].item() == kept
 
 
 def test_outside_of_a_repository_nothing_is_kept(

@@ -1,83 +1,159 @@
 """Prediction by a network whose every answer is known: each slice once, at its own size."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from conftest import SIZE, Data, Told, predicted
+from conftest import SIZE, Data, Stub, Told, predicted, rows_of, section
 from learning.epochs import validate
-from learning.slice_dataset import SliceDataset
+from learning.inference import fitted_logits
+from learning.network import Context, Network
+from learning.params import TrainParams
+from learning.weights import new_network
 from pipeline.refusals import Refusal
+from scans.fitted import FittedSlices, Slices
+from scans.intensity import NONE
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import read_mask
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_slice_comes_once_in_order_whatever_the_batch(data: Data, workers: int) -> None:
-    ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2][::-1]
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_slice_comes_once_in_order_whatever_the_batch(data: Data, batch_size: int) -> None:
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2]
     masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in ids]
-    predictions = list(predicted(Told(masks, 64), data, ids, batch_size=3, workers=workers))
-    assert [prediction.slice_id for prediction in predictions] == ids
-    for prediction, mask in zip(predictions, masks, strict=True):
-        np.testing.assert_array_equal(prediction.mask, mask)
-        np.testing.assert_array_equal(prediction.logits, np.where(mask, 5.0, -5.0))
+    answers = predicted(Told(masks, 64), data, ids[::-1], batch_size=batch_size)
+    assert list(answers) == ids
+    for logits, mask in zip(answers.values(), masks, strict=True):
+        np.testing.assert_array_equal(logits, np.where(mask, 5.0, -5.0))
 
 
 def test_logits_are_resized_before_the_threshold(data: Data) -> None:
     """Between the fields of a checkerboard of ±5 bilinear values lie: no other order has them."""
     ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
     half = np.indices((24, 24)).sum(axis=0) % 2 == 0
-    [prediction] = predicted(Told([half], 32), data, ids, image_size=24, batch_size=1)
-    assert prediction.logits.shape == (SIZE, SIZE)
-    assert set(np.unique(np.abs(prediction.logits))) == {1.25, 2.5, 5.0}
+    [logits] = predicted(Told([half], 32), data, ids, image_size=24, batch_size=1).values()
+    assert logits.shape == (SIZE, SIZE)
+    assert set(np.unique(np.abs(logits))) == {1.25, 2.5, 5.0}
 
 
 def test_an_answer_that_is_not_finite_is_refused(data: Data) -> None:
     ids = read_manifest(data.splits)["slice_id"].tolist()[:2]
 
-    class Diverged(nn.Module):
+    class Diverged(Stub):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images), 64, 64), torch.nan)
 
-    predictions = predicted(Diverged(), data, ids, batch_size=1)
     with pytest.raises(Refusal, match=f"answer for slice {ids[0]} is not finite"):
-        list(predictions)
+        predicted(Diverged(), data, ids, batch_size=1)
+
+
+@pytest.fixture
+def network(encoder: Path) -> Network:
+    """Return a network with context whose neighbors count."""
+    network = new_network(encoder, name="mobilenet_v2", frozen=True, context=1).eval()
+    for level in network.context:
+        if isinstance(level, Context):
+            nn.init.normal_(level.mix.weight, std=0.05)
+    return network
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_volumes_with_context_are_predicted_as_slice_by_slice(
+    data: Data, network: Network, batch_size: int, tmp_path: Path
+) -> None:
+    """Three patients, one with a gap: the encoder sees each slice once, and none of another."""
+    table = read_manifest(data.splits)
+    chosen = table[table["patient_id"].isin(sorted(set(table["patient_id"]))[:3])]
+    slices = Slices(chosen.drop(chosen.index[7:9]))
+    fitted = FittedSlices(slices, image_size=32, normalization=NONE, folder=tmp_path)
+    images = torch.from_numpy(np.array(fitted.images))
+    before, after = slices.around.T
+    n_seen: list[int] = []
+    usual = network.used_encoder
+    network.used_encoder = nn.Identity()
+    network.used_encoder.forward = lambda x: n_seen.append(len(x)) or usual(x)  # type: ignore[func-returns-value]
+    with torch.inference_mode():
+        shown = torch.stack([images[before], images, images[after]], dim=1)
+        wanted = network(shown)
+        n_seen.clear()
+        fabric = Fabric(accelerator="cpu", devices=1)
+        views = (torch.from_numpy(batch.images) for batch in fitted.batches(batch_size))
+        found = torch.cat(list(fitted_logits(fabric, network, views, slices.around)))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+    assert sum(n_seen) == len(slices)
+    assert (before == np.arange(len(slices))).sum() == 4  # three volumes, and the gap
+
+
+def test_flips_average_the_logits_of_a_slice_and_of_its_mirror_image(
+    data: Data, network: Network
+) -> None:
+    ids = read_manifest(data.splits)["slice_id"].tolist()[:20]
+
+    class Mirror(Stub):
+        context = network.context  # type: ignore[assignment]
+
+        def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return network.encode(images.flip(2))
+
+        def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+            return network.decode(features).flip(2)
+
+    plain, mirrored, both = (
+        np.stack(list(predicted(net, data, ids, image_size=32, flips=flips).values()))
+        for net, flips in ((network, False), (Mirror(), False), (network, True))
+    )
+    assert np.abs(plain - mirrored).max() > 0.01
+    np.testing.assert_allclose(both, (plain + mirrored) / 2, atol=1e-3)
+
+
+def validated(network: nn.Module, data: Data, slice_ids: list[str], folder: Path) -> float:
+    """Return the IoU of a network's answers for slices of the phantom."""
+    fitted = FittedSlices(
+        Slices(rows_of(data, slice_ids)),
+        image_size=SIZE,
+        normalization=NONE,
+        folder=folder,
+        own_masks=True,
+    )
+    train = section(TrainParams, image_size=SIZE, batch_size=2)
+
+    class Alone:
+        fabric = Fabric(accelerator="cpu", devices=1)
+
+    alone = Alone()
+    alone.network = network  # type: ignore[attr-defined]
+    return validate(alone, fitted, train)  # type: ignore[arg-type]
 
 
 def test_validation_is_the_micro_iou_of_all_slices(
-    data: Data, masks: dict[str, np.ndarray]
+    data: Data, masks: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Of two answers one has a pixel too many, and one is the reference of another slice."""
-    rows = read_manifest(data.splits).query("abnormal == 1").head(3)
-    references = [masks[slice_id] for slice_id in rows["slice_id"]]
+    ids = read_manifest(data.splits).query("abnormal == 1")["slice_id"].tolist()[:3]
+    references = [masks[slice_id] for slice_id in ids]
     answers = [references[0].copy(), references[2], references[2]]
     answers[0][0, 0] = True
     wrong = [(answer & ~mask).sum() for answer, mask in zip(answers, references, strict=True)]
     missed = [(mask & ~answer).sum() for answer, mask in zip(answers, references, strict=True)]
     right = [(mask & answer).sum() for answer, mask in zip(answers, references, strict=True)]
     assert sum(wrong) != sum(missed)
-    found = validate(
-        Fabric(accelerator="cpu", devices=1),
-        Told(answers, 64),
-        SliceDataset(rows, image_size=SIZE),
-        batch_size=2,
-        workers=0,
-    )
+    found = validated(Told(answers, 64), data, ids, tmp_path)
     assert found == pytest.approx(sum(right) / (sum(right) + sum(wrong) + sum(missed)))
 
 
 @pytest.mark.parametrize(("logit", "wanted"), [(0.1, True), (0.0, False), (-0.1, False)])
 def test_validation_takes_a_probability_above_one_half_for_tumor(
-    data: Data, logit: float, wanted: bool
+    data: Data, tmp_path: Path, logit: float, wanted: bool
 ) -> None:
-    class Constant(nn.Module):
+    class Constant(Stub):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images), 64, 64), logit)
 
     rows = read_manifest(data.splits).query("abnormal == 1").head(1)
-    dataset, fabric = SliceDataset(rows, image_size=SIZE), Fabric(accelerator="cpu", devices=1)
-    found = validate(fabric, Constant(), dataset, batch_size=1, workers=0)
+    found = validated(Constant(), data, rows["slice_id"].tolist(), tmp_path)
     assert found == pytest.approx(rows["tumor_area"].item() / SIZE**2 if wanted else 0)

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import SRC
-from learning.decoder import transposed_kernel
+from learning.decoder import TAPS, transposed_kernel
 from learning.network import Encoder, Network, build_encoder, folded
+from learning.optimization import make_loss
 from learning.weights import Model, load_encoder, load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
 from pipeline.refusals import Refusal
@@ -33,12 +35,13 @@ def scans(n_slices: int = 4, size: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (n_slices, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-def learn(network: Network, n_steps: int = 3) -> None:
+def learn(network: Network, n_steps: int = 3, shown: torch.Tensor | None = None) -> None:
     network.train()
+    shown = scans()[:, None] if shown is None else shown
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
     for _ in range(n_steps):
-        network(scans()).square().mean().backward()
+        network(shown).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -76,14 +79,14 @@ def test_a_frozen_transformer_encodes_twice_the_same(tmp_path: Path, mode: str) 
     first, second = network.unet.encoder(images), network.unet.encoder(images)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     if mode == "eval":
-        assert torch.equal(network(scans()), network(scans()))
+        assert torch.equal(network(scans()[:, None]), network(scans()[:, None]))
 
 
 def test_the_frozen_encoder_runs_without_a_graph(tmp_path: Path) -> None:
     network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True).train()
     seen = []
     network.used_encoder.register_forward_hook(lambda *call: seen.append(call[2][-1].requires_grad))
-    assert network(scans()).requires_grad
+    assert network(scans()[:, None]).requires_grad
     assert seen == [False]
 
 
@@ -94,7 +97,7 @@ def test_input_is_normalized_as_the_encoder_file_says(tmp_path: Path) -> None:
     network = new_network(path, name="mobilenet_v2", frozen=True).eval()
     seen: list[torch.Tensor] = []
     network.used_encoder.register_forward_pre_hook(lambda _, call: seen.append(call[0]))
-    logits = network(scans())
+    logits = network(scans()[:, None])
     assert logits.shape == (4, 64, 64)
     expected = (scans() / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(seen[0], expected.permute(0, 3, 1, 2))
@@ -106,6 +109,7 @@ def save_model(network: Network, folder: Path, encoder: Path, **changes: object)
         "encoder_sha256": file_sha256(encoder),
         "encoder_frozen": network.frozen,
         "image_size": 64,
+        "context": 1 if network.context else 0,
         "normalize": "percentile",
     }
     path = folder / "unet.safetensors"
@@ -121,10 +125,48 @@ def test_a_saved_network_comes_back_as_it_was(tmp_path: Path, frozen: bool) -> N
     path = save_model(network, tmp_path, encoder)
     again, model = load_network(path, encoder)
     assert not again.training
-    assert model == Model("mobilenet_v2", file_sha256(encoder), frozen, 64, "percentile")
-    assert torch.equal(network.eval()(scans()), again(scans()))
+    assert model == Model("mobilenet_v2", file_sha256(encoder), frozen, 64, 0, "percentile")
+    assert torch.equal(network.eval()(scans()[:, None]), again(scans()[:, None]))
     holds_encoder = any(name.startswith("encoder.") for name in load_file(path))
     assert holds_encoder is not frozen
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mit_b0"])
+def test_context_begins_as_the_middle_slice_alone(tmp_path: Path, name: str) -> None:
+    path = encoder_file(tmp_path, name)
+    torch.manual_seed(1)
+    alone = new_network(path, name=name, frozen=True).eval()
+    torch.manual_seed(1)
+    network = new_network(path, name=name, frozen=True, context=1).eval()
+    before, own, after = scans().roll(1, 0), scans(), scans().roll(2, 0)
+    shown = torch.stack([before, own, after], dim=1)
+    torch.testing.assert_close(network(shown), alone(own[:, None]), rtol=1e-4, atol=1e-4)
+    learn(network, 2, shown)
+    network.eval()
+    assert not torch.allclose(network(shown), network(torch.stack([own, own, after], dim=1)))
+    saved = save_model(network, tmp_path, path, encoder_name=name)
+    again, model = load_network(saved, path)
+    assert model.context == 1
+    assert torch.equal(again(shown), network(shown))
+
+
+def test_a_step_copies_nothing_to_the_device(tmp_path: Path) -> None:
+    """A tensor made anew in each step would come from the CPU, and no CUDA graph could hold it."""
+    network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True, context=1)
+    images = scans()[:, None].repeat(1, 3, 1, 1, 1)
+    made: list[str] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    loss = make_loss("bce_dice")
+    with Watch():  # type: ignore[no-untyped-call]
+        loss(network(images), torch.ones(4, 64, 64)).backward()
+    assert "convolution" in made
+    foreign = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense"}
+    assert set(made) & foreign == set()
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
@@ -276,7 +318,7 @@ def test_the_transposed_kernel_by_hand() -> None:
     """In one dimension: what doubling and the taps a, b, c make of 1 at one place."""
     kernel = torch.zeros(1, 1, 3, 3)
     kernel[0, 0, 1] = torch.tensor([2.0, 3, 5])  # a, b, c; b alone across
-    assert transposed_kernel(kernel)[0, 0].tolist() == [
+    assert transposed_kernel(kernel, TAPS)[0, 0].tolist() == [
         [0, 0, 0, 0],
         [5, 8, 5, 2],
         [5, 8, 5, 2],

@@ -43,3 +43,4 @@ def test_schedules_begin_and_end_where_they_should(
     assert max(rates) <= 0.01 * (1 + 1e-9)
     if n_steps == 30:
         assert rates[-1] == pytest.approx(0.01 * last, abs=1e-4)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)  # a CUDA graph holds them as numbers

@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -19,15 +22,16 @@ from torch import nn
 
 import train
 from conftest import QUICK, Data, Outcome, RunStage, moved
-from learning import optimization
-from learning.batches import Batch
-from learning.epochs import refuse_bad_steps, train_epoch
+from learning import captured, optimization
+from learning.batches import Batches, BatchMaker, TrainBatch
+from learning.epochs import refuse_bad_steps, take_step, train_epoch
 from learning.network import Encoder, Network, build_encoder
-from learning.optimization import Trainer, make_schedule
-from learning.slice_dataset import SliceDataset
+from learning.optimization import Average, Trainer, make_schedule
+from learning.params import TrainParams
 from learning.weights import load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
 from pipeline.refusals import Refusal
+from scans.fitted import FittedSlices
 from scans.manifest import read_manifest
 
 Train = Callable[..., Outcome]
@@ -78,7 +82,8 @@ def test_curves_and_summary_tell_of_every_epoch(train_in: Train, tmp_path: Path)
     assert all(curve["step"].tolist() == [1, 2, 3] for curve in curves.values())
     summary = json.loads((folder / "metrics.json").read_text())
     val_iou = curves["val/iou.tsv"]["iou"]
-    assert summary["best"] == {"epoch": int(val_iou.argmax()) + 1, "val_iou": val_iou.max()}
+    assert summary["kept"]["epoch"] == 3
+    assert summary["kept"]["val_iou"] == val_iou.iloc[-1]
     assert summary["train"]["loss"] == curves["train/loss.tsv"]["loss"].iloc[-1]
 
 
@@ -97,41 +102,84 @@ def test_the_model_holds_the_decoder_alone_unless_the_encoder_learns(
     frozen, tuned = (load_file(tmp_path / f / "unet.safetensors") for f in ("frozen", "tuned"))
     assert not [name for name in frozen if name.startswith("encoder.")]
     _, model = load_network(tmp_path / "frozen/unet.safetensors", encoder)
-    assert (model.encoder_frozen, model.image_size) == (True, 48)
+    assert (model.encoder_frozen, model.image_size, model.context) == (True, 48, 1)
     kept = load_file(encoder)
     after = networks[0].unet.encoder.state_dict()  # the network that was trained
     assert all(torch.equal(after[name], kept[name]) for name in kept)
     assert any(not torch.equal(tuned[f"encoder.{name}"], kept[name]) for name in kept)
 
 
-def test_the_stored_model_is_that_of_the_best_epoch_on_val(
-    train_in: Train, data: Data, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
+def test_the_stored_model_is_that_of_the_epoch_to_keep(
+    train_in: Train,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: str,
+    epoch: int,
 ) -> None:
-    """The second of three epochs is made the best: the stored file is the network after it."""
+    """The second of three epochs is made the best: what is stored is what was validated then."""
     scored: list[dict[str, torch.Tensor]] = []
     asked: list[list[str]] = []
-
     iou = iter([0.25, 0.75, 0.5])
 
-    def validate(_: Fabric, network: Any, dataset: SliceDataset, **__: Any) -> float:
-        network.eval()  # as the real one does
-        scored.append(network.module.trained_tensors())
-        asked.append([row["slice_id"] for row in dataset.slices])
+    def validate(trainer: Trainer, fitted: FittedSlices, _: TrainParams) -> float:
+        trainer.network.eval()  # as the real one does
+        scored.append(trainer.network.trained_tensors())
+        asked.append(fitted.slices.ids)
         return next(iou)
 
     monkeypatch.setattr(train, "validate", validate)
-    assert train_in("a", train__epochs=3).code == 0
+    assert train_in("a", train__epochs=3, train__keep=keep).code == 0
     stored = load_file(tmp_path / "a/unet.safetensors")
     matches = [all(torch.equal(stored[n], t[n]) for n in stored) for t in scored]
-    assert matches == [False, True, False]
+    assert [number + 1 for number, is_same in enumerate(matches) if is_same] == [epoch]
     val_ids = read_manifest(data.splits).query("split == 'val'")["slice_id"].tolist()
-    assert asked == [val_ids] * 3
+    assert [sorted(ids) for ids in asked] == [sorted(val_ids)] * 3
     summary = json.loads((tmp_path / "a/train/metrics.json").read_text())
-    assert summary["best"] == {"epoch": 2, "val_iou": 0.75}
+    assert summary["kept"]["epoch"] == epoch
+    assert summary["kept"]["val_iou"] == {2: 0.75, 3: 0.5}[epoch]
     # Batch norm of the decoder learns in every epoch: each begins in training mode again.
     name = next(name for name in stored if name.endswith("running_mean"))
     assert not torch.equal(scored[0][name], scored[1][name])
     assert not torch.equal(scored[1][name], scored[2][name])
+
+
+def test_the_average_is_what_is_validated_and_training_goes_on_without_it(
+    train_in: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: an average of every step's weights beside the one that is stored."""
+    by_hand: list[torch.Tensor] = []
+    curves = []
+
+    def watched(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        weight = trainer.network.unet.segmentation_head[0].weight
+        if not by_hand:
+            by_hand.append(weight.detach().clone())
+        loss = take_step(trainer, *batch)
+        n_steps = len(by_hand)
+        decay = min(trainer.average.decay, (1 + n_steps) / (10 + n_steps))
+        by_hand.append(decay * by_hand[-1] + (1 - decay) * weight.detach())
+        return loss
+
+    monkeypatch.setattr(captured, "take_step", watched)
+    for folder, average in (("averaged", 0.5), ("plain", 0.0)):
+        by_hand.clear()
+        assert train_in(folder, train__average=average).code == 0
+        curves.append((tmp_path / folder / "train/plots/metrics/train/loss.tsv").read_text())
+        stored = load_file(tmp_path / folder / "unet.safetensors")["segmentation_head.0.weight"]
+        torch.testing.assert_close(stored, by_hand[-1], rtol=0, atol=1e-6)
+    assert curves[0] == curves[1]
+
+
+def test_without_val_the_last_epoch_is_kept(train_in: Train, data: Data, tmp_path: Path) -> None:
+    table = read_manifest(data.splits)
+    table[table["split"] != "val"].to_csv(tmp_path / "splits.csv", index=False)
+    assert train_in("a", tmp_path / "splits.csv") == Outcome(0, "")
+    summary = json.loads((tmp_path / "a/train/metrics.json").read_text())
+    assert summary["kept"].keys() == {"epoch", "train_loss", "train_iou"}
+    assert summary["kept"]["epoch"] == QUICK["train__epochs"]
+    assert not (tmp_path / "a/train/plots/metrics/val").exists()
 
 
 def test_every_step_moves_the_schedule(
@@ -186,21 +234,23 @@ def test_a_process_that_dies_is_reported_with_its_cause(
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(SliceDataset, "__getitem__", die)
+    def for_a_gpu(*arguments: Any, device: torch.device, **settings: Any) -> Batches:
+        return Batches(*arguments, device=torch.device("cuda"), **settings)
+
+    monkeypatch.setattr(train, "Batches", for_a_gpu)
+    monkeypatch.setattr(BatchMaker, "__getitem__", die)
     outcome = train_in("a", compute__workers=1)
     assert outcome.code == 1
     # PyTorch learns of the signal, or sees only that the process is gone.
     cause = (
         r"DataLoader worker \(pid(\(s\))? \d+\) (is killed by signal: Killed|exited unexpectedly)"
     )
-    assert re.search(f"a process that loads slices has died: {cause}", outcome.error)
-    assert "lower compute.workers (0: load in the main process) or train.batch_size" in (
-        outcome.error
-    )
+    assert re.search(f"a process that prepares batches has died: {cause}", outcome.error)
+    assert "lower compute.workers (0: a thread does it) or train.batch_size" in outcome.error
     assert "Traceback" not in outcome.error
 
 
-def test_what_a_loading_process_refuses_is_told_without_its_traceback(
+def test_a_damaged_slice_is_told_without_a_traceback(
     train_in: Train, data: Data, tmp_path: Path
 ) -> None:
     images = Path(shutil.copytree(data.images, tmp_path / "images"))
@@ -208,7 +258,7 @@ def test_what_a_loading_process_refuses_is_told_without_its_traceback(
     table.to_csv(tmp_path / "splits.csv", index=False)
     damaged = Path(table.query("split == 'train'")["image"].iloc[0])
     damaged.write_bytes(damaged.read_bytes()[:999])
-    outcome = train_in("a", tmp_path / "splits.csv", compute__workers=1)
+    outcome = train_in("a", tmp_path / "splits.csv")
     assert outcome.code == 1
     assert f"error: {damaged}: damaged TIFF image" in outcome.error
     assert "Traceback" not in outcome.error
@@ -232,26 +282,27 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
             self.weight = nn.Parameter(torch.ones(()))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return (images[..., 0].float() - 0.5) * self.weight
+            return (images[:, 0, ..., 0].float() - 0.5) * self.weight
 
-    def batch(found: list[int], wanted: list[int]) -> Batch:
-        images = torch.tensor(found, dtype=torch.uint8).reshape(1, 1, -1, 1).repeat(1, 1, 1, 3)
-        return Batch(images, torch.tensor([[wanted]], dtype=torch.uint8), [], ["a"])
+    def batch(found: list[int], wanted: list[int]) -> TrainBatch:
+        images = torch.tensor(found, dtype=torch.uint8).reshape(1, 1, 1, -1, 1)
+        masks = torch.tensor([[wanted]], dtype=torch.uint8)
+        return TrainBatch(images.repeat(1, 1, 1, 1, 3), masks, ["a"])
 
     network = Echo()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    scores = train_epoch(
-        Trainer(
-            Fabric(accelerator="cpu", devices=1),
-            network,  # type: ignore[arg-type]
-            network,
-            nn.BCEWithLogitsLoss(),
-            optimizer,
-            make_schedule("constant", optimizer, n_steps=2),
-        ),
-        [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])],  # type: ignore[arg-type]
-        epoch=1,
+    trainer = Trainer(
+        Fabric(accelerator="cpu", devices=1),
+        network,  # type: ignore[arg-type]
+        network,
+        nn.BCEWithLogitsLoss(),
+        optimizer,
+        make_schedule("constant", optimizer, n_steps=2),
+        Average(network, 0),
+        torch.zeros(3, dtype=torch.int64),
     )
+    batches = [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])]
+    scores = train_epoch(trainer, batches, partial(take_step, trainer), epoch=1)
     assert scores["train/iou"] == pytest.approx((1 + 1) / (2 + 4))
 
 
@@ -292,9 +343,10 @@ def test_an_encoder_of_a_fixed_size_is_refused_before_it_trains(
 def test_a_split_without_slices_is_refused(train_in: Train, data: Data, tmp_path: Path) -> None:
     table = read_manifest(data.splits)
     table[table["split"] != "val"].to_csv(tmp_path / "splits.csv", index=False)
-    outcome = train_in("bad", splits=tmp_path / "splits.csv")
+    outcome = train_in("bad", splits=tmp_path / "splits.csv", train__keep="best")
     assert outcome.code == 1
     assert "splits.csv: no abnormal slice in val (0 slices); take other patients" in outcome.error
+    assert "or for an empty val train.keep: last" in outcome.error
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -318,6 +370,8 @@ def test_each_choice_of_the_recipe_trains_another_network(train_in: Train, tmp_p
         {"train__augment__gamma": 0.5},
         {"train__augment__gain": 0.5},
         {"train__augment__missing": 0.5},
+        {"train__context": 0},
+        {"train__average": 0},
     ]
     digests = set()
     for number, change in enumerate(changes):
@@ -326,3 +380,83 @@ def test_each_choice_of_the_recipe_trains_another_network(train_in: Train, tmp_p
         content = b"".join(model[name].numpy().tobytes() for name in sorted(model))
         digests.add(hashlib.sha256(content).hexdigest())
     assert len(digests) == len(changes)
+
+
+class RecordedSteps:
+    """Stands in for take_step, CUDA's graphs and streams: a graph replays what it has captured."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.trained: list[float] = []
+        self.graph: list[Callable[[], None]] | None = None
+        self.failure = failure
+
+    def take_step(self, _: Trainer, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        loss = torch.zeros(())
+
+        def work() -> None:
+            self.trained.append(float(images.sum() + masks.sum()))
+            loss.fill_(self.trained[-1])
+
+        if self.graph is None:
+            work()
+        else:
+            self.graph.append(work)
+        return loss
+
+    @contextmanager
+    def capturing(self, graph: "RecordedSteps.Graph") -> Iterator[None]:
+        self.graph = graph.work
+        try:
+            if self.failure:
+                raise self.failure
+            yield
+        finally:
+            self.graph = None
+
+    class Graph:
+        def __init__(self) -> None:
+            self.work: list[Callable[[], None]] = []
+
+        def replay(self) -> None:
+            for work in self.work:
+                work()
+
+    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(captured, "take_step", self.take_step)
+        for name, stand_in in {
+            "CUDAGraph": self.Graph,
+            "graph": self.capturing,
+            "Stream": Mock,
+            "stream": nullcontext,
+            "current_stream": Mock,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError("operation not permitted\nat line 3")])
+def test_a_captured_step_trains_on_each_batch_once(
+    failure: Exception | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = RecordedSteps(failure)
+    steps.take_over(monkeypatch)
+    trainer = Mock()
+    step = captured.CapturedStep(trainer)
+    batches = [torch.full((2, 2), number) for number in range(8)]
+    losses = [step(batch, batch) for batch in batches]
+    assert steps.trained == [8 * number for number in range(8)]
+    assert losses == steps.trained  # each its own, though a graph writes all to one place
+    said = capsys.readouterr().out
+    assert said.endswith("and stays as it is: operation not permitted\n" if failure else "")
+    assert bool(said) == bool(failure)
+    assert trainer.optimizer.zero_grad.called == bool(failure)
+
+
+def test_memory_that_runs_out_in_a_capture_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    RecordedSteps(torch.OutOfMemoryError("CUDA out of memory")).take_over(monkeypatch)
+    step, batch = captured.CapturedStep(Mock()), torch.zeros(1)
+    for _ in range(captured.WARM_UP):
+        step(batch, batch)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(batch, batch)

@@ -88,6 +88,7 @@ def test_the_training_benchmark_says_what_it_measured(tmp_path: Path) -> None:
         phases = [took[f"{phase}_s"] for phase in ("wait", "forward", "backward", "step")]
         assert all(seconds > 0 for seconds in phases)
         assert took["peak_memory_mib"] > 100
+        assert took["loading_per_s"] > 0
     assert (result["reference"]["precision"], result["device"]) == ("32-true", "cpu")
 
 
@@ -95,7 +96,7 @@ def test_the_training_benchmark_says_what_it_measured(tmp_path: Path) -> None:
 def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
     network = new_network(encoder, name="mobilenet_v2", frozen=True).eval()
     network.to(memory_format=torch.channels_last)
-    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 1, 64, 64, 3), dtype=torch.uint8)
     layouts: list[bool] = []
     network.unet.segmentation_head.register_forward_pre_hook(
         lambda _, given: layouts.append(given[0].is_contiguous())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,12 +20,13 @@ from safetensors.torch import load_file
 
 from conftest import QUICK, ROOT, Data, params, section
 from learning.augmentation import augmentation
-from learning.batches import BatchOrder, loader
+from learning.batches import BatchMaker, BatchOrder
 from learning.epochs import validate
-from learning.optimization import make_loss, make_schedule
-from learning.params import AugmentParams
-from learning.slice_dataset import SliceDataset
+from learning.optimization import Average, make_loss, make_schedule
+from learning.params import AugmentParams, TrainParams
 from learning.weights import new_network
+from scans.fitted import FittedSlices, Slices
+from scans.intensity import NONE
 from scans.manifest import read_manifest
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
@@ -80,21 +82,33 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
     """
     train = settings["train"]
     table = read_manifest(splits)
-    dataset = SliceDataset(
-        table[table["split"] == "train"],
-        image_size=train["image_size"],
-        augment=augmentation(section(AugmentParams)),
-        seed=settings["seed"],
+    chosen, val = (
+        FittedSlices(
+            Slices(table[table["split"] == split]),
+            image_size=train["image_size"],
+            normalization=NONE,
+            folder=splits.parent,
+            own_masks=True,
+        )
+        for split in ("train", "val")
     )
-    val = SliceDataset(table[table["split"] == "val"], image_size=train["image_size"])
+    augment = augmentation(section(AugmentParams))
+    maker = BatchMaker(chosen, context=1, augment=augment, seed=settings["seed"])
+    abnormal = chosen.slices.table["abnormal"].to_numpy(dtype=bool)
     orders = [
         BatchOrder(
-            len(dataset), train["batch_size"], seed=settings["seed"], rank=rank, world_size=2
+            len(chosen),
+            train["batch_size"],
+            seed=settings["seed"],
+            abnormal=abnormal,
+            abnormal_share=train["abnormal_share"],
+            rank=rank,
+            world_size=2,
         )
         for rank in (0, 1)
     ]
     torch.manual_seed(settings["seed"])
-    first = new_network(encoder, name="mobilenet_v2", frozen=True)
+    first = new_network(encoder, name="mobilenet_v2", frozen=True, context=1)
     first.to(memory_format=torch.channels_last)
     networks = [first, copy.deepcopy(first)]
     trained = [[p for p in network.parameters() if p.requires_grad] for network in networks]
@@ -103,14 +117,17 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
     )
     n_steps = train["epochs"] * len(orders[0])
     rates = make_schedule("one_cycle", optimizer, n_steps=n_steps)
+    average = Average(first, train["average"])
+    trainer = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), network=first)
     curves: dict[str, Any] = {"loss": [], "val": [], "tensors": []}
     for epoch in range(1, train["epochs"] + 1):
         losses = []
         for order, network in zip(orders, networks, strict=True):
             order.epoch = epoch
             network.train()
-        for batches in zip(*(loader(dataset, order, workers=0) for order in orders), strict=True):
-            for network, batch in zip(networks, batches, strict=True):
+        for keys in zip(*orders, strict=True):
+            for network, own_keys in zip(networks, keys, strict=True):
+                batch = maker[own_keys]
                 loss = make_loss(train["loss"])(network(batch.images), batch.masks.float())
                 loss.backward()
                 losses.append(loss.item())
@@ -122,6 +139,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
             optimizer.step()
             optimizer.zero_grad()
             rates.step()
+            average.update()
             with torch.no_grad():
                 for own, other in zip(*trained, strict=True):
                     other.copy_(own)
@@ -130,16 +148,10 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
                 own.copy_((own + other) / 2)
                 other.copy_(own)
         curves["loss"].append(sum(losses) / len(losses))
-        curves["val"].append(
-            validate(
-                Fabric(accelerator="cpu", devices=1),
-                first,
-                val,
-                batch_size=train["batch_size"],
-                workers=0,
-            )
-        )
-        curves["tensors"].append(first.trained_tensors())
+        with average.in_place():
+            score = validate(trainer, val, TrainParams(**train))  # type: ignore[arg-type]
+            curves["val"].append(score)
+            curves["tensors"].append(first.trained_tensors())
     return curves
 
 
@@ -172,9 +184,9 @@ def test_two_processes_equal_one_that_takes_their_micro_batches(
     val_iou = pd.read_csv(folder / "val/iou.tsv", sep="\t")["iou"].tolist()
     assert loss == pytest.approx(wanted["loss"], abs=1e-5)
     assert val_iou == pytest.approx(wanted["val"], abs=0.01)  # a pixel may round otherwise
-    best = json.loads((tmp_path / "train/metrics.json").read_text())["best"]["epoch"]
+    kept = json.loads((tmp_path / "train/metrics.json").read_text())["kept"]["epoch"]
     stored = load_file(tmp_path / "unet.safetensors")
-    for name, tensor in wanted["tensors"][best - 1].items():
+    for name, tensor in wanted["tensors"][kept - 1].items():
         torch.testing.assert_close(stored[name], tensor, rtol=0, atol=1e-4)
 
 

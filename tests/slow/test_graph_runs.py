@@ -72,6 +72,7 @@ def test_refusals_of_other_stages_reach_the_user_too(
 def test_an_experiment_changes_the_recipe_without_touching_code(run_to_change: Path) -> None:
     overrides = {
         "split.by": "slice",
+        "split.val_fraction": "0.15",
         "encoder.name": "resnet18",
         "train.image_size": "64",
         "train.learning_rate": "1e-5",

@@ -73,7 +73,7 @@ def test_the_split_is_by_patient_and_alike(real: Path) -> None:
     assert (splits.groupby("patient_id")["split"].nunique() == 1).all()
     assert splits.groupby("fold")["patient_id"].nunique().tolist() == [22] * 5
     n_patients = splits.groupby("split")["patient_id"].nunique().to_dict()
-    assert n_patients == {"test": 22, "train": 75, "val": 13}
+    assert n_patients == {"test": 22, "train": 88}
 
 
 def test_the_images_look_as_known(real: Path) -> None:

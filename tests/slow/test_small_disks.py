@@ -61,18 +61,42 @@ def test_train_and_fetch_encoder_report_a_full_disk(
     assert not list(models.iterdir())
 
 
-def test_a_small_dev_shm_ends_the_training_with_a_way_out(
-    data: Data, encoder: Path, tmp_path: Path
-) -> None:
-    """As in a container: a batch of 8 slices at 256 pixels takes 2 MB of it."""
-    prepare(tmp_path, train__image_size=256, compute__workers=2)
-    train = (
-        *(SRC / "train.py", data.intensities, data.splits, encoder),
-        *("models/unet.safetensors", "metrics/train"),
-    )
-    code, error = run_with(Path("/dev/shm"), "3m", tmp_path, *train)
+PREPARES = """
+import sys
+from pathlib import Path
+
+import torch
+
+from learning.batches import Batches, BatchMaker, BatchOrder
+from learning.device import explained_failures
+from scans.fitted import FittedSlices, Slices
+from pipeline.command import run
+from scans.intensity import NONE
+from scans.manifest import read_manifest
+
+
+def main(splits: Path, scratch: Path) -> None:
+    slices = Slices(read_manifest(splits))
+    maker = BatchMaker(FittedSlices(slices, image_size=256, normalization=NONE, folder=scratch))
+    order = BatchOrder(len(slices), 8, seed=1)
+    with explained_failures("train.batch_size"):
+        list(Batches(maker, order, device=torch.device("cuda"), workers=2))
+
+
+run(main)
+"""
+
+
+def test_a_small_dev_shm_ends_the_training_with_a_way_out(data: Data, tmp_path: Path) -> None:
+    """As in a container: a batch of 8 slices at 256 pixels takes 2 MB of it.
+
+    The processes that prepare batches for a GPU, without one: nothing else needs shared memory.
+    """
+    prepare(tmp_path)
+    script = tmp_path / "prepare.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\n{PREPARES}")
+    code, error = run_with(Path("/dev/shm"), "3m", tmp_path, script, data.splits, tmp_path)
     assert code == 1, error
     assert "a batch could not be handed over: " in error
-    assert "docker run --shm-size=1g enlarges it): lower compute.workers (0: load in" in error
+    assert "docker run --shm-size=1g enlarges it): lower compute.workers (0: a thread" in error
     assert "Traceback" not in error
-    assert not (tmp_path / "models/unet.safetensors").exists()

@@ -1,10 +1,8 @@
 """The edge of a stage: what it takes from params.yaml, and what a person reads when it refuses."""
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import SRC, RunStage, params, section
-from learning.batches import delayed_interrupt
 from learning.params import AugmentParams, EncoderParams
 from pipeline.params import Seed, check_params, read_yaml
 from pipeline.refusals import Refusal, refuse
@@ -116,34 +113,6 @@ def test_a_full_disk_is_one_line_and_an_interrupt_leaves_with_130(run_stage: Run
     outcome = run_stage(main, [Path("interrupted")])
     assert outcome.code == 130
     assert "interrupted; run the same command again" in outcome.error
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_an_interrupt_is_held_back_until_the_end_and_the_second_is_not() -> None:
-    def press(times: int) -> None:
-        with delayed_interrupt():
-            for time in range(1, times + 1):
-                os.kill(os.getpid(), signal.SIGINT)
-                reached.append(time)
-
-    reached: list[int] = []
-    press(0)
-    for times in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            press(times)
-    assert reached == [1, 1]  # never 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-@pytest.mark.parametrize("usual", [signal.SIG_IGN, lambda *_: None])
-@pytest.mark.usefixtures("ctrl_c")
-def test_who_has_seen_to_interrupts_is_left_alone(usual: Callable[..., None]) -> None:
-    """As `nohup` does, which has them ignored."""
-    signal.signal(signal.SIGINT, usual)
-    with delayed_interrupt():
-        assert signal.getsignal(signal.SIGINT) is usual
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback(run_stage: RunStage) -> None:

@@ -441,7 +441,7 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
     ),
     "one patient": (but_for(1), "split", "split.folds is 3, with 1 patients only; use fewer"),
     "three patients": (but_for(3), "split", "split.folds is 3, with 3 patients only; use fewer"),
-    "no tumor": (healthy, "split", "no abnormal slice in train\nno abnormal slice in val\n"),
+    "no tumor": (healthy, "split", "no abnormal slice in train\nno abnormal slice in test\n"),
 }
 
 WAYS_OUT = (
@@ -553,7 +553,7 @@ class Files:
             build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), self.encoder
         )
         network = new_network(self.encoder, name="mobilenet_v2", frozen=True)
-        header = Model("mobilenet_v2", file_sha256(self.encoder), True, 32, "z_score")
+        header = Model("mobilenet_v2", file_sha256(self.encoder), True, 32, 0, "z_score")
         save_tensors(network.trained_tensors(), header, self.unet)
         self.predictions = folder / "predictions"
         self.predictions.mkdir()
@@ -628,7 +628,7 @@ def no_map(files: Files) -> None:
 
 def model_header(**changes: Any) -> Callable[[Files], None]:
     def spoil(files: Files) -> None:
-        header = Model("mobilenet_v2", file_sha256(files.encoder), True, 32, "none")
+        header = Model("mobilenet_v2", file_sha256(files.encoder), True, 32, 0, "none")
         save_tensors(load_file(files.unet), replace(header, **changes), files.unet)
 
     return spoil

@@ -9,8 +9,8 @@ import pytest
 
 import measure_tissue
 from conftest import Data
-from learning.slice_dataset import SliceDataset
 from pipeline.refusals import Refusal, remake
+from scans.fitted import Slices, read_batches
 from scans.intensity import (
     NONE,
     STATISTICS,
@@ -93,14 +93,17 @@ def test_measured_volumes_are_those_of_the_files(data: Data) -> None:
         assert abs(row["tissue_p99"] - np.percentile(tissue, 99)) <= 1
 
 
-def test_a_data_set_normalizes_each_slice_as_its_patient(data: Data) -> None:
+def test_each_slice_is_normalized_as_its_patient(data: Data) -> None:
     rows = read_manifest(data.manifest)[::9]
     normalization = read_normalization(data.intensities, rows["patient_id"], "z_score")
     table = pd.read_csv(data.intensities).set_index(["patient_id", "sequence"]).to_dict("index")
-    kept = SliceDataset(rows, image_size=48)
-    changed = SliceDataset(rows, image_size=48, normalization=normalization)
-    for position, patient_id in enumerate(rows["patient_id"]):
-        image, own = kept[0, position, 0][0][:48, :48], changed[0, position, 0][0][:48, :48]
+    slices = Slices(rows)
+    kept, changed = (
+        next(read_batches(slices, len(rows), image_size=48, normalization=each)).images
+        for each in (NONE, normalization)
+    )
+    for position, patient_id in enumerate(slices.table["patient_id"]):
+        image, own = kept[position, :48, :48], changed[position, :48, :48]
         for channel, sequence in enumerate(SEQUENCES):
             row = table[patient_id, sequence]
             wanted = 115 + (image[..., channel] - row["tissue_mean"]) * 57 / row["tissue_std"]

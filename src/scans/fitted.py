@@ -1,0 +1,122 @@
+"""Slices as a network takes them: normalized and fitted, each once in a training."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.parallel import ahead, n_threads
+from scans.fitting import fit, fit_mask, neighbors, padded_size
+from scans.intensity import Normalization
+from scans.tiff import read_image, read_mask
+
+
+class Batch(NamedTuple):
+    """Consecutive slices as the network takes them, and their own sizes, height and width."""
+
+    images: NDArray[np.uint8]  # (N, S, S, 3)
+    sizes: list[tuple[int, int]]
+
+
+class Slices:
+    """A table of slices in the order in which they follow each other in volumes.
+
+    `around` has the positions of the slices before and after each one, (N, 2).
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table.sort_values(["patient_id", "slice_number"], ignore_index=True)
+        self.ids: list[str] = self.table["slice_id"].tolist()
+        patient_ids, numbers = self.table["patient_id"], self.table["slice_number"]
+        self.around = neighbors(patient_ids.tolist(), numbers.tolist())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_batches(
+    slices: Slices, batch_size: int, *, image_size: int, normalization: Normalization
+) -> Iterator[Batch]:
+    """Yield the scans of a table, read and fitted, in batches of consecutive slices."""
+
+    def load(row: dict[Any, Any]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        image = read_image(Path(row["image"]))
+        height, width = image.shape[:2]
+        return fit(normalization(image, row["patient_id"]), image_size), (height, width)
+
+    rows = slices.table[["image", "patient_id"]].to_dict("records")
+    yield from grouped(ahead(load, rows, threads=n_threads(), depth=2 * batch_size), batch_size)
+
+
+def grouped(
+    items: Iterable[tuple[NDArray[np.uint8], tuple[int, int]]], batch_size: int
+) -> Iterator[Batch]:
+    """Yield fitted scans and their own sizes in batches, the last of which may be smaller."""
+    images, sizes = [], []
+    for image, size in items:
+        images.append(image)
+        sizes.append(size)
+        if len(images) == batch_size:
+            yield Batch(np.stack(images), sizes)
+            images, sizes = [], []
+    if images:
+        yield Batch(np.stack(images), sizes)
+
+
+class FittedSlices:
+    """The scans and masks of a table of slices, normalized and fitted once.
+
+    They lie in a temporary file that is mapped into memory, and vanishes with the last process that
+    has it open: processes share it, and memory holds as much of it as there is room for.
+    """
+
+    def __init__(
+        self,
+        slices: Slices,
+        *,
+        image_size: int,
+        normalization: Normalization,
+        folder: Path,
+        own_masks: bool = False,
+    ) -> None:
+        self.slices = slices
+        size = padded_size(image_size)
+        self.sizes: list[tuple[int, int]] = []
+        self.packed: list[NDArray[np.uint8]] = []  # masks at their own sizes, a bit a pixel
+
+        def load(row: dict[Any, Any]) -> tuple[bytes, NDArray[np.bool_]]:
+            image, mask = read_image(Path(row["image"])), read_mask(Path(row["mask"]))
+            scan = fit(normalization(image, row["patient_id"]), image_size)
+            return scan.tobytes() + fit_mask(mask, image_size).tobytes(), mask
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            rows = slices.table[["image", "mask", "patient_id"]].to_dict("records")
+            for record, mask in ahead(load, rows, threads=n_threads(), depth=64):
+                file.write(record)
+                self.sizes.append((mask.shape[0], mask.shape[1]))
+                if own_masks:
+                    self.packed.append(np.packbits(mask))
+            file.flush()
+            layout = [("image", "u1", (size, size, 3)), ("mask", "u1", (size, size))]
+            records = np.memmap(file, layout, "c", shape=len(rows)) if rows else np.empty(0, layout)
+        self.images, self.masks = records["image"], records["mask"]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def own_mask(self, position: int) -> NDArray[np.bool_]:
+        """Return the reference of a slice at its own size, (H, W)."""
+        height, width = self.sizes[position]
+        bits = np.unpackbits(self.packed[position], count=height * width)
+        return bits.reshape(height, width).view(np.bool_)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all scans in batches of consecutive slices."""
+        for begin in range(0, len(self), batch_size):
+            end = min(begin + batch_size, len(self))
+            yield Batch(np.asarray(self.images[begin:end]), self.sizes[begin:end])
