@@ -46,7 +46,7 @@ from scoring.bootstrap import Bootstrap
 from scoring.params import EvaluateParams
 
 STARTING = "starting"
-DEFAULT = "frozen"  # the recipe that params.yaml holds
+DEFAULT = "frozen"  # the recipe that the others are compared with
 CANDIDATES = ("choices", "inner", "longer")  # one inner fold, all of them, one with more epochs
 UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
 

@@ -158,12 +158,12 @@ def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> lis
     """
     metrics = results / "metrics"
     scores = read_metrics(metrics / "evaluate.json", HINT)
-    best = read_metrics(metrics / "train/metrics.json", HINT)["best"]
+    kept = read_metrics(metrics / "train/metrics.json", HINT)["kept"]
     training: dict[str, Any] = {
         "training": name,
         **{column: cost.get(column, "") for column in COST},
-        "best_epoch": best["epoch"],
-        "best_val_iou": best["val_iou"],
+        "kept_epoch": kept["epoch"],
+        "kept_val_iou": kept.get("val_iou", ""),
         **{
             f"{n}_{split}": values[n]
             for n in ("n_patients", "n_slices")

@@ -84,7 +84,7 @@ def test_each_row_has_the_params_that_its_name_stands_for() -> None:
     for name in set(rows.index) - NO_LONGER:
         wanted = {param: as_text(value) for param, value in leaves(runs[name])}
         assert {param: rows.loc[name, param] for param in wanted} == wanted, name
-        assert 1 <= int(rows.loc[name, "best_epoch"]) <= int(rows.loc[name, "train.epochs"])
+        assert 1 <= int(rows.loc[name, "kept_epoch"]) <= int(rows.loc[name, "train.epochs"])
 
 
 def write_results(folder: Path) -> None:
@@ -96,7 +96,7 @@ def write_results(folder: Path) -> None:
     )
     counts = {"n_patients": 2, "n_slices": 40, "iou": 0.5}
     (folder / "metrics/evaluate.json").write_text(json.dumps({"val": counts, "test": counts}))
-    best = {"best": {"epoch": 3, "val_iou": 0.25}}
+    best = {"kept": {"epoch": 3, "val_iou": 0.25}}
     (folder / "metrics/train/metrics.json").write_text(json.dumps(best))
     columns = ["split", "patient_id", *COUNTED, *SCORED, "n_slices_hd95"]
     rows = [[split, name, *["0.50"] * 15] for split in ("train", "test") for name in ("NA", "0012")]
@@ -117,8 +117,8 @@ def test_rows_of_a_training_are_those_of_its_results(tmp_path: Path) -> None:
             "minutes": "2.5",
             "images_per_s": "90.0",
             "device": "1 × cpu",
-            "best_epoch": "3",
-            "best_val_iou": "0.25",
+            "kept_epoch": "3",
+            "kept_val_iou": "0.25",
             "n_patients_val": "2",
             "n_patients_test": "2",
             "n_slices_val": "40",
