@@ -16,9 +16,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,25 @@ import reference
 import restructure
 from learning import device
 from learning.augmentation import augmentation
-from learning.batches import BatchOrder, loader
+from learning.batches import Batches, BatchMaker, BatchOrder
+from learning.captured import make_step
 from learning.device import make_fabric, precision_name
 from learning.epochs import train_epoch
 from learning.network import Encoder, Network, build_encoder
 from learning.optimization import make_loss, make_schedule, make_trainer, n_trained
 from learning.params import ComputeParams, TrainParams, Workers
-from learning.slice_dataset import SliceDataset
 from learning.weights import new_network, save_tensors
 from measure import PeakMemory
 from pipeline.params import check_params, read_yaml
+from scans.fitted import FittedSlices, Slices
+from scans.intensity import NONE
 from scans.names import slice_path, sorted_slices
 from scans.phantom import FEWEST_SLICES, write_phantom
 
 PHASES = ("wait", "forward", "backward", "step")
 # What ours does otherwise than smp and PyTorch left to themselves, for --without.
 CHANGES = {
+    "context": "the slices before and after, with --context 1",
     "decoder": "transposed convolutions in the place of enlarging, joining and convolving",
     "folding": "batch norm folded into the frozen encoder's convolutions",
     "layout": "channels last in memory",
@@ -82,7 +87,12 @@ class Job:
     def slice_ids(self) -> list[str]:
         """The first slices of the phantom, enough for an epoch."""
         names = sorted_slices(self.folder / "images")
-        return [name.slice_id for name in names[: self.steps * self.batch_size]]
+        return [name.slice_id for name in names[: self.n_images]]
+
+    @property
+    def n_images(self) -> int:
+        """How many slices an epoch has."""
+        return self.steps * self.batch_size
 
 
 class Stopwatch:
@@ -139,7 +149,7 @@ class Stopwatch:
 class Awaited:
     """Batches, with the time that the loop waits for them."""
 
-    def __init__(self, batches: "DataLoader[Any]", watch: Stopwatch) -> None:
+    def __init__(self, batches: "Batches | DataLoader[Any]", watch: Stopwatch) -> None:
         self.batches, self.watch = batches, watch
 
     def __len__(self) -> int:
@@ -162,8 +172,17 @@ class Contender:
     device: torch.device
     description: str
     n_trained: int
+    loading_per_s: float
     watch: Stopwatch
     take_epoch: Callable[[int], Any]
+
+
+def loading_rate(batches: Callable[[], Iterable[Any]], n_images: int) -> float:
+    """Return how many images a second one core puts into batches while nothing is trained."""
+    deque(islice(batches(), 1))  # the first one takes longer
+    begin = time.perf_counter()
+    deque(batches(), maxlen=0)
+    return n_images / (time.perf_counter() - begin)
 
 
 def undo(change: str, network: Network) -> None:
@@ -182,6 +201,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
     """Return the loop of the train stage, or the same without one of CHANGES."""
     if without == "memory":
         device.keep_freed_memory = lambda: None
+    context = 0 if without == "context" else job.params.context
     compute = ComputeParams(
         device=job.device,
         precision="32-true" if without == "precision" else job.precision,
@@ -191,30 +211,40 @@ def make_ours(job: Job, without: str = "") -> Contender:
     )
     fabric = make_fabric(compute)
     slices = pd.DataFrame({"slice_id": job.slice_ids, "patient_id": ""})
+    slices["slice_number"] = range(len(slices))
     for kind in ("image", "mask"):
         slices[kind] = [str(slice_path(job.folder / f"{kind}s", each)) for each in job.slice_ids]
-    dataset = SliceDataset(
-        slices,
-        image_size=job.image_size,
-        augment=augmentation(job.params.augment),
-        seed=job.seed,
+    fitted = FittedSlices(
+        Slices(slices), image_size=job.image_size, normalization=NONE, folder=job.folder
     )
-    order = BatchOrder(len(dataset), job.batch_size, seed=job.seed)
-    batches = loader(dataset, order, workers=job.workers)
+    augment = augmentation(job.params.augment)
+    maker = BatchMaker(fitted, context=context, augment=augment, seed=job.seed)
+    order = BatchOrder(len(fitted), job.batch_size, seed=job.seed)
+    loading_per_s = loading_rate(lambda: map(maker.__getitem__, order), job.n_images)
+    batches = Batches(maker, order, device=fabric.device, workers=job.workers)
     torch.manual_seed(job.seed)
-    network = new_network(job.folder / "encoder.safetensors", name=job.encoder, frozen=True)
+    network = new_network(
+        job.folder / "encoder.safetensors",
+        name=job.encoder,
+        frozen=True,
+        context=context,
+    )
     n_steps = job.epochs * job.steps
     trainer = make_trainer(fabric, network, job.params, n_steps=n_steps, compiled=job.compiled)
     undo(without, network)
     watch = Stopwatch(fabric.device)
     watch.watch([trainer.wrapped, trainer.loss_function], trainer.optimizer)
 
+    step = make_step(trainer)
+
     def take_epoch(epoch: int) -> None:
         order.epoch = epoch
-        train_epoch(trainer, Awaited(batches, watch), epoch=epoch)  # type: ignore[arg-type]
+        train_epoch(trainer, Awaited(batches, watch), step, epoch=epoch)
 
     description = precision_name(fabric) + (", compiled" if job.compiled else "")
-    return Contender(fabric.device, description, n_trained(network), watch, take_epoch)
+    return Contender(
+        fabric.device, description, n_trained(network), loading_per_s, watch, take_epoch
+    )
 
 
 def make_reference(job: Job) -> Contender:
@@ -226,6 +256,7 @@ def make_reference(job: Job) -> Contender:
         job.folder / "images", job.folder / "masks", job.slice_ids, job.image_size, augment
     )
     batches = DataLoader(slices, job.batch_size, shuffle=True, drop_last=True)
+    loading_per_s = loading_rate(lambda: batches, job.n_images)
     where = Fabric(accelerator=job.device, devices=1).device
     network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(where)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -244,7 +275,7 @@ def make_reference(job: Job) -> Contender:
             where,
         )
 
-    return Contender(where, "32-true", n_trained(network), watch, take_epoch)
+    return Contender(where, "32-true", n_trained(network), loading_per_s, watch, take_epoch)
 
 
 def make_contender(name: str, job: Job) -> Contender:
@@ -257,7 +288,8 @@ def make_contender(name: str, job: Job) -> Contender:
 def serve(name: str, job: Job, pipe: Connection) -> None:
     """Train one epoch for each message, and answer with what it took; runs in its own process."""
     contender = make_contender(name, job)
-    pipe.send((contender.device.type, contender.description, contender.n_trained))
+    described = contender.device.type, contender.description
+    pipe.send((*described, contender.n_trained, contender.loading_per_s))
     watch = contender.watch
     for epoch, watch.waits in iter(pipe.recv, None):
         watch.seconds = dict.fromkeys(PHASES, 0.0)
@@ -280,7 +312,7 @@ class Runner:
         self.process = context.Process(target=serve, args=(name, job, theirs))
         self.process.start()
         theirs.close()
-        self.device, self.description, self.n_trained = self.pipe.recv()
+        self.device, self.description, self.n_trained, self.loading_per_s = self.pipe.recv()
         self.n_epochs = 0
 
     def take_epoch(self, waits: bool = False) -> dict[str, float]:
@@ -317,7 +349,7 @@ def measure(job: Job, repeats: int) -> dict[str, Any]:
 
 def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any]:
     """Let the contenders train in turn; return the ratio and what each took."""
-    if len({runner.n_trained for runner in runners.values()}) > 1:
+    if job.without != "context" and len({each.n_trained for each in runners.values()}) > 1:
         raise AssertionError("the contenders do not train the same number of parameters")
     warm_up = {name: runner.warm_up() for name, runner in runners.items()}
     took: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
@@ -328,7 +360,6 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
             split[name].append(
                 runner.take_epoch(waits=True) if runner.device == "cuda" else took[name][-1]
             )
-    n_images = job.steps * job.batch_size
     ratios = [
         theirs["epoch_s"] / ours["epoch_s"]
         for theirs, ours in zip(took["reference"], took["ours"], strict=True)
@@ -354,9 +385,10 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
         }
         result[name] = {
             "precision": runner.description,
-            "images_per_s": n_images / epoch_s,
-            "images_per_s_low": n_images / max(epochs),
-            "images_per_s_high": n_images / min(epochs),
+            "images_per_s": job.n_images / epoch_s,
+            "images_per_s_low": job.n_images / max(epochs),
+            "images_per_s_high": job.n_images / min(epochs),
+            "loading_per_s": runner.loading_per_s,
             "epoch_s": epoch_s,
             **{f"{phase}_s": seconds for phase, seconds in phases.items()},
             "waiting_share": statistics.median(
@@ -385,6 +417,7 @@ def table(result: dict[str, Any]) -> str:
         "images/s, median": ("images_per_s", 1),
         "  lowest": ("images_per_s_low", 1),
         "  highest": ("images_per_s_high", 1),
+        "loading alone, one core": ("loading_per_s", 1),
         "seconds an epoch": ("epoch_s", 2),
         "  waiting for data": ("wait_s", 2),
         "  forward and loss": ("forward_s", 2),
@@ -423,6 +456,7 @@ def main() -> None:
         + "; ".join(f"{name}: {what}" for name, what in CHANGES.items()),
     )
     parser.add_argument("--image-size", type=int, default=256, help="a multiple of 32")
+    parser.add_argument("--context", type=int, default=0, choices=[0, 1], help="ours")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="of an epoch")
     parser.add_argument("--repeats", type=int, default=5)
@@ -458,7 +492,7 @@ def main() -> None:
             steps=arguments.steps,
             epochs=passes,
             seed=arguments.seed,
-            params=params,
+            params=params.model_copy(update={"context": arguments.context}),
             folder=folder,
             without=arguments.without,
         )
