@@ -142,10 +142,11 @@ def explained_failures(batch_size: str) -> Iterator[None]:
             f"{str(error).partition('.')[0]}: lower {batch_size} or train.image_size, or free the "
             "GPU of other programs (nvidia-smi lists them)"
         ) from None
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if "can't allocate memory" in str(error):
             raise Refusal(f"out of memory: lower {batch_size} or train.image_size") from None
-        if "DataLoader worker" in str(error):
+        # Of a process that dies while it hands a batch over, its connection tells.
+        if "DataLoader worker" in str(error) or not isinstance(error, RuntimeError):
             raise Refusal(
                 f"a process that prepares batches has died: {error}. A system short of memory "
                 "kills the largest, and a container may have a small /dev/shm (docker run "

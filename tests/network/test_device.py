@@ -59,9 +59,13 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             "out of memory: lower predict.batch_size or train.image_size",
         ),
+        (
+            ConnectionResetError(104, "Connection reset by peer"),
+            r"a process that prepares batches has died: .* reset by peer.* lower compute.workers",
+        ),
     ],
 )
-def test_out_of_memory_names_what_to_lower(error: RuntimeError, told: str) -> None:
+def test_a_failure_is_told_with_what_to_lower(error: Exception, told: str) -> None:
     with pytest.raises(Refusal, match=told), explained_failures("predict.batch_size"):
         raise error
 
