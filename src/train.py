@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, t
 
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder
-from learning.captured import Step, make_step
+from learning.captured import make_step
 from learning.checkpoint import Progress, State, fingerprint, locked_state
 from learning.device import (
     environment,
@@ -35,7 +35,7 @@ from learning.device import (
     precision_name,
     repeat_exactly,
 )
-from learning.epochs import average_statistics, train_epoch, validate
+from learning.epochs import Step, average_statistics, train_epoch, validate
 from learning.inference import check_image_size
 from learning.optimization import Trainer, make_trainer, n_trained
 from learning.params import ComputeParams, EncoderParams, TrainParams

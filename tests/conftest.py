@@ -88,7 +88,7 @@ class Data(NamedTuple):
 
 
 class Stub(nn.Module):
-    """A network without encoder and context, of which `forward` says what it answers."""
+    """A network without encoder or context; subclasses define `forward`."""
 
     context: ClassVar[list[nn.Module]] = []
 

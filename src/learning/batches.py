@@ -16,13 +16,12 @@ from pipeline.parallel import ahead, n_threads
 from scans.fitted import FittedSlices
 
 if TYPE_CHECKING:
-    import albumentations  # slow to import, and not needed for prediction
+    import albumentations  # learning.augmentation imports it, with its settings
 
 MOST_WORKERS = 16
 
-Key = tuple[
-    int, int, int
-]  # of a slice in a batch: epoch, place in its order, position in the table
+# Which slice an item of a batch is: the epoch, its place in the epoch's order, its table position.
+Key = tuple[int, int, int]
 
 
 class TrainBatch(NamedTuple):
@@ -64,8 +63,8 @@ class BatchOrder:
     norm over a handful of slices would be noise. Several processes share each batch evenly:
     slice i of it goes to process i modulo `world_size`, and a remainder to none.
 
-    With `abnormal_share`, an epoch draws as many slices anew, that share of them abnormal;
-    `abnormal` says of each whether it is.
+    With `abnormal_share`, an epoch still has `n_slices` slices, but they are drawn so that this
+    share of them is abnormal. `abnormal` tells which slices are.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ def prepare_worker(_: int) -> None:
 
     def give_up(error: Exception, _: object) -> None:
         print(f"a batch could not be handed over: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+        os._exit(0)  # for any other status, PyTorch raises an error wherever the main process is
 
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
 

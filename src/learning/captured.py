@@ -4,15 +4,13 @@ A step of 16 slices takes a GPU less time than launching its kernels one by one.
 are launched as one, on the same memory in each step.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from learning.epochs import take_step
+from learning.epochs import Step, take_step
 from learning.optimization import Trainer
 
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 WARM_UP = 3  # steps taken as they are before the capture, which allocate what stays allocated
 
 

@@ -17,6 +17,8 @@ from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices
 from scoring.overlap import count_pixels, iou
 
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # from images and masks to the loss
+
 
 def refuse_bad_steps(losses: torch.Tensor, slice_ids: list[list[str]], *, epoch: int) -> None:
     """Refuse to go on when the loss of a step is not finite; name the first one and its slices."""
@@ -47,11 +49,7 @@ def take_step(trainer: Trainer, images: torch.Tensor, masks: torch.Tensor) -> to
 
 
 def train_epoch(
-    trainer: Trainer,
-    batches: Iterable[TrainBatch],
-    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    epoch: int,
+    trainer: Trainer, batches: Iterable[TrainBatch], step: Step, *, epoch: int
 ) -> dict[str, float]:
     """Take one pass over the train slices; return the mean loss of its steps and its micro IoU.
 

@@ -1,7 +1,9 @@
 """Slices as a network takes them: normalized and fitted, each once in a training."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,33 +40,24 @@ class Slices:
         return len(self.ids)
 
 
+def read_fitted(
+    row: dict[Any, Any], *, image_size: int, normalization: Normalization
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return the fitted scan of a row, (S, S, 3), and its own height and width."""
+    image = read_image(Path(row["image"]))
+    height, width = image.shape[:2]
+    return fit(normalization(image, row["patient_id"]), image_size), (height, width)
+
+
 def read_batches(
     slices: Slices, batch_size: int, *, image_size: int, normalization: Normalization
 ) -> Iterator[Batch]:
     """Yield the scans of a table, read and fitted, in batches of consecutive slices."""
-
-    def load(row: dict[Any, Any]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        image = read_image(Path(row["image"]))
-        height, width = image.shape[:2]
-        return fit(normalization(image, row["patient_id"]), image_size), (height, width)
-
+    load = partial(read_fitted, image_size=image_size, normalization=normalization)
     rows = slices.table[["image", "patient_id"]].to_dict("records")
-    yield from grouped(ahead(load, rows, threads=n_threads(), depth=2 * batch_size), batch_size)
-
-
-def grouped(
-    items: Iterable[tuple[NDArray[np.uint8], tuple[int, int]]], batch_size: int
-) -> Iterator[Batch]:
-    """Yield fitted scans and their own sizes in batches, the last of which may be smaller."""
-    images, sizes = [], []
-    for image, size in items:
-        images.append(image)
-        sizes.append(size)
-        if len(images) == batch_size:
-            yield Batch(np.stack(images), sizes)
-            images, sizes = [], []
-    if images:
-        yield Batch(np.stack(images), sizes)
+    fitted = ahead(load, rows, threads=n_threads(), depth=2 * batch_size)
+    while chunk := list(islice(fitted, batch_size)):
+        yield Batch(np.stack([image for image, _ in chunk]), [size for _, size in chunk])
 
 
 class FittedSlices:
@@ -89,8 +82,8 @@ class FittedSlices:
         self.packed: list[NDArray[np.uint8]] = []  # masks at their own sizes, a bit a pixel
 
         def load(row: dict[Any, Any]) -> tuple[bytes, NDArray[np.bool_]]:
-            image, mask = read_image(Path(row["image"])), read_mask(Path(row["mask"]))
-            scan = fit(normalization(image, row["patient_id"]), image_size)
+            scan, _ = read_fitted(row, image_size=image_size, normalization=normalization)
+            mask = read_mask(Path(row["mask"]))
             return scan.tobytes() + fit_mask(mask, image_size).tobytes(), mask
 
         folder.mkdir(parents=True, exist_ok=True)

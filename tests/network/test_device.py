@@ -65,7 +65,7 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
         ),
     ],
 )
-def test_a_failure_is_told_with_what_to_lower(error: Exception, told: str) -> None:
+def test_failure_messages_name_the_param_to_lower(error: Exception, told: str) -> None:
     with pytest.raises(Refusal, match=told), explained_failures("predict.batch_size"):
         raise error
 

@@ -151,7 +151,7 @@ def test_context_begins_as_the_middle_slice_alone(tmp_path: Path, name: str) -> 
 
 
 def test_a_step_copies_nothing_to_the_device(tmp_path: Path) -> None:
-    """A tensor made anew in each step would come from the CPU, and no CUDA graph could hold it."""
+    """A tensor created in a step is copied from the CPU, which a CUDA graph cannot capture."""
     network = new_network(encoder_file(tmp_path), name="mobilenet_v2", frozen=True, context=1)
     images = scans()[:, None].repeat(1, 3, 1, 1, 1)
     made: list[str] = []
