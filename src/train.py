@@ -240,7 +240,7 @@ def main(
         print(
             f"{len(slices['train'])} slices, {len(training.batches)} steps of {train.batch_size} "
             f"an epoch, {n_trained(training.trainer.network):,} parameters trained, "
-            f"on {fabric.world_size} × {fabric.device.type} in {precision_name(fabric)}"
+            f"on {fabric.world_size} × {surroundings['device']} in {precision_name(fabric)}"
         )
         settings: dict[str, Any] = {
             "seed": seed,

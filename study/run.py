@@ -57,7 +57,7 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | str]:
     if begin is None or any("resumed at epoch" in line for _, line in lines):
         return {}
     rates = [float(m[1]) for _, line in lines if (m := re.search(r"([\d.]+) images/s$", line))]
-    [device] = [m[1] for _, line in lines if (m := re.search(r" (\d+ × \w+ in [\w-]+)$", line))]
+    [device] = [m[1] for _, line in lines if (m := re.search(r"on (\d+ × .+ in [\w-]+)$", line))]
     end = next(i for i, (_, line) in enumerate(lines) if i > begin and "Updating lock" in line)
     return {
         "minutes": round((lines[end][0] - lines[begin][0]) / 60, 1),

@@ -17,6 +17,7 @@ import albumentations
 # A slice is too small to be shared among threads: they would only take cores from the network.
 cv2.setNumThreads(1)
 FLAIR = SEQUENCES.index("flair")
+BESIDE = {"before": "image", "after": "image"}  # treated as the image itself
 
 
 class Intensities(albumentations.ImageOnlyTransform):  # type: ignore[misc]
@@ -69,12 +70,13 @@ class LogScaledAffine(albumentations.Affine):  # type: ignore[misc]
 
 
 def augmentation(augment: AugmentParams) -> albumentations.Compose:
-    """Return the augmentation of `images`, a slice and its neighbors (K, S, S, 3), and `mask`.
+    """Return the augmentation of `image` and `mask`, and of `before` and `after` where given.
 
-    All get the same change. `rotate` is in degrees, `translate` a fraction, each drawn from ± that
-    value; the factor of `scale`, and for each sequence the exponent of `gamma` and the factor of
-    `gain`, from exp(± value); the factor of `contrast` from 1 ± value, and the share of the highest
-    level that `brightness` adds from ± value. `missing` is the probability of FLAIR alone.
+    Those are the slices beside it, and all get the same change. `rotate` is in degrees, `translate`
+    a fraction, each drawn from ± that value; the factor of `scale`, and for each sequence the
+    exponent of `gamma` and the factor of `gain`, from exp(± value); the factor of `contrast` from
+    1 ± value, and the share of the highest level that `brightness` adds from ± value. `missing` is
+    the probability of FLAIR alone.
     """
     transforms: list[albumentations.BasicTransform] = (
         [albumentations.HorizontalFlip(p=0.5)] if augment.flip else []
@@ -91,4 +93,4 @@ def augmentation(augment: AugmentParams) -> albumentations.Compose:
     transforms.append(Intensities(augment))
     if augment.missing:
         transforms.append(FlairAlone(p=augment.missing))
-    return albumentations.Compose(transforms)
+    return albumentations.Compose(transforms, additional_targets=BESIDE)

@@ -117,22 +117,24 @@ class BatchMaker:
         seed: int = 0,
     ) -> None:
         self.fitted, self.augment, self.seed = fitted, augment, seed
-        own = np.arange(len(fitted))[:, None]
-        before, after = np.split(fitted.slices.around, 2, axis=1)
-        self.shown = np.concatenate([before, own, after], axis=1) if context else own
+        own, (before, after) = np.arange(len(fitted)), fitted.slices.around.T
+        # Positions of the slices that are shown with each one, by their names in augmentation.
+        self.shown = {"before": before, "image": own, "after": after} if context else {"image": own}
 
     def __getitem__(self, keys: list[Key]) -> TrainBatch:
         images, masks, ids = [], [], []
         for epoch, place, position in keys:
-            image = np.asarray(self.fitted.images[self.shown[position]])
-            mask = np.asarray(self.fitted.masks[position])
             ids.append(self.fitted.slices.ids[position])
+            pixels = {
+                name: np.asarray(self.fitted.images[places[position]])
+                for name, places in self.shown.items()
+            }
+            pixels["mask"] = np.asarray(self.fitted.masks[position])
             if self.augment is not None:
                 self.augment.set_random_seed(augmentation_seed(self.seed, epoch, place))
-                augmented = self.augment(images=image, mask=mask)
-                image, mask = augmented["images"], augmented["mask"]
-            images.append(image)
-            masks.append(mask)
+                pixels = self.augment(**pixels)
+            images.append(np.stack([pixels[name] for name in self.shown]))
+            masks.append(pixels["mask"])
         return TrainBatch(
             torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), ids
         )

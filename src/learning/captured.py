@@ -49,7 +49,8 @@ class CapturedStep:
         self.images, self.masks = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # The loader's thread allocates memory meanwhile, which must not stop the capture.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.loss = take_step(self.trainer, self.images, self.masks)
         except torch.OutOfMemoryError:
             raise

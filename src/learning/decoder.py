@@ -4,20 +4,19 @@ import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch.nn import functional
 
-# Which of the three taps of a kernel fall on the same pixel once each pixel is doubled.
-TAPS = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float32)
 FEW_PIXELS = 64  # of a feature map, up to which its kernel is not worth transforming
 
 
-def transposed_kernel(kernel: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+def transposed_kernel(kernel: torch.Tensor) -> torch.Tensor:
     """Return the kernel (I, O, 4, 4) that does in one go what enlarging and convolving do in two.
 
     For a kernel (O, I, 3, 3), a transposed convolution of stride 2 and padding 1 with the result
     equals a convolution of padding 1 over the image with each pixel doubled in both directions:
     each output pixel sees two of the three taps fall on the same pixel, so that their sum serves.
-    `taps` are TAPS, on the kernel's device.
     """
-    return torch.einsum("ra,cb,oiab->iorc", taps, taps, kernel)
+    padded = functional.pad(kernel.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+    rows = padded[:, :, :-1] + padded[:, :, 1:]
+    return rows[..., :-1] + rows[..., 1:]
 
 
 class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
@@ -26,15 +25,6 @@ class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
     Large features are never upsampled, none are joined with the encoder's in memory, and the
     gradient with regard to a frozen encoder's features is never computed.
     """
-
-    taps: torch.Tensor
-
-    @classmethod
-    def take_over(cls, block: UnetDecoderBlock) -> None:
-        """Turn one of smp's blocks into this kind."""
-        block.__class__ = cls
-        # A buffer: copied from the CPU in each step, it would keep a GPU waiting.
-        block.register_buffer("taps", TAPS.clone(), persistent=False)
 
     def forward(
         self,
@@ -54,7 +44,7 @@ class DecoderBlock(UnetDecoderBlock):  # type: ignore[misc]
             doubled = functional.interpolate(features, scale_factor=2.0, mode="nearest")
             x = functional.conv2d(doubled, from_below, convolution.bias, padding=1)
         else:
-            kernel = transposed_kernel(from_below, self.taps.to(from_below.dtype))
+            kernel = transposed_kernel(from_below)
             x = functional.conv_transpose2d(features, kernel, convolution.bias, stride=2, padding=1)
         if skip_connection is not None and from_beside.shape[1]:
             x = x + functional.conv2d(skip_connection, from_beside, padding=1)

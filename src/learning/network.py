@@ -58,20 +58,22 @@ def folded(encoder: nn.Module) -> nn.Module:
 class Context(nn.Module):
     """Mixes a slice's features at one level with those of the slices before and after it.
 
-    A 1 × 1 convolution, which begins as the middle slice alone.
+    A 1 × 1 convolution, which begins as the middle slice alone. As a linear layer of the channels
+    it is faster on a CPU.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(3 * channels, channels, 1, bias=False)
+        self.mix = nn.Linear(3 * channels, channels, bias=False)
         with torch.no_grad():
             self.mix.weight.zero_()
-            self.mix.weight[:, channels : 2 * channels, 0, 0] = torch.eye(channels)
+            self.mix.weight[:, channels : 2 * channels] = torch.eye(channels)
 
     def forward(self, before: torch.Tensor, own: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Return features (N, C, H, W) of three of that shape."""
-        mixed: torch.Tensor = self.mix(torch.cat([before, own, after], dim=1))
-        return mixed
+        around = torch.cat([before, own, after], dim=1)
+        mixed: torch.Tensor = self.mix(around.permute(0, 2, 3, 1))
+        return mixed.permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):
@@ -92,7 +94,7 @@ class Network(nn.Module):
         super().__init__()
         self.unet = smp.Unet(encoder.name, encoder_weights=None, classes=1)
         for block in self.unet.decoder.blocks:
-            DecoderBlock.take_over(block)
+            block.__class__ = DecoderBlock
         # Begin where most pixels are no tumor (Lin et al., Focal Loss, ICCV 2017, section 4.1):
         # from one half, the first epoch would learn little else.
         prior = torch.tensor(TUMOR_PRIOR)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import SRC
-from learning.decoder import TAPS, transposed_kernel
+from learning.decoder import transposed_kernel
 from learning.network import Encoder, Network, build_encoder, folded
 from learning.optimization import make_loss
 from learning.weights import Model, load_encoder, load_network, new_network, save_tensors
@@ -318,7 +318,7 @@ def test_the_transposed_kernel_by_hand() -> None:
     """In one dimension: what doubling and the taps a, b, c make of 1 at one place."""
     kernel = torch.zeros(1, 1, 3, 3)
     kernel[0, 0, 1] = torch.tensor([2.0, 3, 5])  # a, b, c; b alone across
-    assert transposed_kernel(kernel, TAPS)[0, 0].tolist() == [
+    assert transposed_kernel(kernel)[0, 0].tolist() == [
         [0, 0, 0, 0],
         [5, 8, 5, 2],
         [5, 8, 5, 2],

@@ -404,7 +404,9 @@ class RecordedSteps:
         return loss
 
     @contextmanager
-    def capturing(self, graph: "RecordedSteps.Graph") -> Iterator[None]:
+    def capturing(self, graph: "RecordedSteps.Graph", capture_error_mode: str) -> Iterator[None]:
+        # With any other, what the loader's thread does meanwhile makes the capture fail.
+        assert capture_error_mode == "thread_local"
         self.graph = graph.work
         try:
             if self.failure:

@@ -149,9 +149,9 @@ def test_scan_and_mask_move_together_and_the_mask_stays_binary(data: Data) -> No
     image = np.repeat(200 * mask[..., None], 3, axis=2)
     for seed in range(20):
         augment.set_random_seed(seed)
-        moved = augment(images=image[None], mask=mask)
+        moved = augment(image=image, mask=mask)
         assert set(np.unique(moved["mask"])) <= {0, 1}
-        found = moved["images"][0, ..., 0] > 100
+        found = moved["image"][..., 0] > 100
         union = (found | moved["mask"].astype(bool)).sum()
         assert (found & moved["mask"].astype(bool)).sum() / union > 0.9
 
@@ -160,8 +160,8 @@ def test_light_changes_the_scan_alone() -> None:
     augment = augmenting(**LIGHT)
     augment.set_random_seed(1)
     image, mask = np.full((8, 8, 3), 100, np.uint8), np.eye(8, dtype=np.uint8)
-    augmented = augment(images=image[None], mask=mask)
-    assert not np.array_equal(augmented["images"][0], image)
+    augmented = augment(image=image, mask=mask)
+    assert not np.array_equal(augmented["image"], image)
     np.testing.assert_array_equal(augmented["mask"], mask)
 
 
@@ -170,7 +170,7 @@ def changed_by(seed: int, **strength: float) -> np.ndarray:
     augment = augmenting(**strength)
     augment.set_random_seed(seed)
     scan = np.tile(np.array([50, 100, 150], dtype=np.uint8), (8, 8, 1))
-    changed: np.ndarray = augment(images=scan[None], mask=scan[..., 0] * 0)["images"][0, 0, 0]
+    changed: np.ndarray = augment(image=scan, mask=scan[..., 0] * 0)["image"][0, 0]
     return changed
 
 
@@ -197,8 +197,8 @@ def test_contrast_is_a_factor_and_brightness_is_added_but_to_air() -> None:
     assert -26 <= added.min() < -20 < 20 < added.max() <= 26
     augment = augmenting(brightness=0.3)
     augment.set_random_seed(1)
-    air = np.zeros((1, 8, 8, 3), np.uint8)
-    assert not augment(images=air, mask=air[0, ..., 0])["images"].any()
+    air = np.zeros((8, 8, 3), np.uint8)
+    assert not augment(image=air, mask=air[..., 0])["image"].any()
 
 
 def test_scale_is_as_often_below_1_as_above() -> None:
@@ -207,7 +207,7 @@ def test_scale_is_as_often_below_1_as_above() -> None:
     sides = []
     for seed in range(200):
         augment.set_random_seed(seed)
-        moved = augment(images=np.repeat(mask[None, ..., None], 3, axis=-1), mask=mask)
+        moved = augment(image=np.repeat(mask[..., None], 3, axis=-1), mask=mask)
         sides.append(np.log(np.sqrt(moved["mask"].sum()) / 32))
     assert np.abs(sides).max() == pytest.approx(0.3, abs=0.04)
     assert np.mean(sides) == pytest.approx(0, abs=0.03)
