@@ -28,13 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, t
 
 from comparison.candidates import compare
 from comparison.out_of_fold import (
-    beside_out_of_fold,
     dice_figure,
     join,
     joined_scores,
-    left_out_scores,
     side_by_side,
     starting_scores,
+    with_difference,
 )
 from comparison.study_tables import HINT, Study, costs, read_study, recipes
 from comparison.worst import read_seen, worst
@@ -62,18 +61,24 @@ def join_all(study: Study) -> Joined:
     if DEFAULT not in joined["folds"]:
         raise Refusal(f"folds/{DEFAULT}: no training of that name. {HINT}")
     joined["institutions"] = {
-        recipe: beside_out_of_fold(patients, joined["folds"].get(recipe, patients.head(0)))
+        recipe: with_difference(
+            patients, joined["folds"].get(recipe, patients.head(0)), "dice_out_of_fold"
+        )
         for recipe, patients in joined["institutions"].items()
+    }
+    joined["folds"] |= {
+        recipe: with_difference(patients, joined["folds"][DEFAULT], f"dice_{DEFAULT}")
+        for recipe, patients in joined["folds"].items()
+        if recipe != DEFAULT
     }
     return joined
 
 
 def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, Any]:
     """Return what study.json holds, but for the worst patients."""
-    scored = {"folds": joined_scores, "institutions": left_out_scores}
     scores: dict[str, Any] = {
         kind: {
-            recipe: scored[kind](joined[kind][recipe], bootstrap) | costs(study, names)
+            recipe: joined_scores(joined[kind][recipe], bootstrap) | costs(study, names)
             for recipe, names in recipes(study, kind).items()
         }
         for kind in joined
@@ -91,7 +96,7 @@ def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, 
 def institution_scores(left_out: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
     """Return the scores of each institution that was left out."""
     return pd.DataFrame(
-        {"institution": code, **left_out_scores(patients, bootstrap)}
+        {"institution": code, **joined_scores(patients, bootstrap)}
         for code, patients in left_out.groupby("institution")
     )
 

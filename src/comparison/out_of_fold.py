@@ -33,17 +33,22 @@ def joined_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, flo
     """Return the scores of joined patients, with intervals by bootstrap over them.
 
     Names and definitions are those of `metrics/evaluate.json`; of fewer than FEWEST patients there
-    is no interval.
+    is no interval. Where the table has them, the mean of `difference` over those who have one.
     """
     healthy = float(ratio(patients["fp_healthy"].sum(), patients["fp"].sum()))
     scores = {**patient_scores(patients, bootstrap), "false_positives_on_healthy_slices": healthy}
     n_dice = int(patients["dice"].count())
-    return {
+    scores = {
         **without_few(scores, n_dice),
         "n_patients": len(patients),
         "n_patients_dice": n_dice,
         "n_folds": patients["fold"].nunique(),
     }
+    if "difference" in patients:
+        n_difference = int(patients["difference"].count())
+        mean = bootstrap.mean(patients["difference"]).named("difference")
+        scores |= without_few(mean, n_difference) | {"n_patients_difference": n_difference}
+    return scores
 
 
 def starting_scores(study: Study, training: str) -> dict[str, dict[str, Any]]:
@@ -76,29 +81,18 @@ def side_by_side(recipes: dict[str, pd.DataFrame], first: str) -> pd.DataFrame:
     """Return the joined patients of the recipe `first`, with their Dice by each other recipe."""
     table = recipes[first]
     for recipe, other in recipes.items():
-        if recipe != first:
+        if recipe != first and f"dice_{recipe}" not in table:
             table = with_dice(table, other, f"dice_{recipe}")
     return table
 
 
-def beside_out_of_fold(left_out: pd.DataFrame, out_of_fold: pd.DataFrame) -> pd.DataFrame:
-    """Return the patients of left-out institutions, `difference` being what that costs them.
+def with_difference(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the table with its patients' Dice in `other` as `column`, and their `difference`.
 
-    It is their Dice less `dice_out_of_fold`, that by a network which knew others of the same place.
+    It is their Dice less that in `other`.
     """
-    table = with_dice(left_out, out_of_fold, "dice_out_of_fold")
-    return table.assign(difference=table["dice"] - table["dice_out_of_fold"])
-
-
-def left_out_scores(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
-    """Return `joined_scores`, and the mean of `difference` over the patients who have one."""
-    difference = bootstrap.mean(patients["difference"]).named("difference")
-    n_difference = int(patients["difference"].count())
-    return {
-        **joined_scores(patients, bootstrap),
-        **without_few(difference, n_difference),
-        "n_patients_difference": n_difference,
-    }
+    table = with_dice(table, other, column)
+    return table.assign(difference=table["dice"] - table[column])
 
 
 def dice_figure(recipes: dict[str, pd.DataFrame]) -> Figure:

@@ -119,6 +119,9 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, study: 
     alone = written["untouched"]["frozen"]["dice_patient_mean"]
     assert alone == pytest.approx(first["dice"].mean(), abs=1e-5)
     assert "minutes" not in scores["other"]
+    assert scores["other"]["difference"] == pytest.approx(0.02, abs=1e-5)
+    assert scores["other"]["difference_low"] == pytest.approx(0.02, abs=1e-5)
+    assert (scores["other"]["n_patients_difference"], "difference" in found) == (24, False)
     assert found["dice_patient_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
     assert found["dice_patient_median"] == pytest.approx(table["dice"].median(), abs=1e-5)
     wanted = table["tp"].sum() / table[["tp", "fp", "fn"]].sum().sum()
