@@ -81,7 +81,7 @@ def side_by_side(recipes: dict[str, pd.DataFrame], first: str) -> pd.DataFrame:
     """Return the joined patients of the recipe `first`, with their Dice by each other recipe."""
     table = recipes[first]
     for recipe, other in recipes.items():
-        if recipe != first and f"dice_{recipe}" not in table:
+        if recipe != first:
             table = with_dice(table, other, f"dice_{recipe}")
     return table
 

@@ -49,7 +49,7 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -65,8 +65,8 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
         ),
     ],
 )
-def test_failure_messages_name_the_param_to_lower(error: Exception, told: str) -> None:
-    with pytest.raises(Refusal, match=told), explained_failures("predict.batch_size"):
+def test_the_error_message_says_which_param_to_lower(error: Exception, message: str) -> None:
+    with pytest.raises(Refusal, match=message), explained_failures("predict.batch_size"):
         raise error
 
 
