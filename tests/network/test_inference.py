@@ -58,7 +58,7 @@ def network(encoder: Path) -> Network:
     network = new_network(encoder, name="mobilenet_v2", frozen=True, context=1).eval()
     for level in network.context:
         if isinstance(level, Context):
-            nn.init.normal_(level.mix.weight, std=0.05)
+            nn.init.normal_(level.up.weight, std=0.05)
     return network
 
 
