@@ -8,8 +8,8 @@
 - `starting`: the recipe that the project starts from, split by slice;
 - `folds/<recipe>/<fold>`: a cross-validation by patient;
 - `institutions/<recipe>/<fold>`: a cross-validation by institution;
-- `choices/<candidate>/<repeat>`, `longer/…`: one inner fold under several recipes;
-- `inner/<candidate>/<inner fold>`: several inner folds.
+- `inner/<candidate>/<inner fold>`: the inner folds under several recipes;
+- `choices/<candidate>/<repeat>`: one of them with several seeds.
 
 `study/worst.csv` says what was seen in the worst patients.
 All figures follow from these tables, without the data set. A leaf of the graph.
@@ -46,7 +46,7 @@ from scoring.params import EvaluateParams
 
 STARTING = "starting"
 DEFAULT = "frozen"  # the recipe that the others are compared with
-CANDIDATES = ("choices", "inner", "longer")  # one inner fold, all of them, one with more epochs
+CANDIDATES = ("inner", "choices")  # all inner folds, one of them
 UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
 
 Joined = dict[str, dict[str, pd.DataFrame]]  # patients by kind and recipe

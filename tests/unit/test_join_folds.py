@@ -87,7 +87,6 @@ def study(tmp_path: Path) -> Path:
     write_seen(folder, seen)
     write_run(folder, "choices/base/0", folds[0])
     write_run(folder, "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
-    write_run(folder, "longer/base/0", folds[0])
     write_run(folder, "choices/other/0", {name: v + 0.025 for name, v in folds[0].items()})
     return folder
 
@@ -143,9 +142,9 @@ def test_candidates_are_compared_patient_by_patient(run_stage: RunStage, study: 
     write_run(study, "choices/later/1", later)
     assert join(run_stage, study).code == 0
     rows = pd.read_csv(study.parent / "joined/choices.csv").to_dict("records")
-    names = ["choices/other", "choices/base", "choices/later", "longer/base"]
+    names = ["choices/other", "choices/base", "choices/later"]
     assert [row["training"] for row in rows] == names
-    other, base, *_ = rows
+    other, base, _ = rows
     assert base["n_repeats"] == 2
     assert base["dice_repeats_high"] - base["dice_repeats_low"] == pytest.approx(0.01, abs=2e-5)
     assert base["dice_patient_mean"] == pytest.approx(base["dice_repeats_low"] + 0.005, abs=2e-5)
@@ -200,8 +199,7 @@ def test_inner_folds_are_joined_and_compared(run_stage: RunStage, study: Path) -
 
 def test_folds_alone_are_enough(run_stage: RunStage, study: Path) -> None:
     """No candidates, no institutions, one fold: tables with their headers, and whole numbers."""
-    for kind in ("choices", "longer"):
-        without(study, kind)
+    without(study, "choices")
     assert join(run_stage, study).code == 0
     folder = study.parent / "joined"
     for name in ("choices", "by_institution", "institutions"):
