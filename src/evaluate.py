@@ -84,12 +84,12 @@ def choose_threshold(slices: pd.DataFrame, predictions: Path) -> float:
     return best_threshold(pixels)
 
 
-def assess(volume: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool) -> Assessed:
+def assess(volume: pd.DataFrame, predictions: Path, *, threshold: float, share: float) -> Assessed:
     """Compare a patient's predictions with the reference.
 
     `volume` holds `slice_id`, `slice_number`, `mask` and `split` of all its slices, in order.
     """
-    segmented = segment_volume(volume, predictions, threshold=threshold, largest=largest)
+    segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
     rows = []
     for each in segmented:
         probability = PROBABILITIES[each.levels]
@@ -157,11 +157,11 @@ def side_by_side(tables: dict[str, pd.DataFrame], key: str, value: str) -> pd.Da
 
 
 def assess_all(
-    manifest: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool
+    manifest: pd.DataFrame, predictions: Path, *, threshold: float, share: float
 ) -> Assessed:
     """Compare the predictions of all patients with the reference, several at once."""
     volumes = [rows for _, rows in manifest.groupby("patient_id")]
-    compare = partial(assess, predictions=predictions, threshold=threshold, largest=largest)
+    compare = partial(assess, predictions=predictions, threshold=threshold, share=share)
     assessed = in_parallel(compare, volumes, "evaluate")
     joined = [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
     return Assessed(
@@ -202,7 +202,7 @@ def main(
             )
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
     slices, pixels, trivial = assess_all(
-        manifest, predictions, threshold=threshold, largest=evaluate.largest_component
+        manifest, predictions, threshold=threshold, share=evaluate.component_share
     )
     check_levels(pixels.sum(axis=(0, 1)), predictions)
     table = per_patient(slices)

@@ -36,6 +36,7 @@ from page.facts import (
     score_facts,
 )
 from page.gallery import albums, cards, chosen_for_display, ranked
+from page.wording import kept_components
 from pipeline.command import run
 from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
@@ -171,6 +172,7 @@ def main(
         "encoder_training": "frozen" if encoder.frozen else "trained too",
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
         **param_facts(params),
+        "kept_components": kept_components(evaluate.component_share),
         **cohort_facts(manifest, cohort, explored),
         **score_facts(read_metrics(metrics, HINT), tables),
     }
@@ -181,7 +183,7 @@ def main(
         predictions,
         split=SHOWN,
         threshold=facts["threshold"] if evaluate.threshold == "val" else evaluate.threshold,
-        largest=evaluate.largest_component,
+        share=evaluate.component_share,
     )
     charts = all_charts(read_curves(curves, manifest), kept["epoch"], tables, cohort, SHOWN)
     shown = {

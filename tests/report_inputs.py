@@ -98,7 +98,7 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
         found.metrics,
         found.evaluated,
         seed=1,
-        evaluate=section(EvaluateParams, resamples=100, largest_component=False),
+        evaluate=section(EvaluateParams, resamples=100, component_share=0),
     )
     explore.main(data.manifest, found.patients, found.exploration, found.explored)
     write_curves(found.curves)
@@ -123,7 +123,7 @@ class Written(NamedTuple):
 PARAMS = {
     "acquire__dataset": "phantom",
     "evaluate__resamples": 100,
-    "evaluate__largest_component": False,
+    "evaluate__component_share": 0,
 }
 
 

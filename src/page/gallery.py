@@ -81,13 +81,13 @@ def views(image: NDArray[np.uint8]) -> list[str]:
 
 
 def album(
-    volume: pd.DataFrame, predictions: Path, *, split: str, threshold: float, largest: bool
+    volume: pd.DataFrame, predictions: Path, *, split: str, threshold: float, share: float
 ) -> list[dict[str, Any]]:
     """Return what a page needs of a patient's slices in `split`, in order.
 
     `volume` holds `slice_id`, `slice_number`, `image`, `mask` and `split` of all its slices.
     """
-    segmented = segment_volume(volume, predictions, threshold=threshold, largest=largest)
+    segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
     shown = []
     for row, each in zip(volume.to_dict("records"), segmented, strict=True):
         if row["split"] == split:
@@ -147,13 +147,11 @@ def albums(
     *,
     split: str,
     threshold: float,
-    largest: bool,
+    share: float,
 ) -> list[list[dict[str, Any]]]:
     """Return the album of each of `shown` patients, in their order."""
     volumes = dict(list(manifest.groupby("patient_id")))
-    make = partial(
-        album, predictions=predictions, split=split, threshold=threshold, largest=largest
-    )
+    make = partial(album, predictions=predictions, split=split, threshold=threshold, share=share)
     return in_parallel(make, (volumes[name] for name in shown["patient_id"]), "report")
 
 

@@ -45,6 +45,18 @@ DEFINITIONS = {
 }
 
 
+def kept_components(share: float) -> str:
+    """Return what is kept of a patient's tumor pixels, to follow a comma; "" where all are."""
+    if share == 0:
+        return ""
+    if share == 1:
+        return "of that each patient's largest connected component in 3-D"
+    return (
+        "of that each patient's connected components in 3-D of at least "
+        f"{100 * share:g} % of the largest one's pixels"
+    )
+
+
 class FormattedScore(NamedTuple):
     """A score of one split, as it is printed."""
 

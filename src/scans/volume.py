@@ -30,7 +30,13 @@ def components(
     return labels, np.bincount(labels.ravel(), minlength=n_components + 1)[1:]
 
 
-def largest_component(volume: NDArray[np.bool_], numbers: Sequence[int]) -> NDArray[np.bool_]:
-    """Return the largest connected component, (D, H, W), the first of equals; empty of none."""
+def large_components(
+    volume: NDArray[np.bool_], numbers: Sequence[int], *, share: float
+) -> NDArray[np.bool_]:
+    """Return the connected components of at least a `share` of the largest one's pixels, (D, H, W).
+
+    1 keeps the largest alone, with its equals, and 0 all of them.
+    """
     labels, sizes = components(volume, numbers)
-    return labels == 1 + sizes.argmax() if len(sizes) else volume
+    kept: NDArray[np.bool_] = np.insert(sizes >= share * sizes.max(initial=0), 0, False)
+    return kept[labels]

@@ -11,5 +11,5 @@ class EvaluateParams(Section):
     """From probabilities to masks, and the bootstrap."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["val"]
-    largest_component: bool
+    component_share: Annotated[float, Field(ge=0, le=1)]
     resamples: Annotated[int, Field(ge=100)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.refusals import Refusal, remake
 from scans.probability_maps import PROBABILITIES, probability_path, read_levels
 from scans.tiff import read_mask
-from scans.volume import largest_component, stack
+from scans.volume import large_components, stack
 from scoring.overlap import count_pixels
 
 
@@ -41,26 +41,21 @@ def read_pair(
 
 
 def segment_volume(
-    volume: pd.DataFrame, predictions: Path, *, threshold: float, largest: bool
+    volume: pd.DataFrame, predictions: Path, *, threshold: float, share: float
 ) -> list[SegmentedSlice]:
     """Return the segmented slices of a patient, in order.
 
     `volume` holds `slice_id`, `slice_number` and `mask` of all of them. Tumor is where the
-    probability is above `threshold`; of that, with `largest`, the patient's largest connected
-    component in 3-D.
+    probability is above `threshold`; of that, the patient's connected components in 3-D of at least
+    a `share` of the largest one's pixels.
     """
     pairs = [
         read_pair(slice_id, mask_file, predictions)
         for slice_id, mask_file in zip(volume["slice_id"], volume["mask"], strict=True)
     ]
     predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
-    if largest:
-        kept = largest_component(stack(predicted), volume["slice_number"].tolist())
-        predicted = [
-            whole[: mask.shape[0], : mask.shape[1]]
-            for whole, mask in zip(kept, predicted, strict=True)
-        ]
+    kept = large_components(stack(predicted), volume["slice_number"].tolist(), share=share)
     return [
-        SegmentedSlice(levels, mask, each)
-        for (levels, mask), each in zip(pairs, predicted, strict=True)
+        SegmentedSlice(levels, mask, whole[: mask.shape[0], : mask.shape[1]])
+        for (levels, mask), whole in zip(pairs, kept, strict=True)
     ]

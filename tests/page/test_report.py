@@ -1,5 +1,6 @@
 """The page and the card of a phantom: their figures and their bytes."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -235,15 +236,27 @@ def test_what_page_and_card_say_follows_the_params(
     run_stage: RunStage, inputs: Inputs, tmp_path: Path
 ) -> None:
     real = run_report(
-        run_stage, inputs, tmp_path / "lgg", acquire__dataset="lgg", split__by="slice"
+        run_stage,
+        inputs,
+        tmp_path / "lgg",
+        acquire__dataset="lgg",
+        split__by="slice",
+        evaluate__component_share=0.25,
     )
     for text in (real.page.read_text(), real.card.read_text()):
+        assert "at least 25 % of the largest" in html.unescape(text)
         assert "CC BY-NC-SA" in text
         assert "inflated" in text
         assert "phantom, which says" not in text
     own = run_report(
-        run_stage, inputs, tmp_path / "own", acquire__dataset="/a/<b>.zip", report__patients=3
+        run_stage,
+        inputs,
+        tmp_path / "own",
+        acquire__dataset="/a/<b>.zip",
+        report__patients=3,
+        evaluate__component_share=1,
     )
+    assert "largest connected component in 3-D" in own.card.read_text()
     page = own.page.read_text()
     assert "/a/&lt;b&gt;.zip" in page
     assert page.count('<article class="card"') == 3

@@ -97,7 +97,7 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
     splits = tmp_path / "splits.csv"
     in_folder(real, read_manifest(real / "data/splits.csv")).to_csv(splits, index=False)
     paths = [splits, real / "data/patients.csv", maps, metrics, out]
-    options = {"evaluate__resamples": 100, "evaluate__largest_component": False}
+    options = {"evaluate__resamples": 100, "evaluate__component_share": 0}
     outcome = run_stage(evaluate.main, paths, **options)
     assert outcome.code == 0, outcome.error
     for scores in json.loads(metrics.read_text()).values():
@@ -127,7 +127,7 @@ def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_p
         shifted = np.roll(mask, 3, axis=1)  # so that there are errors to draw
         write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
     shown = tested[["patient_id"]].drop_duplicates()
-    albums = gallery.albums(shown, manifest, tmp_path, split="test", threshold=0.5, largest=False)
+    albums = gallery.albums(shown, manifest, tmp_path, split="test", threshold=0.5, share=0)
     assert [len(album) for album in albums] == tested.groupby("patient_id").size().tolist()
     assert sum(len(each["views"]) for album in albums for each in album) == 3 * 860
     assert 5e6 < len(report.script_json(albums)) < 13e6

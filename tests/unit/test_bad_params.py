@@ -70,7 +70,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("predict", "predict.flips", "no", "valid boolean"),
     ("evaluate", "evaluate.threshold", 1.5, "less than 1"),
     ("evaluate", "evaluate.threshold", "best", "'val'"),
-    ("evaluate", "evaluate.largest_component", 1, "valid boolean"),
+    ("evaluate", "evaluate.component_share", 1.1, "less than or equal to 1"),
     ("evaluate", "evaluate.resamples", 0, "greater than or equal to"),
     ("report", "report.patients", 2, "greater than or equal to 3"),
 ]

@@ -43,7 +43,7 @@ def run_evaluate(
 ) -> Evaluated:
     out = maps.parent / "evaluate"
     paths = [splits or data.splits, data.patients, maps]
-    options = {"resamples": 100, "largest_component": False} | options
+    options = {"resamples": 100, "component_share": 0} | options
     overrides = {f"evaluate__{name}": value for name, value in options.items()}
     metrics = out.with_suffix(".json")
     outcome = run_stage(evaluate.main, [*paths, metrics, out], **overrides)
@@ -231,7 +231,7 @@ def test_the_best_threshold_is_that_of_a_search_by_hand() -> None:
     assert np.argmax(scores) > 0
 
 
-def test_the_largest_component_alone_can_be_kept(
+def test_small_components_can_be_left_out(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], maps: Path
 ) -> None:
     with_islands = {}
@@ -243,7 +243,7 @@ def test_the_largest_component_alone_can_be_kept(
     before = run_evaluate(run_stage, data, maps).scores["test"]
     assert before["detection_fp"] == before["n_slices"] - before["n_slices_abnormal"]
     assert before["fp_area_slice_healthy"] == 4
-    after = run_evaluate(run_stage, data, maps, largest_component=True).scores["test"]
+    after = run_evaluate(run_stage, data, maps, component_share=1).scores["test"]
     assert before["hd95_slice_mean"] > 10
     assert after["hd95_slice_mean"] < 2
     assert after["surface_dice_slice_mean"] > before["surface_dice_slice_mean"]
@@ -310,8 +310,8 @@ def test_the_largest_component_is_that_of_the_volume_whatever_its_slices_sizes(
         rows.append({"slice_id": str(number), "slice_number": number, "mask": mask_file})
     volume = pd.DataFrame(rows)
     at_level = float(PROBABILITIES[100])
-    islands = segment_volume(volume, maps, threshold=at_level, largest=False)
-    lesion = segment_volume(volume, maps, threshold=at_level, largest=True)
+    islands = segment_volume(volume, maps, threshold=at_level, share=0)
+    lesion = segment_volume(volume, maps, threshold=at_level, share=1)
     for one, other in zip(islands, lesion, strict=True):
         assert one.counts()["fp"] == 1
         assert one.predicted.sum() == 5

@@ -19,7 +19,7 @@ from page.gallery import album, area, outline, overlay, views, webp
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import read_image
-from scans.volume import largest_component, stack
+from scans.volume import large_components, stack
 from scoring.overlap import count_pixels
 
 MASKS = npst.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -101,9 +101,9 @@ def test_a_missing_sequence_is_told_and_not_shown(data: Data) -> None:
     assert last == webp(image[..., 2]) != flair
 
 
-@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("share", [0, 1])
 def test_an_album_has_the_slices_of_a_split_and_their_counts(
-    data: Data, masks: dict[str, np.ndarray], tmp_path: Path, largest: bool
+    data: Data, masks: dict[str, np.ndarray], tmp_path: Path, share: float
 ) -> None:
     manifest = read_manifest(data.splits)
     volume = next(rows for _, rows in manifest.groupby("patient_id"))
@@ -114,14 +114,14 @@ def test_an_album_has_the_slices_of_a_split_and_their_counts(
     write_maps(tmp_path, answers)
     predicted = stack([answer > 0.5 for answer in answers.values()])
     numbers = range(len(predicted))
-    kept = largest_component(predicted, numbers) if largest else predicted
-    assert kept[:, 0, 0].any() is np.bool_(not largest)
+    kept = large_components(predicted, numbers, share=share)
+    assert kept[:, 0, 0].any() == (share == 0)
     counts = [
         count_pixels(each, masks[slice_id])
         for each, slice_id in zip(kept, volume["slice_id"], strict=True)
     ]
     volume = volume.assign(**pd.DataFrame(counts, index=volume.index))
-    shown = album(volume, tmp_path, split="test", threshold=0.5, largest=largest)
+    shown = album(volume, tmp_path, split="test", threshold=0.5, share=share)
     tested = volume[volume["split"] == "test"]
     assert [each["number"] for each in shown] == tested["slice_number"].tolist()
     for each, row in zip(shown, tested.to_dict("records"), strict=True):
