@@ -96,7 +96,7 @@ def template_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["cell"] = cell
+    found.filters |= {"cell": cell, "kept_components": kept_components}
     return found
 
 
@@ -172,7 +172,6 @@ def main(
         "encoder_training": "frozen" if encoder.frozen else "trained too",
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
         **param_facts(params),
-        "kept_components": kept_components(evaluate.component_share),
         **cohort_facts(manifest, cohort, explored),
         **score_facts(read_metrics(metrics, HINT), tables),
     }

@@ -46,9 +46,7 @@ DEFINITIONS = {
 
 
 def kept_components(share: float) -> str:
-    """Return what is kept of a patient's tumor pixels, to follow a comma; "" where all are."""
-    if share == 0:
-        return ""
+    """Return in words which of a patient's tumor pixels are kept, where not all of them are."""
     if share == 1:
         return "of that each patient's largest connected component in 3-D"
     return (
