@@ -58,6 +58,7 @@ def same(one: TrainBatch, other: TrainBatch) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_the_number_of_workers_changes_nothing_and_the_epoch_everything(
     data: Data, tmp_path: Path
 ) -> None:
