@@ -14,7 +14,7 @@ import pytest
 from comparison.candidates import read_dice
 from comparison.out_of_fold import PUBLISHED_MEAN, PUBLISHED_MEDIAN
 from comparison.study_tables import Study, read_study, recipes
-from conftest import ROOT
+from helpers import ROOT
 from page.wording import DEFINITIONS
 
 PAGES = ("README.md", "docs/study.md")
