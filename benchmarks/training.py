@@ -49,8 +49,8 @@ from learning.weights import new_network, save_tensors
 from measure import PeakMemory
 from pipeline.params import check_params, read_yaml
 from scans.fitted import FittedSlices, Slices
-from scans.intensity import NONE
 from scans.names import slice_path, sorted_slices
+from scans.normalization import NONE
 from scans.phantom import FEWEST_SLICES, write_phantom
 
 PHASES = ("wait", "forward", "backward", "step")

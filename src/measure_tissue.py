@@ -28,10 +28,10 @@ def measure_volume(slices: pd.DataFrame) -> list[dict[str, str | float]]:
     for path in slices["image"]:
         image = read_image(Path(path))
         counts += [np.bincount(channel.ravel(), minlength=LEVELS) for channel in image.T]
-    patient_id = slices["patient_id"].iloc[0]
+    patient_id, levels = slices["patient_id"].iloc[0], np.arange(LEVELS)
     return [
-        {"patient_id": patient_id, "sequence": sequence, **tissue_statistics(levels)}
-        for sequence, levels in zip(SEQUENCES, counts, strict=True)
+        {"patient_id": patient_id, "sequence": sequence, **tissue_statistics(levels, pixels)}
+        for sequence, pixels in zip(SEQUENCES, counts, strict=True)
     ]
 
 

@@ -22,8 +22,8 @@ from learning.weights import load_network
 from pipeline.command import run
 from pipeline.outputs import replacing
 from scans.fitted import Slices, read_batches
-from scans.intensity import read_normalization
 from scans.manifest import read_manifest
+from scans.normalization import read_normalization
 from scans.probability_maps import encode, write_levels
 
 

@@ -45,8 +45,8 @@ from pipeline.outputs import DECIMALS, file_sha256, replacing, write_metrics
 from pipeline.params import Seed
 from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices, Slices
-from scans.intensity import read_normalization
 from scans.manifest import read_manifest
+from scans.normalization import read_normalization
 
 
 @dataclass(frozen=True)

@@ -1,204 +1,46 @@
-"""Small phantoms, and ways to run a stage as a person would."""
+"""What the tests share: small phantoms, what stages make of them, repositories, a browser."""
 
-import ast
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
-from filelock import FileLock
-from hypothesis import settings
-from lightning_fabric import Fabric
-from torch import nn
+from selenium import webdriver
 
 import build_manifest
-import demo
 import measure_tissue
 import restructure
 import split
-from learning.inference import predict_slices
-from learning.network import Encoder, Network, build_encoder
+from browsing import start_browser
+from helpers import (
+    SIZE,
+    Data,
+    Outcome,
+    RunStage,
+    clone_with_outputs,
+    commit_all,
+    make_repository,
+    params,
+    run_graph,
+    section,
+    shared_repository,
+)
+from learning.network import Encoder, build_encoder
 from learning.weights import save_tensors
 from pipeline import command
-from pipeline.params import Section
-from scans.fitted import Slices, read_batches
-from scans.intensity import NONE
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.params import SplitParams
 from scans.phantom import write_phantom
-from scans.probability_maps import encode, write_levels
 from scans.tiff import read_mask
 
 if TYPE_CHECKING:
     from report_inputs import Inputs, Written
-
-# Neither a Git hook that the tests were started from nor anybody's own settings reach a test.
-for name in [each for each in os.environ if each.startswith(("GIT_", "DVC_"))]:
-    del os.environ[name]
-os.environ |= demo.DEFAULTS
-# How long an example of Hypothesis takes depends on what else the machine does.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
-
-# One thread a process: two test processes with two threads each would wait for one another.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that tests start
-
-ROOT = Path(__file__).resolve().parents[1]
-SRC = ROOT / "src"
-PACKAGES = {path.parent.name for path in SRC.glob("*/__init__.py")}
-MODULES = {  # by dotted name; a script's has no dot
-    ".".join(path.relative_to(SRC).with_suffix("").parts): path
-    for path in SRC.rglob("*.py")
-    if path.name != "__init__.py"
-}
-SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested
-
-
-class Outcome(NamedTuple):
-    """How a stage ended, and what it wrote to standard error."""
-
-    code: int
-    error: str
-
-
-class Data(NamedTuple):
-    """A phantom with everything that the data stages make of it."""
-
-    raw: Path
-    images: Path
-    masks: Path
-    manifest: Path
-    patients: Path
-    intensities: Path
-    findings: Path  # of explore: none
-    splits: Path
-
-
-class Stub(nn.Module):
-    """A network without encoder or context; subclasses define `forward`."""
-
-    context: ClassVar[list[nn.Module]] = []
-
-    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [images]
-
-    mixed = Network.mixed
-
-    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-        logits: torch.Tensor = self(features[0])
-        return logits
-
-
-class Told(Stub):
-    """A network that is handed its logits: 5 where `answer` is true, -5 elsewhere."""
-
-    def __init__(self, answers: list[np.ndarray], size: int) -> None:
-        super().__init__()
-        self.answers, self.size = list(answers), size
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.full((len(images), self.size, self.size), -5.0)
-        for slot in logits:
-            answer = torch.from_numpy(self.answers.pop(0))
-            slot[: answer.shape[0], : answer.shape[1]][answer] = 5.0
-        return logits
-
-
-def direct_imports(module: str) -> set[str]:
-    """Return the project's modules that a module imports itself, at its top or in a function."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or ""} | {f"{node.module}.{each.name}" for each in node.names}
-    return names & MODULES.keys()
-
-
-def rows_of(data: Data, slice_ids: list[str]) -> pd.DataFrame:
-    """Return the rows of these slices in the manifest, in this order."""
-    table = read_manifest(data.splits).set_index("slice_id", drop=False)
-    return table.loc[slice_ids].reset_index(drop=True)
-
-
-def moved(table: pd.DataFrame, **folders: Path) -> pd.DataFrame:
-    """Return a manifest whose files, `image` or `mask`, lie in other folders."""
-    return table.assign(
-        **{
-            column: [(folder / Path(path).name).as_posix() for path in table[column]]
-            for column, folder in folders.items()
-        }
-    )
-
-
-def predicted(
-    network: nn.Module,
-    data: Data,
-    slice_ids: list[str],
-    *,
-    image_size: int = SIZE,
-    batch_size: int = 7,
-    flips: bool = False,
-) -> dict[str, np.ndarray]:
-    """Let a network predict slices of the phantom on the CPU; return the logits of each."""
-    slices = Slices(rows_of(data, slice_ids))
-    answers = predict_slices(
-        Fabric(accelerator="cpu", devices=1),
-        network,  # type: ignore[arg-type]
-        read_batches(slices, batch_size, image_size=image_size, normalization=NONE),
-        slices,
-        image_size=image_size,
-        flips=flips,
-    )
-    return dict(zip(slices.ids, answers, strict=True))
-
-
-# The params of a training that takes seconds and repeats to the bit on any CPU.
-QUICK: dict[str, Any] = {
-    "train__epochs": 2,
-    "train__image_size": 48,
-    "train__normalize": "none",
-    "train__batch_size": 8,
-    "compute__workers": 0,
-    "compute__precision": "32-true",
-    "compute__device": "cpu",
-}
-RunStage = Callable[..., Outcome]
-
-
-def params(**overrides: Any) -> dict[str, Any]:
-    """Return the params of params.yaml; an override is named with `__` for the dot."""
-    values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for name, value in overrides.items():
-        section: dict[str, Any] = values
-        *path, key = name.split("__")
-        for part in path:
-            section = section[part]
-        section[key] = value
-    return values
-
-
-S = TypeVar("S", bound=Section)
-
-
-def section(kind: type[S], **changes: Any) -> S:
-    """Return a section of params.yaml as its model, with some values changed."""
-    name = kind.__name__.removesuffix("Params").lower()
-    values = params()[name] if name != "augment" else params()["train"][name]
-    return kind(**values | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -280,22 +122,6 @@ def masks(data: Data) -> dict[str, np.ndarray]:
     return {slice_id: read_mask(slice_path(data.masks, slice_id)) for slice_id in ids}
 
 
-def write_maps(folder: Path, probabilities: dict[str, np.ndarray]) -> None:
-    """Write probability maps as predict does."""
-    for slice_id, probability in probabilities.items():
-        inside = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
-        write_levels(encode(np.log(inside / (1 - inside))), folder, slice_id)
-
-
-def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return the answers of a network that is mostly right, and never certain."""
-    rng = np.random.default_rng(seed)
-    return {
-        slice_id: np.clip(0.7 * mask + rng.normal(0.12, 0.12, mask.shape), 0.001, 0.999)
-        for slice_id, mask in masks.items()
-    }
-
-
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     """Return the file of an encoder of random weights."""
@@ -305,96 +131,10 @@ def encoder(tmp_path: Path) -> Path:
     return path
 
 
-def make_repository(folder: Path) -> Path:
-    """Make a Git repository in `folder` of the project's files as they are in the working tree."""
-    with chdir(ROOT):
-        demo.copy_project(folder)
-    return folder
-
-
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Return a repository of a test's own."""
     return make_repository(tmp_path / "repository")
-
-
-OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
-    "HTTP_PROXY": "http://127.0.0.1:9",
-    "HTTPS_PROXY": "http://127.0.0.1:9",
-    "HF_HUB_OFFLINE": "1",
-    "LGG_ARCHIVE": "",
-    "ENCODER_WEIGHTS": "",
-}
-
-
-def dvc_environment() -> dict[str, str]:
-    """Return an environment that is offline, with this interpreter first, for make too."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **OFFLINE, "PATH": path, "PYTHON": sys.executable}
-
-
-def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run dvc in a repository, offline, with this interpreter's `python` first on the path."""
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", *words],
-        cwd=folder,
-        env=dvc_environment() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-# The params of a graph that runs in a minute.
-SMALL: dict[str, Any] = {
-    "acquire__dataset": "phantom",
-    "phantom__patients": 6,
-    "phantom__image_size": 40,
-    "split__folds": 3,
-    "encoder__weights": "none",
-    "train__epochs": 1,
-    "train__image_size": 32,
-    "train__batch_size": 8,
-    "evaluate__resamples": 100,
-    "compute__device": "cpu",
-    "compute__precision": "32-true",
-    "compute__workers": 0,
-}
-
-
-def write_params(folder: Path, **overrides: Any) -> None:
-    """Write a params.yaml with overrides, named with `__` for the dot."""
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(**overrides), sort_keys=False))
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the stages that a dvc command ran, in order."""
-    return re.findall(r"Running stage '(\w+)'", done.stdout)
-
-
-def shared_repository(
-    tmp_path_factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]
-) -> Path:
-    """Return a repository in which some work was done, once for all test processes of this run."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            beginning = make_repository(shared / f"{name}.partial")
-            work(beginning)
-            beginning.rename(folder)
-    return folder
-
-
-def run_graph(folder: Path) -> None:
-    (folder / "dvc.lock").unlink()
-    write_params(folder, **SMALL)
-    done = dvc(folder, "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert sorted(ran(done)) == sorted(stages)
 
 
 @pytest.fixture(scope="session")
@@ -414,36 +154,6 @@ def committed_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def clone_with_outputs(source: Path, folder: Path) -> Path:
-    """Copy a repository with its cache and outputs, which stay links into that cache."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "--archive", source, folder], check=True)
-    return folder
-
-
-def git(folder: Path, *words: str) -> str:
-    """Return what Git prints in a folder."""
-    return subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def commit_all(folder: Path) -> None:
-    """Commit everything in a Git repository, by somebody with a name."""
-    git(folder, "config", "user.name", "t")
-    git(folder, "config", "user.email", "t@example.org")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message=All of it")
-
-
-def put_into_larger_repository(project: Path) -> Path:
-    """Turn a repository into a subfolder of a Git repository around it; return that one's root."""
-    shutil.rmtree(project / ".git")
-    git(project.parent, "init", "--quiet", "--initial-branch=main")
-    commit_all(project.parent)
-    return project.parent
-
-
 @pytest.fixture(scope="session")
 def inputs(
     data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
@@ -460,3 +170,10 @@ def written(inputs: "Inputs", tmp_path_factory: pytest.TempPathFactory) -> "Writ
     from report_inputs import write_report
 
     return write_report(inputs, tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    browser = start_browser()
+    yield browser
+    browser.quit()

@@ -12,7 +12,7 @@ import torch
 import evaluate
 import explore
 import report
-from conftest import Data, params, section, write_maps
+from helpers import Data, params, section, write_maps
 from learning.network import Encoder, build_encoder
 from learning.weights import Model, save_tensors
 from pipeline.outputs import file_sha256

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from conftest import ROOT, clone_with_outputs, dvc_environment
+from helpers import ROOT, clone_with_outputs, dvc_environment
 
 PAGE = (ROOT / "docs/team.md").read_text()
 REPOSITORY = "https://git.example.org/team/brain.git"

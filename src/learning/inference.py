@@ -11,19 +11,7 @@ from numpy.typing import NDArray
 from learning.network import Network
 from pipeline.refusals import Refusal
 from scans.fitted import Batch, Slices
-from scans.fitting import fitted_size, padded_size
-
-
-def unfit(logits: torch.Tensor, height: int, width: int, image_size: int) -> torch.Tensor:
-    """Return logits (S, S) of a fitted slice at the slice's own size, (H, W), bilinear."""
-    rows, columns = fitted_size(height, width, image_size)
-    logits = logits[:rows, :columns]
-    if (rows, columns) == (height, width):
-        return logits
-    scaled = torch.nn.functional.interpolate(
-        logits[None, None].float(), (height, width), mode="bilinear", align_corners=False
-    )
-    return scaled[0, 0]
+from scans.fitting import padded_size, unfit
 
 
 def fitted_logits(
@@ -91,7 +79,7 @@ def predict_slices(
                 f"the network's answer for slice {slices.ids[position]} is not finite: it has "
                 "diverged; train it again with a lower train.learning_rate"
             )
-        yield unfit(logits, *sizes[position], image_size).numpy()
+        yield unfit(logits.numpy(), *sizes[position], image_size)
 
 
 def check_image_size(network: Network, name: str, image_size: int) -> None:

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.exits import ending
 from pipeline.params import check_params, read_yaml
-from pipeline.refusals import Refusal
 
 # Ctrl-C reaches all processes of a terminal: those that a stage has forked leave it to the stage.
 if hasattr(os, "register_at_fork"):
@@ -28,7 +28,7 @@ def dvc_note() -> str:
         return ""
     return (
         "\nDVC had removed the stage's earlier outputs before it started. Those of the last commit "
-        "return with `git restore metrics MODEL_CARD.md dvc.lock && dvc checkout` in "
+        "return with `git restore metrics models MODEL_CARD.md dvc.lock && dvc checkout` in "
         f"{Path.cwd()}."
     )
 
@@ -54,12 +54,5 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         else:
             parser.add_argument(parameter.name, type=Path)
     paths = vars(parser.parse_args(argv))
-    try:
+    with ending(parser.prog, dvc_note()):
         main(*paths.values(), **(check_params(kinds, read_yaml()) if kinds else {}))
-    except (Refusal, OSError) as error:
-        print(f"{parser.prog}: error: {error}{dvc_note()}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as interrupt:
-        hint = str(interrupt) or "run the same command again"
-        print(f"{parser.prog}: interrupted; {hint}{dvc_note()}", file=sys.stderr)
-        sys.exit(130)

@@ -81,9 +81,11 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 
 
 def rounded(value: Any) -> Any:
-    """Return the value with floats at five decimals and NaN as None, dictionaries and all."""
+    """Return the value with floats at five decimals and NaN as None, dictionaries and lists too."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, DECIMALS)
     return value

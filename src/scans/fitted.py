@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.parallel import ahead, n_threads
 from scans.fitting import fit, fit_mask, neighbors, padded_size
-from scans.intensity import Normalization
+from scans.normalization import Normalization
 from scans.tiff import read_image, read_mask
 
 

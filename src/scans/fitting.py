@@ -1,6 +1,7 @@
 """Slices fitted into the square that a network takes, scaled and padded, by Pillow alone."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,40 @@ def fit(pixels: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
 def fit_mask(mask: NDArray[np.bool_], image_size: int) -> NDArray[np.uint8]:
     """Return a mask (H, W) fitted as its scan is, (S, S), 1 where tumor fills half a pixel."""
     return (fit(mask.astype(np.uint8) * 255, image_size) > 127).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def interpolation(n_out: int, n_in: int) -> NDArray[np.float32]:
+    """Return the matrix (n_out, n_in) that scales a row of pixels linearly.
+
+    Pixels are areas, and their values belong to their middle; the outermost go on to the border.
+    """
+    places = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+    below = np.floor(places).astype(np.int64)
+    above = np.minimum(below + 1, n_in - 1)
+    matrix = np.zeros((n_out, n_in), dtype=np.float32)
+    np.add.at(matrix, (np.arange(n_out), below), 1 - (places - below))
+    np.add.at(matrix, (np.arange(n_out), above), places - below)
+    return matrix
+
+
+def unfit(
+    fitted: NDArray[np.float32],
+    height: int,
+    width: int,
+    image_size: int,
+    of: tuple[int, int] | None = None,
+) -> NDArray[np.float32]:
+    """Return values (S, S) of a fitted slice at the slice's own size, (H, W), bilinear.
+
+    `of` is the size of what was fitted, where that was not the slice itself.
+    """
+    rows, columns = fitted_size(*(of or (height, width)), image_size)
+    inside = fitted[:rows, :columns]
+    if (rows, columns) == (height, width):
+        return inside
+    scaled: NDArray[np.float32] = interpolation(height, rows) @ inside
+    return np.asarray(scaled @ interpolation(width, columns).T, dtype=np.float32)
 
 
 def neighbors(patient_ids: Sequence[str], numbers: Sequence[int]) -> NDArray[np.int64]:

@@ -6,21 +6,15 @@ Programs Biomed. 208:106236, 2021). It moves with the brightness, so that a volu
 comes out the same, but for rounding and what was clipped at 255.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal, refuse, remake
-from scans.tiff import LEVELS, SEQUENCES
+from scans.tiff import LEVELS
 
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_median", "tissue_p99")
-HINT = remake("measure_tissue")
 Normalize = Literal["none", "percentile", "median", "z_score"]
 
 # percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the
@@ -31,80 +25,47 @@ Normalize = Literal["none", "percentile", "median", "z_score"]
 P99, MEDIAN, MEAN, STD = 191, 75, 115, 57
 
 
-def tissue_statistics(counts: NDArray[np.int64]) -> dict[str, float]:
+def distinct(volume: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the values that occur in a volume, in rising order, and how many voxels have each."""
+    if volume.dtype.kind in "iu" and volume.dtype.itemsize <= 2:
+        lowest, highest = int(volume.min()), int(volume.max())
+        counts = np.zeros(highest - lowest + 1, dtype=np.int64)
+        for part in volume:  # one after another, for the copies take memory
+            counts += np.bincount(part.ravel().astype(np.int64) - lowest, minlength=len(counts))
+        places = np.flatnonzero(counts)
+        return places + lowest, counts[places]
+    values, counts = np.unique(volume, return_counts=True)
+    return values, counts
+
+
+def tissue_statistics(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[str, float]:
     """Return mean, standard deviation, median and 99th percentile of the tissue of one sequence.
 
-    `counts`, (256,), has how many pixels of the volume have which level. NaN where all are alike.
+    `values` are the intensities that occur in the volume, in rising order, and `counts` how many
+    pixels have each; both are (N,). NaN where all pixels are alike.
     """
-    levels = np.arange(LEVELS)
-    tissue = np.where(levels > np.average(levels, weights=counts), counts, 0)
+    tissue = np.where(values > np.average(values, weights=counts), counts, 0)
     if not tissue.any():
         return dict.fromkeys(STATISTICS, np.nan)
-    mean = np.average(levels, weights=tissue)
-    std = np.sqrt(np.average((levels - mean) ** 2, weights=tissue))
-    median, p99 = np.searchsorted(tissue.cumsum(), [0.5 * tissue.sum(), 0.99 * tissue.sum()])
+    mean = np.average(values, weights=tissue)
+    std = np.sqrt(np.average((values - mean) ** 2, weights=tissue))
+    ranks = np.searchsorted(tissue.cumsum(), [0.5 * tissue.sum(), 0.99 * tissue.sum()])
+    median, p99 = values[ranks]
     return dict(zip(STATISTICS, map(float, (mean, std, median, p99)), strict=True))
 
 
-def normalizing_levels(statistics: Mapping[Any, float], normalize: Normalize) -> NDArray[np.uint8]:
-    """Return the level that each of the 256 levels of a sequence becomes, clipped to 0 and 255.
+def normalized(
+    values: NDArray[Any], statistics: Mapping[Any, float], normalize: Normalize
+) -> NDArray[np.uint8]:
+    """Return what intensities of a sequence become: levels of 0 to 255, rounded and clipped.
 
-    A sequence without contrast, whose statistics say nothing, stays as it is.
+    A sequence without contrast, whose statistics say nothing, keeps its values.
     """
-    levels = np.arange(LEVELS, dtype=np.float64)
+    scaled = values.astype(np.float64)
     if normalize == "percentile" and statistics["tissue_p99"] > 0:
-        levels *= P99 / statistics["tissue_p99"]
+        scaled *= P99 / statistics["tissue_p99"]
     if normalize == "median" and statistics["tissue_median"] > 0:
-        levels *= MEDIAN / statistics["tissue_median"]
+        scaled *= MEDIAN / statistics["tissue_median"]
     if normalize == "z_score" and statistics["tissue_std"] > 0:
-        levels = MEAN + (levels - statistics["tissue_mean"]) * STD / statistics["tissue_std"]
-    return np.clip(np.rint(levels), 0, LEVELS - 1).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """How scans are normalized: for each patient what every level becomes, (1, 256, 3) uint8."""
-
-    tables: dict[str, NDArray[np.uint8]]  # empty: scans stay as they are
-
-    def __call__(self, image: NDArray[np.uint8], patient_id: str) -> NDArray[np.uint8]:
-        """Return the patient's scan, (H, W, 3), normalized."""
-        if not self.tables:
-            return image
-        return np.asarray(cv2.LUT(image, self.tables[patient_id]), dtype=np.uint8)
-
-
-NONE = Normalization({})
-
-
-def read_normalization(
-    intensities: Path, patient_ids: Iterable[str], normalize: Normalize
-) -> Normalization:
-    """Return how to normalize patients' slices, from the table of the stage `measure_tissue`."""
-    if normalize == "none":
-        return NONE
-    try:
-        table = pd.read_csv(intensities, dtype={"patient_id": str}, keep_default_na=False)
-        table[list(STATISTICS)] = table[list(STATISTICS)].apply(pd.to_numeric)
-        rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
-    except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
-        reason = " ".join(str(error).split())
-        raise Refusal(f"{intensities}: no table of intensities ({reason}); {HINT}") from None
-    patients = sorted(set(patient_ids))
-    problems = [
-        f"{intensities}: {patient_id} has no {sequence}"
-        for patient_id in patients
-        for sequence in SEQUENCES
-        if (patient_id, sequence) not in rows
-    ]
-    if problems:
-        refuse(problems, HINT)
-    return Normalization(
-        {
-            patient_id: np.stack(
-                [normalizing_levels(rows[patient_id, each], normalize) for each in SEQUENCES],
-                axis=-1,
-            )[None]
-            for patient_id in patients
-        }
-    )
+        scaled = MEAN + (scaled - statistics["tissue_mean"]) * STD / statistics["tissue_std"]
+    return np.clip(np.rint(scaled), 0, LEVELS - 1).astype(np.uint8)

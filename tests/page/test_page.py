@@ -1,11 +1,8 @@
 """The report's page in a real browser."""
 
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,63 +13,24 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from conftest import SIZE
+from browsing import needs_browser, show, watched
+from helpers import SIZE
 from page.facts import TABULATED
 from report_inputs import N_TESTED, Inputs, Written
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no chromium and chromedriver (Debian: chromium-driver)"
-)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+pytestmark = needs_browser
 
 
 @pytest.fixture
 def browser(chromium: webdriver.Chrome, written: Written) -> Iterator[webdriver.Chrome]:
-    """Return a browser that shows the page; afterwards nothing was logged or asked for.
-
-    Each test gets a new window, because a reloaded page keeps what was chosen in it.
-    """
-    first = chromium.current_window_handle
-    chromium.switch_to.new_window("window")
-    open_page(chromium, written.page, width=1280)
-    yield chromium
-    chromium.close()
-    chromium.switch_to.window(first)
-    assert logged(chromium, "browser") == []
-    asked = [
-        message["params"]["request"]["url"]
-        for entry in logged(chromium, "performance")
-        for message in [json.loads(entry["message"])["message"]]
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
-    assert {url for url in asked if url.startswith("file:")} <= {written.page.as_uri()}
-
-
-def logged(browser: webdriver.Chrome, kind: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = browser.get_log(kind)  # type: ignore[no-untyped-call]
-    return entries
+    """Return a browser that shows the page; afterwards nothing was logged or asked for."""
+    with watched(chromium, written.page):
+        open_page(chromium, written.page, width=1280)
+        yield chromium
 
 
 def open_page(browser: webdriver.Chrome, page: Path, *, width: int, scheme: str = "light") -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(page.as_uri())
+    show(browser, page, width=width, scheme=scheme)
     # Charts are drawn after the page has loaded, and move what stands below them.
     WebDriverWait(browser, 60).until(
         lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".chart svg.marks")) == 6

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import md5
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import (
+from helpers import (
     MODULES,
     SMALL,
     clone_with_outputs,
@@ -32,7 +33,10 @@ FOLLOWED = {
     "`dvc pull`": "here, by verify; team/test_remotes.py",
     "`dvc repro -f acquire`": "here",
     "`kill …": "slow/test_interruptions.py",
-    "`git restore metrics MODEL_CARD.md dvc.lock && dvc checkout`": "slow/test_interruptions.py",
+    "`git restore metrics models MODEL_CARD.md dvc.lock && dvc checkout`": (
+        "slow/test_interruptions.py"
+    ),
+    "`git restore models`": "here",
     "`git init && git add .`": "graph/test_demo.py",
     "`make demo`": "slow/test_demo_run.py",
     "`python study/run.py`": "slow/test_study_run.py",
@@ -191,3 +195,19 @@ def test_a_corrected_source_is_taken_by_force(phantom: Path, tmp_path: Path) -> 
         followed = dvc(repository, "repro", "-f", "acquire")
         assert followed.returncode == 0, followed.stderr
     assert dvc(repository, "repro", "build_manifest").returncode == 0
+
+
+def test_a_lost_model_comes_back_as_the_message_says(repository: Path, tmp_path: Path) -> None:
+    model = repository / "models/glioma.onnx"
+    kept = model.read_bytes()
+    model.write_bytes(b"damaged")
+    command = [sys.executable, "src/segment.py", "scan.nii", "--out", str(tmp_path / "out")]
+    for content in (b"damaged", None):
+        model.unlink()
+        if content:
+            model.write_bytes(content)
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "`git restore models`" in done.stderr
+        subprocess.run(["git", "restore", "models"], cwd=repository, check=True)
+        assert model.read_bytes() == kept

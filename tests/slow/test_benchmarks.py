@@ -10,7 +10,7 @@ import pytest
 import torch
 from segmentation_models_pytorch import Unet
 
-from conftest import ROOT, Data
+from helpers import ROOT, Data
 from learning.decoder import DecoderBlock
 from learning.weights import new_network
 from measure import PeakMemory, growth, run_command

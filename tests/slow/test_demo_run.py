@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conftest import dvc_environment, git, make_repository, put_into_larger_repository
+from helpers import dvc_environment, git, make_repository, put_into_larger_repository
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import read_image, read_mask

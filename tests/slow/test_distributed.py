@@ -18,7 +18,7 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from conftest import QUICK, ROOT, Data, params, section
+from helpers import QUICK, ROOT, Data, params, section
 from learning.augmentation import augmentation
 from learning.batches import BatchMaker, BatchOrder
 from learning.epochs import validate
@@ -26,8 +26,8 @@ from learning.optimization import Average, make_loss, make_schedule
 from learning.params import AugmentParams, TrainParams
 from learning.weights import new_network
 from scans.fitted import FittedSlices, Slices
-from scans.intensity import NONE
 from scans.manifest import read_manifest
+from scans.normalization import NONE
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 

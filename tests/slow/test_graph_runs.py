@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from conftest import SMALL, clone_with_outputs, dvc, make_repository, ran, write_params
+from helpers import SMALL, clone_with_outputs, dvc, make_repository, ran, write_params
 
 
 @pytest.fixture

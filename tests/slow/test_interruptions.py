@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import dvc, dvc_environment, params, write_params
+from helpers import dvc, dvc_environment, params, write_params
 
 SMALL = {
     "acquire__dataset": "phantom",
@@ -166,7 +166,7 @@ def test_four_kills_leave_no_trace(repository: Path) -> None:
         r"train.py: interrupted; [1-9]\d* epochs are kept; the same training goes on from there"
     )
     assert len(re.findall(way_on, log)) == 1  # SIGINT's
-    assert log.count("`git restore metrics MODEL_CARD.md dvc.lock && dvc checkout`") == 1
+    assert log.count("`git restore metrics models MODEL_CARD.md dvc.lock && dvc checkout`") == 1
     check(repository, resumed, n_kills=4)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import QUICK, SRC, Data, params
+from helpers import QUICK, SRC, Data, params
 
 PRIVATE = ("unshare", "--mount", "--map-root-user", "bash", "-c")
 
@@ -71,7 +71,7 @@ from learning.batches import Batches, BatchMaker, BatchOrder
 from learning.device import explained_failures
 from scans.fitted import FittedSlices, Slices
 from pipeline.command import run
-from scans.intensity import NONE
+from scans.normalization import NONE
 from scans.manifest import read_manifest
 
 

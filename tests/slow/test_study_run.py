@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from comparison.study_tables import Study, read_study
-from conftest import SMALL, clone_with_outputs, dvc_environment, put_into_larger_repository
+from helpers import SMALL, clone_with_outputs, dvc_environment, put_into_larger_repository
 
 
 def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:

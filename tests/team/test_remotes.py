@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import dvc, dvc_environment, ran
+from helpers import dvc, dvc_environment, ran
 from servers import MOTO, SSHD, SshServer, files_of, s3_server, serving, ssh_server
 from team_page import PAGE, REPOSITORY, blocks, clone_with_origin, objects, person, scores, shell
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import ROOT, dvc, ran
+from helpers import ROOT, dvc, ran
 from team_page import PAGE, REPOSITORY, blocks, clone_with_origin, objects, scores, shell
 
 

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 import acquire
-from conftest import Outcome, RunStage
+from helpers import Outcome, RunStage
 from scans import lgg
 from servers import kaggle, serving
 

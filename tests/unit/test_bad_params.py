@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import RunStage, params
+from helpers import RunStage, params
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -72,6 +72,8 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("evaluate", "evaluate.threshold", "best", "'val'"),
     ("evaluate", "evaluate.component_share", 1.1, "less than or equal to 1"),
     ("evaluate", "evaluate.resamples", 0, "greater than or equal to"),
+    ("export", "export.version", "1", "should match pattern"),
+    ("export", "export.field_of_view", 0, "greater than 0"),
     ("report", "report.patients", 2, "greater than or equal to 3"),
 ]
 

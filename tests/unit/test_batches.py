@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SIZE, Data, section
+from helpers import SIZE, Data, section
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder, Key, TrainBatch
 from learning.params import AugmentParams
 from pipeline.parallel import ahead
 from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices, Slices
-from scans.intensity import NONE
 from scans.manifest import read_manifest
 from scans.names import slice_path
+from scans.normalization import NONE
 from scans.tiff import read_image, read_mask
 
 STRONG = {"flip": True, "rotate": 90.0, "scale": 0.3, "translate": 0.2}

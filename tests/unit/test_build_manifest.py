@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import build_manifest
-from conftest import Data, Outcome, RunStage
+from helpers import Data, Outcome, RunStage
 from scans.clinical import clean, read_clinical, years
 from scans.manifest import SPLITS, TEXT, read_manifest
 from scans.tiff import read_mask

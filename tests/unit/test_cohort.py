@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import Data
+from helpers import Data
 from scans.cohort import age_band, groups, missing_sequence, read_patients
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conftest import SRC, RunStage, params, section
+from helpers import SRC, RunStage, params, section
 from learning.params import AugmentParams, EncoderParams
 from pipeline.params import Seed, check_params, read_yaml
 from pipeline.refusals import Refusal, refuse

@@ -29,7 +29,7 @@ import predict
 import restructure
 import split
 import train
-from conftest import SIZE, Data, Outcome, RunStage
+from helpers import SIZE, Data, Outcome, RunStage
 from learning.network import Encoder, build_encoder
 from learning.weights import Model, new_network, save_tensors
 from pipeline.outputs import file_sha256

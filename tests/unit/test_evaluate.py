@@ -11,7 +11,7 @@ from PIL import Image
 
 import evaluate
 import split
-from conftest import SIZE, Data, RunStage, noisy, section, write_maps
+from helpers import SIZE, Data, RunStage, noisy, section, write_maps
 from scans.manifest import SPLITS, read_manifest
 from scans.params import SplitParams
 from scans.probability_maps import PROBABILITIES, encode, write_levels

@@ -13,10 +13,10 @@ from scipy import ndimage
 
 import build_manifest
 import explore
-from conftest import SIZE, Data, RunStage
 from exploration.figures import area_figure, hue_figure, location_figure, shares
 from exploration.findings import KINDS
 from exploration.measurements import GRID, HUE_BINS, POSITIONS, Measurements
+from helpers import SIZE, Data, RunStage
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import LEVELS, read_image, read_mask

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import Data
 from exploration import findings
 from exploration.findings import (
     Finding,
@@ -14,6 +13,7 @@ from exploration.findings import (
     thumbnail,
 )
 from exploration.measurements import Volume, read_volume
+from helpers import Data
 from scans.manifest import read_manifest
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SIZE, Data
-from learning.inference import unfit
-from scans.fitting import fit, fit_mask, neighbors, padded_size
+from helpers import SIZE, Data
+from scans.fitting import fit, fit_mask, interpolation, neighbors, padded_size, unfit
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import read_image
@@ -29,7 +28,7 @@ def test_a_slice_is_fitted_and_comes_back_at_its_own_size(
     smooth = (120 + 60 * np.sin(rows / height * 3) + 50 * columns / width).astype(np.uint8)
     fitted = fit(smooth, image_size)
     assert fitted.shape == (padded, padded) == (padded_size(image_size),) * 2
-    back = unfit(torch.from_numpy(fitted).float(), height, width, image_size).numpy()
+    back = unfit(fitted.astype(np.float32), height, width, image_size)
     assert back.shape == (height, width)
     assert np.abs(back - smooth).mean() < 3
 
@@ -43,7 +42,7 @@ def test_nothing_is_lost_where_the_size_fits(data: Data) -> None:
         np.testing.assert_array_equal(fitted[:SIZE, :SIZE], image)
         assert not fitted[SIZE:].any()
         assert not fitted[:, SIZE:].any()
-        channel = torch.from_numpy(fitted[..., 1])
+        channel = fitted[..., 1].astype(np.float32)
         np.testing.assert_array_equal(unfit(channel, SIZE, SIZE, SIZE), image[..., 1])
 
 
@@ -72,3 +71,13 @@ def test_neighbors_are_the_next_numbers_of_the_same_patient() -> None:
         [0, 1], [0, 1], [4, 2], [3, 5], [4, 2], [3, 5],
     ]  # fmt: skip
     assert neighbors([], []).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), [(256, 128), (90, 31), (31, 90), (7, 1), (5, 5)])
+def test_what_is_brought_back_is_interpolated_as_pytorch_does(n_out: int, n_in: int) -> None:
+    values = np.random.default_rng(0).normal(size=(n_in, n_in)).astype(np.float32)
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(values)[None, None], (n_out, n_out), mode="bilinear", align_corners=False
+    )
+    found = interpolation(n_out, n_in) @ values @ interpolation(n_out, n_in).T
+    np.testing.assert_allclose(found, wanted[0, 0].numpy(), atol=1e-4)

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as npst
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
-from conftest import SIZE, Data, noisy, write_maps
-from page.gallery import album, area, outline, overlay, views, webp
+from helpers import SIZE, Data, noisy, write_maps
+from page.drawing import area, outline, webp
+from page.gallery import album, overlay, views
 from scans.manifest import read_manifest
 from scans.names import slice_path
 from scans.tiff import read_image

@@ -8,20 +8,16 @@ import pandas as pd
 import pytest
 
 import measure_tissue
-from conftest import Data
+from helpers import Data
 from pipeline.refusals import Refusal, remake
 from scans.fitted import Slices, read_batches
-from scans.intensity import (
-    NONE,
-    STATISTICS,
-    Normalize,
-    normalizing_levels,
-    read_normalization,
-    tissue_statistics,
-)
+from scans.intensity import STATISTICS, Normalize, normalized, tissue_statistics
 from scans.manifest import read_manifest
 from scans.names import slice_path, sorted_slices
+from scans.normalization import NONE, read_normalization
 from scans.tiff import SEQUENCES, read_image
+
+LEVELS = np.arange(256)
 
 
 def histogram(values: dict[int, int]) -> np.ndarray:
@@ -34,7 +30,7 @@ def histogram(values: dict[int, int]) -> np.ndarray:
 def test_tissue_is_what_is_brighter_than_the_mean_of_the_volume() -> None:
     """Mean of all 100 pixels: (10 * 80 + 30 * 90 + 10 * 130) / 100 = 48."""
     counts = histogram({0: 50, 80: 10, 90: 30, 130: 10})
-    found = tissue_statistics(counts)
+    found = tissue_statistics(LEVELS, counts)
     std = np.sqrt((10 * 16**2 + 30 * 6**2 + 10 * 34**2) / 50)
     wanted = {"tissue_mean": 96, "tissue_std": std, "tissue_median": 90, "tissue_p99": 130}
     assert found == pytest.approx(wanted)
@@ -47,19 +43,19 @@ def test_tissue_is_what_is_brighter_than_the_mean_of_the_volume() -> None:
 
 @pytest.mark.parametrize("level", [0, 7, 255])
 def test_a_volume_without_contrast_has_no_tissue_and_stays_as_it_is(level: int) -> None:
-    found = tissue_statistics(histogram({level: 9}))
+    found = tissue_statistics(LEVELS, histogram({level: 9}))
     assert all(np.isnan(value) for value in found.values())
     for normalize in get_args(Normalize)[1:]:
-        assert normalizing_levels(found, normalize).tolist() == list(range(256))
+        assert normalized(LEVELS, found, normalize).tolist() == list(range(256))
 
 
 def test_percentile_and_median_keep_black_and_z_score_gives_mean_and_deviation() -> None:
     statistics = dict(zip(STATISTICS, (50.0, 20.0, 45.0, 100.0), strict=True))
-    percentile = normalizing_levels(statistics, "percentile")
+    percentile = normalized(LEVELS, statistics, "percentile")
     assert percentile[[0, 50, 100, 133, 134, 255]].tolist() == [0, 96, 191, 254, 255, 255]
-    median = normalizing_levels(statistics, "median")
+    median = normalized(LEVELS, statistics, "median")
     assert median[[0, 45, 100, 152, 153, 255]].tolist() == [0, 75, 167, 253, 255, 255]
-    z_score = normalizing_levels(statistics, "z_score")
+    z_score = normalized(LEVELS, statistics, "z_score")
     assert z_score[[0, 10, 50, 70, 90, 99, 255]].tolist() == [0, 1, 115, 172, 229, 255, 255]
 
 
@@ -70,11 +66,23 @@ def test_a_volume_twice_as_bright_comes_out_the_same(normalize: Normalize, contr
     rng = np.random.default_rng(0)
     dark = np.concatenate([np.zeros(4000, int), rng.normal(60, 15, 6000).clip(0, 127).astype(int)])
     levels = [
-        normalizing_levels(tissue_statistics(np.bincount(volume, minlength=256)), normalize)[volume]
+        normalized(volume, tissue_statistics(*np.unique(volume, return_counts=True)), normalize)
         for volume in (dark, 2 * dark)
     ]
     assert np.abs(levels[0].astype(int) - levels[1]).max() <= 2
     assert levels[0].std() > contrast
+
+
+@pytest.mark.parametrize("normalize", ["percentile", "median", "z_score"])
+def test_intensities_of_any_unit_come_out_as_the_same_levels(normalize: Normalize) -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.normal(60, 15, 6000).clip(0).round()
+    found = [
+        normalized(values, tissue_statistics(*np.unique(values, return_counts=True)), normalize)
+        for values in (volume.astype(np.uint8), volume.astype(np.int16) * 32, volume / 1024)
+    ]
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
 
 
 def test_measured_volumes_are_those_of_the_files(data: Data) -> None:

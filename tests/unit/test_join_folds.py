@@ -11,7 +11,7 @@ import pytest
 
 import join_folds
 from comparison.study_tables import COST, Study, add_training
-from conftest import Outcome, RunStage
+from helpers import Outcome, RunStage
 from scoring.bootstrap import Bootstrap
 from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SRC
+from helpers import SRC
 from pipeline.outputs import replacing, write_metrics
 from pipeline.parallel import in_parallel
 from pipeline.refusals import Refusal

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import SIZE
+from helpers import SIZE
 from scans.names import sorted_slices
 from scans.phantom import make_volume, write_phantom
 from scans.tiff import read_image, read_mask

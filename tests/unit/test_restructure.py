@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 import restructure
-from conftest import Outcome, RunStage
+from helpers import Outcome, RunStage
 from scans.names import sorted_slices
 
 P1 = "PHANTOM_P1_0001_20000101"

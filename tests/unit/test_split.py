@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import split
-from conftest import Data, RunStage, section
+from helpers import Data, RunStage, section
 from pipeline.refusals import Refusal
 from scans.manifest import count_near_duplicates, read_manifest
 from scans.params import SplitParams

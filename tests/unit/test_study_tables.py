@@ -19,7 +19,7 @@ from comparison.study_tables import (
     read_study,
     training_rows,
 )
-from conftest import ROOT
+from helpers import ROOT
 from pipeline.params import leaves
 from pipeline.refusals import Refusal
 

@@ -1,0 +1,111 @@
+"use strict";
+// The viewer: slices of patients, a slider for each, and what lies over the scan. A page may have
+// several `.card`s in `#gallery`; what it knows of their slices is in `#slices`.
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+
+const LAYERS = ["right", "missed", "false", "halo", "reference", "prediction"]; // the last on top
+const FLAIR = 1;
+const slices = read("slices");
+const gallery = document.getElementById("gallery");
+const cards = all(".card");
+const svg = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+
+// The pattern of a kind of error, as large on the screen whatever the slice's width in pixels.
+function pattern(name, width) {
+  const id = `${name}-${width}`;
+  if (!document.getElementById(id)) {
+    const base = document.getElementById(name);
+    const scaled = base.cloneNode(true);
+    scaled.id = id;
+    const turn = base.getAttribute("patternTransform") ?? "";
+    scaled.setAttribute("patternTransform", `scale(${width / 256}) ${turn}`);
+    base.after(scaled);
+  }
+  return `url(#${id})`;
+}
+
+// What a slice shows, in words: those of the page, or how it compares with the reference.
+function summary(slice) {
+  if (slice.words) return slice.words;
+  const [tp, fp, fn] = slice.counts;
+  const both = 2 * tp + fp + fn;
+  const dice = both ? `Dice ${((2 * tp) / both).toFixed(3)}` : "no tumor in either";
+  return `${dice}: ${tp} pixels right, ${fn} missed, ${fp} false`;
+}
+
+function draw(card) {
+  const slider = card.querySelector("[type=range]");
+  const of = slices[card.dataset.index];
+  const slice = of[slider.value];
+  const choice = gallery.querySelector("[name=sequence]:checked");
+  const sequence = choice.parentElement.textContent;
+  const [width, height] = slice.size;
+  const found = summary(slice);
+
+  const image = card.querySelector("img");
+  image.width = width;
+  image.height = height;
+  image.src = `data:image/webp;base64,${slice.views[choice.value] || slice.views[FLAIR]}`;
+  const number = slice.number === undefined ? "" : `, number ${slice.number}`;
+  const where = `Slice ${Number(slider.value) + 1} of ${of.length}${number}`;
+  const missing = card.dataset.missing.split(" ").includes(choice.value);
+  image.alt = `${sequence} scan of ${card.dataset.name}. ${where}. ${found}.`;
+  card.querySelector("figcaption").textContent =
+    `${where}. ${found}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
+  slider.setAttribute("aria-valuetext", `${where}. ${found}`);
+  card.querySelector(".now").setAttribute("x", slider.value);
+
+  const { reference = "", prediction } = slice.paths;
+  const paths = { ...slice.paths, halo: reference + prediction };
+  const over = card.querySelector(".over");
+  over.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  over.replaceChildren(
+    ...LAYERS.filter((name) => name in paths).map((name) => {
+      const path = svg("path");
+      path.setAttribute("class", name);
+      path.setAttribute("d", paths[name]);
+      if (document.getElementById(name)) path.style.fill = pattern(name, width);
+      return path;
+    }),
+  );
+}
+
+function move(card, position) {
+  const slider = card.querySelector("[type=range]");
+  const before = slider.value;
+  slider.value = position; // the slider keeps it within its range
+  if (slider.value !== before) draw(card);
+}
+
+function layers() {
+  for (const box of all("#layers input")) gallery.classList.toggle(`no-${box.name}`, !box.checked);
+}
+
+for (const card of cards) {
+  card.querySelector("[type=range]").addEventListener("input", () => draw(card));
+  const scan = card.querySelector(".scan");
+  let from = null;
+  scan.addEventListener("pointerdown", (event) => {
+    from = null;
+    if (!event.isPrimary || event.button !== 0) return; // a second finger zooms
+    from = { x: event.clientX, at: Number(card.querySelector("[type=range]").value) };
+    scan.setPointerCapture(event.pointerId);
+  });
+  scan.addEventListener("pointermove", (event) => {
+    if (from === null) return;
+    const share = (event.clientX - from.x) / scan.clientWidth;
+    move(card, Math.round(from.at + share * slices[card.dataset.index].length));
+  });
+  for (const end of ["pointerup", "pointercancel"]) scan.addEventListener(end, () => (from = null));
+  draw(card);
+}
+document.getElementById("sequence").addEventListener("change", () => cards.forEach(draw));
+document.getElementById("layers").addEventListener("change", layers);
+// Keys that the page names in `data-key`, while the focus is within the gallery.
+gallery.addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("select")) return;
+  gallery.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`)?.click();
+});
+layers();

@@ -1,0 +1,66 @@
+"""How the slices of a data set are normalized: a table of levels for each patient and sequence."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.refusals import Refusal, refuse, remake
+from scans.intensity import STATISTICS, Normalize, normalized
+from scans.tiff import LEVELS, SEQUENCES
+
+HINT = remake("measure_tissue")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How scans are normalized: for each patient what every level becomes, (1, 256, 3) uint8."""
+
+    tables: dict[str, NDArray[np.uint8]]  # empty: scans stay as they are
+
+    def __call__(self, image: NDArray[np.uint8], patient_id: str) -> NDArray[np.uint8]:
+        """Return the patient's scan, (H, W, 3), normalized."""
+        if not self.tables:
+            return image
+        return np.asarray(cv2.LUT(image, self.tables[patient_id]), dtype=np.uint8)
+
+
+NONE = Normalization({})
+
+
+def read_normalization(
+    intensities: Path, patient_ids: Iterable[str], normalize: Normalize
+) -> Normalization:
+    """Return how to normalize patients' slices, from the table of the stage `measure_tissue`."""
+    if normalize == "none":
+        return NONE
+    try:
+        table = pd.read_csv(intensities, dtype={"patient_id": str}, keep_default_na=False)
+        table[list(STATISTICS)] = table[list(STATISTICS)].apply(pd.to_numeric)
+        rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
+    except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
+        reason = " ".join(str(error).split())
+        raise Refusal(f"{intensities}: no table of intensities ({reason}); {HINT}") from None
+    patients = sorted(set(patient_ids))
+    problems = [
+        f"{intensities}: {patient_id} has no {sequence}"
+        for patient_id in patients
+        for sequence in SEQUENCES
+        if (patient_id, sequence) not in rows
+    ]
+    if problems:
+        refuse(problems, HINT)
+    levels = np.arange(LEVELS)
+    return Normalization(
+        {
+            patient_id: np.stack(
+                [normalized(levels, rows[patient_id, each], normalize) for each in SEQUENCES],
+                axis=-1,
+            )[None]
+            for patient_id in patients
+        }
+    )
