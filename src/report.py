@@ -10,12 +10,10 @@ it shows slices of the data set, so it is kept by DVC and never in Git. A leaf o
 """
 
 import base64
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 import pandas as pd
 import vl_convert
 from markupsafe import Markup
@@ -30,13 +28,16 @@ from page.facts import (
     FINDINGS,
     SHOWN,
     cohort_facts,
+    data_license,
     encoder_facts,
     file_facts,
+    limits,
     param_facts,
+    read_table,
     score_facts,
 )
 from page.gallery import albums, cards, chosen_for_display, ranked
-from page.wording import kept_components
+from page.rendering import script_json, template_environment
 from pipeline.command import run
 from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
@@ -46,7 +47,6 @@ from scans.manifest import read_manifest, splits_of
 from scans.params import AcquireParams, SplitParams
 from scoring.params import EvaluateParams
 
-TEMPLATES = Path(__file__).parent / "page/templates"
 HINT = remake("report")
 TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
 CURVES = ("train/loss", "train/iou", "val/iou")  # the last where there is a val
@@ -58,18 +58,9 @@ class ReportParams(Section):
     patients: Annotated[int, Field(ge=3)]
 
 
-def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
-    """Return a table of metrics; names stay text, empty fields are NaN."""
-    text = dict.fromkeys(("patient_id", "institution", "attribute", "group"), str)
-    try:
-        return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read ({error}). {HINT}") from None
-
-
 def read_tables(evaluated: Path) -> dict[str, pd.DataFrame]:
     """Return the tables of evaluate; where a row is of one split, those of SHOWN."""
-    tables = {name: read_table(evaluated / f"{name}.csv") for name in TABLES}
+    tables = {name: read_table(evaluated / f"{name}.csv", HINT) for name in TABLES}
     by_split = ("definitions", "per_patient", "subgroups")
     return tables | {name: tables[name].query("split == @SHOWN") for name in by_split}
 
@@ -79,35 +70,11 @@ def read_curves(folder: Path, slices: pd.DataFrame) -> "dict[str, pd.Series[floa
     curves, splits = {}, splits_of(slices)
     for name in (each for each in CURVES if each.partition("/")[0] in splits):
         path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
-        table = read_table(path, "\t")
+        table = read_table(path, HINT, "\t")
         if not {"step", column} <= set(table):
             raise Refusal(f"{path}: no curve by `step` of `{column}`; {remake('train')}")
         curves[name] = table.set_index("step")[column]
     return curves
-
-
-def template_environment() -> jinja2.Environment:
-    """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    found.filters |= {"cell": cell, "kept_components": kept_components}
-    return found
-
-
-def cell(value: Any) -> str:
-    """Return a value as a cell of a table in Markdown, whatever it is made of."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def script_json(value: Any) -> Markup:
-    """Return a value as JSON that cannot end the script element that it stands in."""
-    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))  # noqa: S704
 
 
 def picture(path: Path) -> str:
@@ -131,7 +98,18 @@ def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tupl
         ],
         vega=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")),  # noqa: S704
     )
-    return html, jinja.get_template("MODEL_CARD.md").render(facts)
+    dataset = facts["dataset"]
+    card = jinja.get_template("MODEL_CARD.md").render(
+        facts,
+        license=data_license(dataset),
+        limits=limits(
+            dataset,
+            n_institutions=facts["institutions"],
+            context=facts["params"]["train"].context,
+            calibration=facts["calibration"].value,
+        ),
+    )
+    return html, card
 
 
 def main(

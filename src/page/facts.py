@@ -52,6 +52,57 @@ FINDINGS = {
 }
 
 
+def read_table(path: Path, hint: str, separator: str = ",") -> pd.DataFrame:
+    """Return a table of metrics; names stay text, empty fields are NaN."""
+    text = dict.fromkeys(("patient_id", "institution", "attribute", "group"), str)
+    try:
+        return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path}: cannot be read ({error}). {hint}") from None
+
+
+def data_name(dataset: str) -> str:
+    """Return what the data set of `acquire.dataset` is called."""
+    names = {
+        "lgg": "LGG MRI Segmentation (Buda et al., 2019)",
+        "phantom": "a synthetic phantom, which says nothing about patients",
+    }
+    return names.get(dataset, "a data set of the user's own")
+
+
+def data_license(dataset: str) -> str:
+    """Return the SPDX name of the license of what was trained on a data set; "" if unknown."""
+    return {"lgg": "CC-BY-NC-SA-4.0", "phantom": "MIT"}.get(dataset, "")
+
+
+def limits(
+    dataset: str, *, n_institutions: int, context: int, calibration: float | None
+) -> list[str]:
+    """Return what a model's scores leave open; `calibration` is its error from 5 % on test."""
+    of_data = {
+        "lgg": [
+            "Every patient of the data has a tumor, found before the scan was chosen: how often it "
+            "finds one in somebody who has none is unknown beyond the healthy slices of these "
+            "patients.",
+            "One reference for each slice: what is missed at a border may be a matter of opinion.",
+            f"Patients of {n_institutions} institutions of one archive. Other scanners, protocols "
+            "and preprocessing are not tested.",
+        ],
+        "phantom": ["Ellipses in noise: what it learned there holds nowhere else."],
+    }
+    seen = "a slice and the two beside it, not the whole volume"
+    return [
+        *of_data.get(dataset, ["What the scores hold for beyond patients like these is unknown."]),
+        "The files have no voxel spacing: distances are in pixels and in 2-D, volumes are counts "
+        "of pixels.",
+        f"The network sees {seen if context else 'one slice at a time, not those beside it'}.",
+        f"Probabilities are off by {formatted(calibration)} on average among pixels of 5 % and "
+        "more.",
+        "Groups that have few patients say little about such patients. Grade, gender and the like "
+        "are the codes of `data.csv`, which comes without a code book.",
+    ]
+
+
 def file_facts(path: Path) -> dict[str, Any]:
     """Return a file's place, size in MB and SHA-256."""
     return {

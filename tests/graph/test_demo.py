@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 import demo
-from conftest import ROOT, dvc_environment, git
+from helpers import ROOT, dvc_environment, git
 from pipeline.params import leaves
 from pipeline.refusals import Refusal
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from conftest import MODULES, PACKAGES, ROOT, SRC, direct_imports
+from helpers import MODULES, PACKAGES, ROOT, SRC, direct_imports, imported
 
 # What each package may import of the others; a stage or command may import all of them.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -19,8 +19,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exploration": {"pipeline", "scans"},
     "page": {"pipeline", "scans", "scoring"},
     "comparison": {"pipeline", "scans", "scoring"},
+    "application": {"pipeline", "scans", "page"},
 }
-COMMANDS = {"demo", "verify"}  # scripts that are no stage of the graph
+COMMANDS = {"demo", "segment", "verify"}  # scripts that are no stage of the graph
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 300  # lines
 
 
@@ -73,11 +74,12 @@ MAY_LOAD: dict[str, set[str]] = {
     "evaluate": {"pandas", "scipy"},
     "report": {"pandas", "scipy", "altair"},
     "predict": {"pandas", "scipy", "torch", "timm", "lightning_fabric"},
+    "segment": {"scipy"},
     "verify": set(),
 }
 HEAVY = {
-    *("albumentations", "altair", "dvc", "kagglehub", "lightning_fabric", "matplotlib", "monai"),
-    *("pandas", "scipy", "sklearn", "timm", "torch"),
+    *("albumentations", "altair", "dvc", "highdicom", "kagglehub", "lightning_fabric"),
+    *("matplotlib", "monai", "pandas", "scipy", "sklearn", "timm", "torch"),
 }
 
 
@@ -100,3 +102,19 @@ def test_a_script_finds_the_packages_and_loads_no_heavy_one_that_it_does_not_nee
     )
     if script in MAY_LOAD:
         assert set(done.stdout.split()) & HEAVY <= MAY_LOAD[script]
+
+
+def test_segment_imports_what_its_small_environment_has() -> None:
+    """By name in the registry, which is that in Python but for Pillow."""
+    pins = (ROOT / "requirements-segment.txt").read_text().splitlines()
+    installed = {line.partition("==")[0] for line in pins if "==" in line} | {"PIL"}
+    names = set()
+    for module in imported("segment"):
+        for node in ast.walk(ast.parse(MODULES[module].read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").partition(".")[0])
+    foreign = names - set(sys.stdlib_module_names) - MAY_IMPORT.keys()
+    assert foreign - {"pandas"} <= installed  # pandas: for the types of pipeline.outputs alone
+    assert "numpy" in foreign

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 import train
-from conftest import MODULES, QUICK, ROOT, Data, Outcome, RunStage, moved
+from helpers import MODULES, QUICK, ROOT, Data, Outcome, RunStage, moved
 from learning import checkpoint
 from learning.checkpoint import (
     Progress,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import section
+from helpers import section
 from learning.device import (
     environment,
     explained_failures,

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import fetch_encoder
-from conftest import ROOT, Outcome, RunStage, params
+from helpers import ROOT, Outcome, RunStage, params
 from learning.network import build_encoder
 from learning.weights import load_encoder
 from pipeline.outputs import file_sha256

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from conftest import SIZE, Data, Stub, Told, predicted, rows_of, section
+from helpers import SIZE, Data, Stub, Told, predicted, rows_of, section
 from learning.epochs import validate
 from learning.inference import fitted_logits
 from learning.network import Context, Network
@@ -16,9 +16,9 @@ from learning.params import TrainParams
 from learning.weights import new_network
 from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices, Slices
-from scans.intensity import NONE
 from scans.manifest import read_manifest
 from scans.names import slice_path
+from scans.normalization import NONE
 from scans.tiff import read_mask
 
 

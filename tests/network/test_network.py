@@ -14,7 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import SRC
+from helpers import SRC
 from learning.decoder import transposed_kernel
 from learning.network import Encoder, Network, build_encoder, folded
 from learning.optimization import make_loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import predict
-from conftest import SIZE, Data, Outcome, RunStage, predicted
+from helpers import SIZE, Data, Outcome, RunStage, predicted
 from learning.network import Network
 from learning.weights import Model, new_network, save_tensors
 from pipeline.outputs import file_sha256

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from conftest import QUICK, Data, Outcome, RunStage, moved
+from helpers import QUICK, Data, Outcome, RunStage, moved
 from learning import captured, optimization
 from learning.batches import Batches, BatchMaker, TrainBatch
 from learning.epochs import refuse_bad_steps, take_step, train_epoch

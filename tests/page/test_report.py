@@ -12,9 +12,10 @@ import pandas as pd
 import yaml
 
 import report
-from conftest import ROOT, RunStage
+from helpers import ROOT, RunStage
 from page import gallery
 from page.facts import TABULATED, subgroup_rows
+from page.rendering import cell
 from page.wording import DEFINITIONS, SCORES, format_score, formatted
 from pipeline.outputs import file_sha256
 from report_inputs import CURVES, PARAMS, Inputs, Written
@@ -123,10 +124,12 @@ def test_the_card_names_files_by_their_hash_and_the_declared_artifact(
     assert f"| SHA-256 | `{file_sha256(inputs.unet)}` |" in card
     assert f"| SHA-256 of the encoder | `{file_sha256(inputs.encoder)}` |" in card
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    [(name, artifact)] = graph["artifacts"].items()
-    assert f"the artifact `{name}` of `dvc.yaml`" in card
-    assert artifact["path"] in graph["stages"]["report"]["cmd"].split()
-    assert artifact["path"] in graph["stages"]["train"]["outs"]
+    assert "the artifact `unet` of `dvc.yaml`" in card
+    paths = {name: artifact["path"] for name, artifact in graph["artifacts"].items()}
+    assert paths["unet"] in graph["stages"]["report"]["cmd"].split()
+    assert paths["unet"] in graph["stages"]["train"]["outs"]
+    assert f"`{paths['glioma']}`" in card
+    assert {paths["glioma"]} <= {path for out in graph["stages"]["export"]["outs"] for path in out}
     assert "**Not a medical device, not for clinical use.**" in card
     assert "synthetic phantom. Its figures say nothing about patients" in card
     assert "CC BY-NC-SA" not in card
@@ -171,7 +174,7 @@ def test_a_group_with_an_interval_has_it_in_order() -> None:
     [told_row] = subgroup_rows(pd.DataFrame([row]))
     assert (told_row["mean"], told_row["interval"]) == ("0.500", "0.400 to 0.625")
     assert (told_row["median"], told_row["iou"], told_row["n"]) == ("0.550", "undefined", 12)
-    assert report.cell("a|b\n<c>") == "a\\|b &lt;c>"
+    assert cell("a|b\n<c>") == "a\\|b &lt;c>"
 
 
 def test_the_charts_hold_the_tables(inputs: Inputs, written: Written) -> None:
