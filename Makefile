@@ -1,7 +1,8 @@
-# make demo: the whole graph on a synthetic data set; make test: the tests. Each installs what it
-# needs into .venv first, unless PYTHON names an interpreter that has the requirements already.
+# make segment: outline tumor in a scan; make demo: the whole graph on a synthetic data set; make test:
+# the tests. Each installs what it needs into .venv first; but for make segment, not where PYTHON names
+# an interpreter that has the requirements already.
 
-.PHONY: demo test test-all verify tools lint clean
+.PHONY: demo segment test test-all test-segment verify tools lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -30,6 +31,20 @@ export PATH := $(BIN):$(PATH)
 demo: $(DEMO_READY)
 	python src/demo.py demo
 
+# With the released model, in a small environment of its own: make segment SCAN=patient/ OUT=result/
+segment: .venv/segment/ready
+	@$(if $(and $(SCAN),$(OUT)),,$(error say what to segment: make segment SCAN=patient/ OUT=result/))
+	@.venv/segment/bin/python src/segment.py "$(SCAN)" --out "$(OUT)"
+
+.venv/segment/ready: requirements-segment.txt requirements.lock | .venv/segment/bin/python
+	@$(@D)/bin/python -m pip install --quiet --no-compile --requirement requirements-segment.txt
+	@touch $@
+
+# The tests of segment with nothing but what it needs, and pytest.
+test-segment: .venv/segment/ready
+	.venv/segment/bin/python -m pip install --quiet --constraint requirements.lock pytest
+	.venv/segment/bin/python -m pytest --confcutdir tests/segment tests/segment
+
 # Before anything is pushed or published: whether DVC's cache and the outputs are what they should be.
 verify: $(DEMO_READY)
 	@python src/verify.py
@@ -39,7 +54,7 @@ JOBS ?= 2
 PYTEST := python -m pytest -n $(JOBS) --dist worksteal
 
 test: $(TEST_READY)
-	$(PYTEST) tests/unit tests/network tests/graph tests/page
+	$(PYTEST) tests/unit tests/network tests/graph tests/page tests/segment
 
 # Also what is slow: whole experiments, servers, kills, the demo, and the real data where it is.
 test-all: $(TEST_READY)
@@ -65,12 +80,16 @@ lint: $(TEST_READY)
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.venv/bin/python:
+# .venv for everything, and a small one for make segment.
+.venv/bin/python: SIZE := some GB for PyTorch and all
+.venv/segment/bin/python: SIZE := 0.4 GB
+.venv/bin/python .venv/segment/bin/python: VENV = $(@:/bin/python=)
+.venv/bin/python .venv/segment/bin/python:
 	@for candidate in $(CANDIDATES); do \
 	  if $$candidate -c '$(SUPPORTED)' 2> /dev/null; then \
-	    echo "making .venv with $$($$candidate --version); torch and all take some GB, once"; \
-	    $$candidate -m venv .venv && exit 0; \
-	    rm -rf .venv; exit 1; \
+	    echo "making $(VENV) with $$($$candidate --version); it takes $(SIZE), once"; \
+	    $$candidate -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
 	  fi; \
 	done; \
 	echo "no Python 3.11, 3.12 or 3.13 found; install one, or: make PYTHON=/path/to/python"; exit 1

@@ -1,0 +1,67 @@
+"""A mask as DICOM SEG, which viewers such as 3D Slicer and OHIF lay over the series."""
+
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+from highdicom.content import AlgorithmIdentificationSequence
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationTypeValues,
+    SegmentDescription,
+)
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
+
+from scans.dicom import UNEVEN, DicomSeries
+
+# What DICOM wants of patient and study, with or without a value, and anonymizers leave out.
+MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
+    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+
+
+def write_segmentation(
+    path: Path, mask: NDArray[np.uint8], series: DicomSeries, model: dict[str, Any]
+) -> None:
+    """Write a mask on the grid that read_dicom has found for the series, (D, H, W) of 0 and 1."""
+    datasets = [dcmread(file) for file in series.files]
+    for dataset in datasets:
+        for tag in (tag for tag in MAY_BE_EMPTY if tag not in dataset):
+            setattr(dataset, tag, "")
+    if int(datasets[0].get("NumberOfFrames") or 1) > 1:
+        volume = highdicom.Image.from_dataset(datasets[0]).get_volume(dtype=np.float32)
+    else:
+        volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, rtol=UNEVEN)
+    algorithm = AlgorithmIdentificationSequence(
+        name=model["name"], version=model["version"], family=codes.DCM.ArtificialIntelligence
+    )
+    description = SegmentDescription(
+        segment_number=1,
+        segment_label="Glioma",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Neoplasm,
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+    )
+    found = Segmentation(
+        source_images=datasets,
+        pixel_array=volume.with_array(mask),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=highdicom.UID(),
+        series_number=1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="unknown",
+        manufacturer_model_name=model["name"],
+        software_versions=model["version"],
+        device_serial_number="0",
+        content_label="TUMOR",
+        omit_empty_frames=bool(mask.any()),
+    )
+    found.save_as(path)

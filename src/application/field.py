@@ -1,0 +1,95 @@
+"""The field of view that the network is shown of a slice, and the way back to the slice."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scans.fitting import fit, unfit
+
+AS_TRAINED = 0.12  # by which a slice's longer side may differ from the field of view, and be taken
+# whole: augmentation scaled the training's slices by more
+SQUARE = 0.01  # by which height and width of a pixel may differ
+
+
+class Field(NamedTuple):
+    """A rectangle of a slice, in its pixels; it may reach beyond the slice, where nothing is."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    squared: tuple[int, int]  # height and width once its pixels are squares
+
+    def cut(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Return the field of slices (D, H, W), 0 beyond them; a view where it is within them."""
+        rows, columns = self.within(slices.shape[1], slices.shape[2])
+        inside = slices[:, rows, columns]
+        if inside.shape[1:] == (self.height, self.width):
+            return inside
+        found = np.zeros((len(slices), self.height, self.width), dtype=slices.dtype)
+        top, left = rows.start - self.top, columns.start - self.left
+        found[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
+        return found
+
+    def within(self, height: int, width: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a slice that the field has."""
+        rows = slice(max(self.top, 0), min(self.top + self.height, height))
+        columns = slice(max(self.left, 0), min(self.left + self.width, width))
+        return rows, columns
+
+    def fitted(self, pixels: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+        """Return a field's pixels (H, W, 3) as the network takes them, (S, S, 3)."""
+        if self.squared != pixels.shape[:2]:
+            size = self.squared[::-1]
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        return fit(pixels, image_size)
+
+    def restored(
+        self, logits: NDArray[np.float32], height: int, width: int, image_size: int
+    ) -> NDArray[np.float32]:
+        """Return a slice's logits (H, W) from those of its field (S, S); -inf beyond the field."""
+        scaled = unfit(logits, self.height, self.width, image_size, of=self.squared)
+        found = np.full((height, width), -np.inf, dtype=np.float32)
+        rows, columns = self.within(height, width)
+        found[rows, columns] = scaled[
+            rows.start - self.top : rows.stop - self.top,
+            columns.start - self.left : columns.stop - self.left,
+        ]
+        return found
+
+
+def span(tissue: NDArray[np.bool_], n_wanted: int) -> int:
+    """Return where `n_wanted` pixels begin along an axis: around the tissue, if they are fewer.
+
+    `tissue` says for each position along the axis whether there is any.
+    """
+    if n_wanted >= len(tissue) or not tissue.any():
+        return -((n_wanted - len(tissue)) // 2)
+    places = np.flatnonzero(tissue)
+    return int(places[0] + places[-1] + 1 - n_wanted) // 2
+
+
+def choose_field(
+    tissue: NDArray[np.bool_], pixel: tuple[float, float], field_of_view: float
+) -> Field:
+    """Return the field of slices whose tissue is given, (D, H, W), for a network's field in mm.
+
+    Slices of about that size are taken whole, as they were in the training; others are padded, or
+    cropped around the head. `pixel` has the height and width of a pixel in mm.
+    """
+    height, width = tissue.shape[1:]
+    longer = max(height * pixel[0], width * pixel[1])
+    if abs(longer / field_of_view - 1) <= AS_TRAINED:
+        top = left = 0
+    else:
+        rows = np.asarray(tissue.any(axis=(0, 2)))
+        columns = np.asarray(tissue.any(axis=(0, 1)))
+        height, width = (round(field_of_view / each) for each in pixel)
+        top, left = span(rows, height), span(columns, width)
+    side = min(pixel)
+    squared = (height, width)
+    if abs(pixel[0] / pixel[1] - 1) > SQUARE:
+        squared = (round(height * pixel[0] / side), round(width * pixel[1] / side))
+    return Field(top, left, height, width, squared)

@@ -1,0 +1,76 @@
+"""The page of a segmented scan: one file, with the viewer that the report has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from application.segmentation import Segmentation
+from page.drawing import area, bars, outline, webp
+from page.rendering import script_json, template_environment
+from scans.tiff import SEQUENCES
+
+LONGEST = 320  # pixels of a slice's longer side in the page
+
+
+def shown_size(found: Segmentation) -> tuple[int, int]:
+    """Return width and height in pixels of a slice in the page, whose pixels are squares."""
+    _, pixel_height, pixel_width = found.voxel_size
+    height, width = found.mask.shape[1] * pixel_height, found.mask.shape[2] * pixel_width
+    finest = min(pixel_height, pixel_width)
+    scale = min(1 / finest, LONGEST / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shown_slice(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    size: tuple[int, int],
+    missing: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return what the viewer needs of a slice, (H, W, 3), but for its number and words."""
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    tumor = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return {
+        "size": size,
+        "views": [
+            "" if name in missing else webp(np.ascontiguousarray(resized[..., channel]))
+            for channel, name in enumerate(SEQUENCES)
+        ],
+        "paths": {"prediction": outline(tumor), "right": area(tumor)},
+    }
+
+
+def area_in_words(n_pixels: int, square_millimeters: float | None) -> str:
+    """Return how much tumor a slice shows."""
+    if not n_pixels:
+        return "no tumor"
+    if square_millimeters is None:
+        return f"{n_pixels:,} pixels of tumor"
+    return f"{n_pixels * square_millimeters / 100:.1f} cm² of tumor"
+
+
+def write_page(path: Path, found: Segmentation, summary: dict[str, Any]) -> None:
+    """Write the page of a patient whose result.json says `summary`."""
+    size, areas = shown_size(found), found.mask.sum(axis=(1, 2)).tolist()
+    _, pixel_height, pixel_width = found.voxel_size
+    pixel = None if summary["volume_ml"] is None else pixel_height * pixel_width
+    slices = [
+        {"words": area_in_words(n_pixels, pixel)} | shown_slice(image, mask, size, found.missing)
+        for image, mask, n_pixels in zip(found.images, found.mask, areas, strict=True)
+    ]
+    text = (
+        template_environment()
+        .get_template("result.html")
+        .render(
+            summary=summary,
+            n_slices=len(slices),
+            begin=int(np.argmax(areas)) if any(areas) else len(areas) // 2,
+            steps=bars(areas, max(1, *areas)),
+            missing_channels=[SEQUENCES.index(name) for name in found.missing],
+            slices=script_json([slices]),
+        )
+    )
+    path.write_text(text, encoding="utf-8")

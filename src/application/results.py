@@ -1,0 +1,195 @@
+"""What is written for a patient: masks, a summary, pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from application.model import ReleasedModel
+from application.page import write_page
+from application.reading import Patient
+from application.segmentation import Segmentation
+from pipeline.outputs import discard, replacing, rounded
+from pipeline.refusals import Refusal
+from scans.nifti import write_nifti
+from scans.probability_maps import PROBABILITIES
+from scans.tiff import SEQUENCES
+from scans.volume import components
+
+SUMMARY = "result.json"
+WRITTEN = (
+    *("mask.nii.gz", "probability.nii.gz", "mask.dcm", "masks", "preview.png", "index.html"),
+    SUMMARY,
+)
+N_PREVIEWED = 9  # slices, in three rows
+PREVIEW = 256  # pixels along each side of a slice in the preview
+OUTLINE = (255, 200, 0)  # red, green and blue of the outline
+
+
+def tumor_facts(found: Segmentation, patient: Patient) -> dict[str, Any]:
+    """Return volume, components and extent of a mask; in mL and mm where voxels have a size.
+
+    `slices` are those with tumor: their numbers in the data set's files, else counted from the
+    lowest, from 1.
+    """
+    numbers = patient.numbers or list(range(1, len(found.mask) + 1))
+    _, sizes = components(found.mask, numbers)
+    milliliters = found.flair.voxel_volume / 1000
+    places = np.argwhere(found.mask)
+    extent = np.ptp(places, axis=0) + 1 if len(places) else np.zeros(3, dtype=np.int64)
+    order = ("inferior_superior", "anterior_posterior", "right_left")
+    measured = patient.measured
+    return {
+        "n_voxels": int(found.mask.sum()),
+        "volume_ml": float(found.mask.sum() * milliliters) if measured else None,
+        "components": [
+            {"n_voxels": int(n), "volume_ml": float(n * milliliters) if measured else None}
+            for n in sorted(sizes.tolist(), reverse=True)
+        ],
+        "extent_mm": {
+            name: float(n * size) if measured else None
+            for name, n, size in zip(order, extent, found.voxel_size, strict=True)
+        },
+        "slices": sorted({numbers[int(place)] for place in places[:, 0]}),
+    }
+
+
+def previewed(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the places of the slices to preview: over the tumor, or over all if there is none."""
+    places = np.flatnonzero(mask.any(axis=(1, 2)))
+    first, last = (int(places[0]), int(places[-1])) if len(places) else (0, len(mask) - 1)
+    lacking = max(0, N_PREVIEWED - (last - first + 1))  # so that no slice is shown twice
+    first = max(0, min(first - lacking // 2, len(mask) - N_PREVIEWED))
+    last = min(len(mask) - 1, max(last, first + N_PREVIEWED - 1))
+    return np.unique(np.linspace(first, last, N_PREVIEWED).round().astype(np.int64))
+
+
+def preview(found: Segmentation) -> Image.Image:
+    """Return nine slices of FLAIR with the outline of the tumor."""
+    _, height, width = found.voxel_size
+    shape = (found.mask.shape[1] * height, found.mask.shape[2] * width)
+    scale = PREVIEW / max(shape)
+    size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
+    sheet = Image.new("RGB", (3 * PREVIEW, 3 * PREVIEW))
+    for place, at in enumerate(previewed(found.mask)):
+        flair = Image.fromarray(found.images[at, ..., SEQUENCES.index("flair")])
+        pixels = np.array(flair.resize(size, Image.Resampling.BILINEAR).convert("RGB"))
+        tumor = Image.fromarray(found.mask[at]).resize(size, Image.Resampling.NEAREST)
+        inside = np.pad(np.array(tumor), 1)
+        core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        pixels[inside[1:-1, 1:-1] & ~core] = OUTLINE
+        corner = (place % 3 * PREVIEW, place // 3 * PREVIEW)
+        left, top = (PREVIEW - size[0]) // 2, (PREVIEW - size[1]) // 2
+        sheet.paste(Image.fromarray(pixels), (corner[0] + left, corner[1] + top))
+    return sheet
+
+
+def identity_of(patient: Patient, model: ReleasedModel, threshold: float) -> dict[str, Any]:
+    """Return what a result is of: the part of result.json by which it is known again."""
+    own = model.description
+    return {
+        "inputs": patient.inputs(),
+        "model": {"name": own["name"], "version": own["version"], "sha256": model.sha256},
+        "threshold": threshold,
+    }
+
+
+def summary_of(
+    name: str, patient: Patient, found: Segmentation, warning: str, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what result.json says, but for the time it took."""
+    return {
+        "name": name,
+        "warning": warning,
+        **tumor_facts(found, patient),
+        "voxel_mm": list(found.voxel_size) if patient.measured else None,
+        "warnings": [*patient.notes, *found.warnings],
+        "missing": list(found.missing),
+        **identity,
+    }
+
+
+def kept_summary(
+    folder: Path, identity: dict[str, Any], *, probability: bool
+) -> dict[str, Any] | None:
+    """Return the summary in a folder if it is of the same inputs, model and threshold.
+
+    None where there is no result, or one of the same inputs that is to be made again. Refuses a
+    folder that holds anything else.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names and not (folder.exists() and not folder.is_dir()):
+        return None
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        digests = [each["sha256"] for each in summary["inputs"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Refusal(f"{folder}: holds something else than a result; name another --out") from None
+    if foreign := sorted(names - set(WRITTEN)):
+        raise Refusal(
+            f"{folder}: holds {', '.join(foreign[:5])} beside a result; move it, or name another "
+            "--out"
+        )
+    if digests != [each["sha256"] for each in identity["inputs"].values()]:
+        raise Refusal(f"{folder}: holds the result of other files; name another --out")
+    wanted = {"mask.nii.gz", "index.html"} | ({"probability.nii.gz"} if probability else set())
+    is_whole = wanted <= names and rounded(identity).items() <= summary.items()
+    return summary if is_whole else None
+
+
+def write_results(
+    folder: Path,
+    patient: Patient,
+    found: Segmentation,
+    summary: dict[str, Any],
+    *,
+    probability: bool,
+) -> None:
+    """Write everything into a folder: all files appear in the end, or none of them."""
+    names = ["mask.nii.gz", "preview.png", "index.html"]
+    names += ["probability.nii.gz"] if probability else []
+    names += ["mask.dcm"] if patient.dicom is not None else []
+    names += ["masks"] if patient.numbers is not None else []
+    is_new = not folder.exists()
+    try:
+        with replacing(*(folder / name for name in [*names, SUMMARY])) as partials:
+            files = dict(zip([*names, SUMMARY], partials, strict=True))
+            write_files(files, patient, found, summary)
+    except BaseException:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    for name in set(WRITTEN) - {*names, SUMMARY}:  # of an earlier run with other options
+        discard(folder / name)
+
+
+def write_files(
+    files: dict[str, Path], patient: Patient, found: Segmentation, summary: dict[str, Any]
+) -> None:
+    """Write each file of a result to its path."""
+    mask = found.axial.turn_back(found.mask).astype(np.uint8)
+    write_nifti(files["mask.nii.gz"], mask, found.flair)
+    if "probability.nii.gz" in files:
+        values = PROBABILITIES.astype(np.float32)[found.axial.turn_back(found.levels)]
+        write_nifti(files["probability.nii.gz"], values, found.flair)
+    if patient.dicom is not None:
+        from application.dicom_seg import write_segmentation  # late: highdicom is slow to load
+
+        write_segmentation(files["mask.dcm"], mask, patient.dicom, summary["model"])
+    if patient.numbers is not None:
+        write_tiffs(files["masks"], found)
+    preview(found).save(files["preview.png"])
+    write_page(files["index.html"], found, summary)
+    text = json.dumps(rounded(summary), indent=2, ensure_ascii=False)
+    files[SUMMARY].write_text(text + "\n", encoding="utf-8")
+
+
+def write_tiffs(folder: Path, found: Segmentation) -> None:
+    """Write a mask for each slice, 0 and 255, named as in this project's data set."""
+    folder.mkdir()
+    for path, mask in zip(found.flair.files, found.mask, strict=True):
+        image = Image.fromarray(mask.astype(np.uint8) * 255)
+        image.save(folder / f"{path.stem}_mask.tif")

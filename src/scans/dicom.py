@@ -1,0 +1,180 @@
+"""DICOM: which series a folder holds, and a series read as a volume."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+from pipeline.refusals import Refusal
+from scans.series import Series
+
+PREAMBLE, MAGIC = 128, b"DICM"  # bytes before the letters by which a DICOM file is known
+# What is read of every file, to tell series apart.
+TAGS = (
+    *("PatientID", "StudyInstanceUID", "StudyDate", "SeriesInstanceUID", "SeriesNumber"),
+    *("SeriesDescription", "ProtocolName", "Modality", "ImageType", "ContrastBolusAgent"),
+    *("ScanningSequence", "EchoTime", "RepetitionTime", "InversionTime", "SOPClassUID"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns"),
+    *("InstanceNumber", "SOPInstanceUID", "SliceThickness", "SpacingBetweenSlices"),
+)
+UNEVEN = 0.05  # share of the distance between slices by which distances may differ
+LONG_INVERSION = 1500  # ms; FLAIR has 1800 and more, T1 has none or a shorter one
+LONG_ECHO = 60  # ms; FLAIR and T2 have more, T1 has less
+SHORT_REPETITION = 3000  # ms; T1 has less
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y grow to the left and to the back
+
+
+class DicomSeries(NamedTuple):
+    """The files of one series, and the header of the first."""
+
+    files: tuple[Path, ...]
+    header: Dataset
+
+    @property
+    def title(self) -> str:
+        """Return how to name the series to a person."""
+        found = self.header
+        number, description = found.get("SeriesNumber", "?"), found.get("SeriesDescription", "")
+        n_slices = found.get("NumberOfFrames") or len(self.files)
+        return f"series {number} {description!r}, {n_slices} slices, {self.files[0].parent}"
+
+    @property
+    def exam(self) -> str:
+        """Return what tells an examination of a patient from others: the patient and the study."""
+        return f"{self.header.get('PatientID', '')} {self.header.get('StudyInstanceUID', '')}"
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+    except OSError:  # a link to nowhere, or not to be read
+        return False
+
+
+def read_header(path: Path) -> Dataset:
+    """Return the header of a DICOM file without its pixels."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what does not keep to the standard
+            return dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+    except Exception as error:  # pydicom fails in many ways
+        raise Refusal(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from None
+
+
+def is_volume(series: DicomSeries) -> bool:
+    """Return whether a series is an MR volume, not a localizer, a report or another modality."""
+    kind = [str(each).upper() for each in series.header.get("ImageType", [])]
+    words = str(series.header.get("SeriesDescription", "")).lower()
+    return (
+        series.header.get("Modality") == "MR"
+        and "LOCALIZER" not in kind
+        and not any(word in words for word in ("localizer", "scout", "survey", "3-pl"))
+    )
+
+
+def find_series(files: Iterable[Path]) -> list[DicomSeries]:
+    """Return the series of DICOM files, in the order of their numbers, without copies of a file."""
+    members: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
+    seen = set()
+    for path in files:
+        header = read_header(path)
+        instance = str(header.get("SOPInstanceUID", path))
+        if instance in seen:
+            continue
+        seen.add(instance)
+        members[str(header.get("SeriesInstanceUID", path.parent))].append((path, header))
+    found = [DicomSeries(tuple(path for path, _ in each), each[0][1]) for each in members.values()]
+    return sorted(found, key=lambda each: (each.exam, each.header.get("SeriesNumber") or 0))
+
+
+def number_of(value: object) -> float:
+    """Return a number of a header, the first if there are several; 0 if it is none."""
+    try:
+        return float(str(value[0] if isinstance(value, MultiValue) else value))
+    except ValueError:
+        return 0.0
+
+
+def sequence_by_times(header: Dataset) -> tuple[str | None, str]:
+    """Return the sequence that echo, repetition and inversion time tell of, and why."""
+    echo, repetition, inversion = (
+        number_of(header.get(name)) for name in ("EchoTime", "RepetitionTime", "InversionTime")
+    )
+    times = f"TE {echo:g}, TR {repetition:g}, TI {inversion:g} ms"
+    if inversion >= LONG_INVERSION and echo >= LONG_ECHO:
+        return "flair", times
+    if 0 < repetition < SHORT_REPETITION and 0 < echo < LONG_ECHO / 2:
+        agent = str(header.get("ContrastBolusAgent") or "").strip()
+        given = agent and agent.lower() not in ("no", "none", "0")
+        return ("post_contrast", f"{times}, agent {agent!r}") if given else ("pre_contrast", times)
+    return None, times
+
+
+def check_positions(series: DicomSeries, headers: Sequence[Dataset]) -> None:
+    """Refuse slices at unequal distances, twice at one place, or in several planes."""
+    planes = {tuple(round(float(x), 3) for x in h.ImageOrientationPatient) for h in headers}
+    if len(planes) > 1:
+        raise Refusal(f"{series.title}: slices in {len(planes)} planes, as of a localizer")
+    [plane] = planes
+    normal = np.cross(plane[:3], plane[3:])
+    places = np.sort([float(np.dot(normal, h.ImagePositionPatient)) for h in headers])
+    gaps = np.diff(places)
+    if (gaps < 1e-3).any():
+        raise Refusal(
+            f"{series.title}: {int((gaps < 1e-3).sum())} slices lie where another one does, as in "
+            "a dynamic scan or with several echoes. Give it a series of one volume."
+        )
+    if len(gaps) and gaps.max() - gaps.min() > UNEVEN * gaps.mean():
+        raise Refusal(
+            f"{series.title}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; is one "
+            "missing, or are several stacks in one series?"
+        )
+
+
+def read_dicom(series: DicomSeries) -> Series:
+    """Return a series as a volume (D, H, W), with rescaling applied; refuse what is none."""
+    import highdicom  # late: it takes as long to load as everything else together
+
+    datasets: list[Dataset] = []
+    try:
+        datasets += [dcmread(path) for path in series.files]
+        if int(series.header.get("NumberOfFrames") or 1) > 1:
+            if len(datasets) > 1:
+                raise Refusal(f"{series.title}: {len(datasets)} multi-frame files; give it one")
+            volume = highdicom.Image.from_dataset(datasets[0]).get_volume(dtype=np.float32)
+        else:
+            for path, dataset in zip(series.files, datasets, strict=True):
+                if "ImagePositionPatient" not in dataset:
+                    raise Refusal(f"{path}: does not say where in the patient it lies")
+            check_positions(series, datasets)
+            volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, rtol=UNEVEN)
+    except Refusal:
+        raise
+    except Exception as error:  # pydicom and highdicom raise many kinds
+        reason = " ".join(str(error).split())
+        syntax = UID(datasets[0].file_meta.TransferSyntaxUID) if datasets else UID("")
+        if syntax.is_compressed:
+            reason = (
+                f"compressed as {syntax.name}; write it uncompressed (`gdcmconv --raw`) or as "
+                f"NIfTI (`dcm2niix`), or install a decoder: {reason}"
+            )
+        raise Refusal(f"{series.title}: cannot be read: {reason}") from None
+    affine = TO_RAS @ volume.affine
+    if len(volume.array) == 1:
+        affine[:3, 0] *= thickness(series) / np.linalg.norm(affine[:3, 0])
+    return Series(volume.array, affine, series.files)
+
+
+def thickness(series: DicomSeries) -> float:
+    """Return how thick a single slice is, in mm."""
+    for tag in ("SpacingBetweenSlices", "SliceThickness"):
+        if (size := number_of(series.header.get(tag))) > 0:
+            return size
+    raise Refusal(f"{series.title}: does not say how thick its slice is")

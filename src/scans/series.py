@@ -1,0 +1,135 @@
+"""A series: one MRI sequence of a patient, a volume in space, whatever file it comes from.
+
+Positions are in mm, with axes as in NIfTI: x grows towards the patient's right, y towards the
+front, z towards the head (RAS+).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.orientations import io_orientation
+from nibabel.processing import resample_from_to
+from numpy.typing import NDArray
+
+from pipeline.refusals import Refusal
+
+FLAT = 1.5  # times the other two, from which the largest voxel size is that between slices,
+THICK = 2.0  # mm, where it is at least this
+SIZES = (0.1, 20.0)  # mm between which voxel sizes of a head lie
+SAME = 1e-3  # mm and voxel sizes by which two grids may differ and still be one
+LEAST_COVERED = 0.5  # share of the reference's grid that another series must cover
+AXES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
+
+
+class Series(NamedTuple):
+    """Values (I, J, K) as stored, and the affine from voxel indices to positions, (4, 4)."""
+
+    values: NDArray[Any]
+    affine: NDArray[np.float64]
+    files: tuple[Path, ...]  # where it was read from
+    notes: tuple[str, ...] = ()  # what a person should know of it
+    header: Nifti1Header | None = None  # where it was NIfTI
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Return the mm from one voxel to the next along each axis."""
+        first, second, third = (float(size) for size in voxel_sizes(self.affine))
+        return first, second, third
+
+    @property
+    def voxel_volume(self) -> float:
+        """Return the volume of a voxel in mm³."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+
+class Axial(NamedTuple):
+    """How a volume of any orientation is turned into axial slices and back.
+
+    The slices go from inferior to superior, their rows from anterior to posterior, their columns
+    from the patient's right to left: an array (D, H, W). `axes` has the volume's axis for each of
+    these, `flips` whether it runs the other way. Oblique volumes are turned to the nearest axes.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, affine: NDArray[np.float64]) -> "Axial":
+        """Return how a volume with this affine is turned."""
+        nearest = {int(axis): (n, sign) for n, (axis, sign) in enumerate(io_orientation(affine))}
+        wanted = ((2, 1.0), (1, -1.0), (0, -1.0))  # superior, posterior, left
+        first, second, third = (nearest[axis][0] for axis, _ in wanted)
+        flips = [bool(nearest[axis][1] != sign) for axis, sign in wanted]
+        return cls((first, second, third), (flips[0], flips[1], flips[2]))
+
+    def turn(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Return the axial slices of a volume (I, J, K), as a view (D, H, W)."""
+        backwards = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return volume.transpose(self.axes)[backwards]
+
+    def turn_back(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Return axial slices (D, H, W) as the volume that they were, (I, J, K)."""
+        backwards = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        order = np.argsort(self.axes)
+        return slices[backwards].transpose(order)
+
+
+def tilt(affine: NDArray[np.float64]) -> float:
+    """Return the degrees between the slices of a volume and the axial plane."""
+    axis = affine[:3, Axial.of(affine).axes[0]]
+    return float(np.degrees(np.arccos(min(1.0, abs(axis[2]) / np.linalg.norm(axis)))))
+
+
+def check_plane(series: Series) -> None:
+    """Refuse thick slices that are not axial, and voxels of another size than those of a head."""
+    sizes = np.array(series.voxel_size)
+    thick = int(sizes.argmax())
+    if sizes.min() < SIZES[0] or sizes[thick] > SIZES[1]:
+        raise Refusal(
+            f"{name_of(series)}: voxels of {' × '.join(f'{size:g}' for size in sizes)} mm; is its "
+            "header in mm?"
+        )
+    is_flat = sizes[thick] >= max(THICK, FLAT * np.sort(sizes)[1])
+    if not is_flat or Axial.of(series.affine).axes[0] == thick:
+        return
+    plane = AXES[int(io_orientation(series.affine)[thick, 0])]
+    raise Refusal(
+        f"{name_of(series)}: {plane} slices {sizes[thick]:.1f} mm apart. The model looks at axial "
+        "slices: give it an axial scan, or a 3-D one with small voxels."
+    )
+
+
+def name_of(series: Series) -> str:
+    """Return where a series comes from: its file, or the folder of its files."""
+    first = series.files[0]
+    return str(first if len(series.files) == 1 else first.parent)
+
+
+def resampled(series: Series, reference: Series) -> tuple[NDArray[Any], float]:
+    """Return a series on the grid of a reference, linear, and the share of that that it covers.
+
+    What it does not cover is 0; it goes on for a voxel beyond its border. One that is on that grid
+    already keeps its values. Refuses one that covers less than half.
+    """
+    shape = reference.values.shape
+    same = np.allclose(series.affine, reference.affine, rtol=0, atol=SAME)
+    if same and series.values.shape == shape:
+        return series.values, 1.0
+    padded = np.pad(series.values.astype(np.float32), 1, mode="edge")
+    begin = np.eye(4)
+    begin[:3, 3] = -1
+    image = Nifti1Image(padded, series.affine @ begin)
+    found = resample_from_to(image, (shape, reference.affine), order=1, cval=np.nan)
+    values = np.asarray(found.dataobj)
+    outside = np.isnan(values)
+    covered = 1 - float(outside.mean())
+    if covered < LEAST_COVERED:
+        raise Refusal(
+            f"{name_of(series)} covers {covered:.0%} of {name_of(reference)}: is it the same "
+            "examination of the same patient?"
+        )
+    values[outside] = 0
+    return values, covered

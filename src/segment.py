@@ -1,0 +1,206 @@
+"""Outline tumor in MRI scans with the released model, without PyTorch.
+
+    python src/segment.py flair.nii.gz --out result/
+    python src/segment.py --flair f.nii.gz --pre t1.nii.gz --post t1c.nii.gz --out result/
+    python src/segment.py patient/ --out result/        # one patient: NIfTI, DICOM or TIFF
+    python src/segment.py cohort/ --out results/        # many patients, a folder for each
+
+It prints which file it takes for which sequence, and writes mask.nii.gz, preview.png, index.html
+and result.json. Not a medical device, not for clinical use.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+
+from application.model import ReleasedModel
+from application.reading import read_case
+from application.results import identity_of, kept_summary, summary_of, write_results
+from application.segmentation import segment
+from pipeline.exits import ending
+from pipeline.outputs import replacing
+from pipeline.refusals import Refusal, print_list
+from scans.cases import Candidate, Case, files_below, find_cases
+from scans.dicom import find_series, is_dicom, is_volume
+from scans.sequences import NAMES, Recognized
+from scans.series import Axial
+
+MODEL = Path(__file__).resolve().parents[1] / "models/glioma.onnx"
+FLAGS = {"flair": "--flair", "pre_contrast": "--pre", "post_contrast": "--post"}
+COLUMNS = ("name", "status", "volume_ml", "n_voxels", "n_components", "n_warnings", "message")
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    scan: Path | None
+    named: dict[str, Path]  # by sequence
+    out: Path
+    model: Path
+    threshold: float | None
+    probability: bool
+
+
+def probability_between(text: str) -> float:
+    """Return a number above 0 and below 1, for argparse."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError("must be above 0 and below 1")
+    return value
+
+
+def read_options(argv: list[str] | None) -> Options:
+    """Return what the command line asks for; exit with 2 where it is not complete."""
+    parser = argparse.ArgumentParser(
+        prog="segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scan", nargs="?", type=Path, help="a NIfTI file, or a folder of scans")
+    for sequence, flag in FLAGS.items():
+        parser.add_argument(
+            flag,
+            dest=sequence,
+            type=Path,
+            metavar="SCAN",
+            help=f"the {NAMES[sequence]}: a NIfTI file or the folder of a DICOM series",
+        )
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the results")
+    parser.add_argument("--model", type=Path, default=MODEL, help="another ONNX file")
+    parser.add_argument(
+        "--threshold",
+        type=probability_between,
+        metavar="P",
+        help="tumor is where the probability is above this; the model says what it is else",
+    )
+    parser.add_argument("--probability", action="store_true", help="write probability.nii.gz, too")
+    asked = parser.parse_args(argv)
+    named = {each: getattr(asked, each) for each in FLAGS if getattr(asked, each) is not None}
+    if asked.scan is None and "flair" not in named:
+        parser.error("name a scan, or at least --flair")
+    out = asked.out.resolve()  # also `.`, and a link to another disk
+    return Options(asked.scan, named, out, asked.model, asked.threshold, asked.probability)
+
+
+def named_candidate(path: Path, sequence: str) -> Candidate:
+    """Return the file, or the only series of a folder, that a flag names."""
+    recognized = Recognized(sequence, FLAGS[sequence])
+    if not path.is_dir():
+        return Candidate(path, recognized)
+    series = [each for each in find_series(filter(is_dicom, files_below(path))) if is_volume(each)]
+    if len(series) != 1:
+        titles = [each.title for each in series]
+        raise Refusal(f"{path}: {len(series)} MR series in DICOM, not one {titles or ''}")
+    return Candidate(series[0], recognized)
+
+
+def asked_cases(options: Options) -> list[Case]:
+    """Return the cases to be segmented; what a flag names goes before what is recognized."""
+    cases = find_cases(options.scan) if options.scan else [Case("scan")]
+    if not options.named:
+        return cases
+    if len(cases) > 1:
+        raise Refusal(f"{options.scan}: has {len(cases)} cases; name one for --flair and the like")
+    [case] = cases
+    named = tuple(named_candidate(path, sequence) for sequence, path in options.named.items())
+    taken = [each.source for each in named]
+    kept = [
+        each
+        for each in case.candidates
+        if each.recognized.sequence not in options.named and each.source not in taken
+    ]
+    name = case.name if options.scan else options.named["flair"].name.partition(".")[0]
+    return [Case(name, (*named, *kept))]
+
+
+def segment_case(
+    case: Case, folder: Path, model: ReleasedModel, options: Options
+) -> dict[str, Any]:
+    """Segment one case into a folder, unless its result is there; return the summary."""
+    begin = time.perf_counter()
+    patient = read_case(case, model.takes["field_of_view_mm"], model.takes["slice_spacing_mm"])
+    threshold = options.threshold or model.description["threshold"]
+    identity = identity_of(patient, model, threshold)
+    if kept := kept_summary(folder, identity, probability=options.probability):
+        print(f"{case.name}: was done before, see {folder}")
+        return kept
+    flair = patient.series["flair"]
+    n_slices = flair.values.shape[Axial.of(flair.affine).axes[0]]
+    with tqdm(desc=case.name, unit="slice", leave=False, disable=None, total=n_slices) as bar:
+        found = segment(
+            patient.series, model, numbers=patient.numbers, threshold=threshold, step=bar.update
+        )
+    summary = summary_of(case.name, patient, found, model.description["warning"], identity)
+    summary["seconds"] = round(time.perf_counter() - begin, 2)
+    write_results(folder, patient, found, summary, probability=options.probability)
+    print_list(f"{case.name}: to be careful about", summary["warnings"])
+    volume = summary["volume_ml"]
+    size = f"{summary['n_voxels']} voxels" if volume is None else f"{volume:.1f} mL"
+    print(f"{case.name}: {size} of tumor, {summary['seconds']:.1f} s: {folder / 'index.html'}")
+    return summary
+
+
+def row_of(name: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of results.csv for a case that was segmented."""
+    return {
+        "name": name,
+        "status": "done",
+        "volume_ml": "" if summary["volume_ml"] is None else round(summary["volume_ml"], 3),
+        "n_voxels": summary["n_voxels"],
+        "n_components": len(summary["components"]),
+        "n_warnings": len(summary["warnings"]),
+        "message": "",
+    }
+
+
+def earlier_rows(table: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a results.csv by name, none if there is none; refuse another table."""
+    if not table.exists():
+        return {}
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise Refusal(f"{table}: another table than that of the results; name another --out")
+        return {row["name"]: row for row in reader}
+
+
+def segment_cohort(cases: list[Case], model: ReleasedModel, options: Options) -> int:
+    """Segment each case into a folder of its name; return how many could not be."""
+    table = options.out / "results.csv"
+    rows, n_failed = earlier_rows(table), 0
+    for case in cases:
+        try:
+            summary = segment_case(case, options.out / case.name, model, options)
+            rows[case.name] = row_of(case.name, summary)
+        except Exception as error:  # whatever it is, it stops nobody else
+            told = isinstance(error, Refusal | OSError)
+            message = str(error) if told else f"unexpected {type(error).__name__}: {error}"
+            print(f"{case.name}: {message}", file=sys.stderr)
+            rows[case.name] = {"name": case.name, "status": "failed", "message": message}
+            n_failed += 1
+    with replacing(table) as [partial], partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+    print(f"{len(cases) - n_failed} of {len(cases)} cases done: {table}")
+    return n_failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = read_options(argv)
+    with ending("segment"):
+        model = ReleasedModel(options.model)
+        cases = asked_cases(options)
+        if len(cases) == 1:
+            segment_case(cases[0], options.out, model, options)
+        elif segment_cohort(cases, model, options):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

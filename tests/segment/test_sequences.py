@@ -1,0 +1,219 @@
+"""Which file is taken for which sequence, and which files are one examination."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from heads import ALL, Head, write_dicom, write_exam, write_head, write_slices
+from pipeline.refusals import Refusal
+from scans.cases import Case, find_cases
+from scans.dicom import DicomSeries
+from scans.sequences import sequence_of
+
+NAMES = {
+    "flair": [
+        *("flair", "BraTS-GLI-00005-001-t2f", "BraTS19_2013_0_1_flair", "sub-01_ses-1_FLAIR"),
+        *(
+            "AX T2 FLAIR",
+            "t2_flair_tra",
+            "3D_T2FLAIR",
+            "t2_tirm_tra_dark-fluid_4mm",
+            "FLAIR post Gd",
+        ),
+    ],
+    "pre_contrast": [
+        *("t1", "BraTS-GLI-00005-001-t1n", "BraTS19_2013_0_1_t1", "sub-01_T1w", "T1 pre contrast"),
+        *("AX T1 W/O CONTRAST", "T1 without contrast", "AX T1 NO GAD", "T1 non-contrast", "C_T1"),
+        *("sub-01_ses-post_T1w", "P1_post_op_T1", "Ax T1 FLAIR", "sub-1_space-FLAIR_T1w"),
+        *("AX T1 SE", "sag-mprage", "T1 non-contrast native", "pre", "t1_spgr"),
+    ],
+    "post_contrast": [
+        *("t1ce", "BraTS-GLI-00005-001-t1c", "sub-01_ce-gadolinium_T1w", "T1_Gd", "AX T1 +C"),
+        *("MPRAGE post", "t1c+", "T1KM", "post", "t1_tse_KM", "sag_T1_SPGR_postcontrast"),
+        *("sub-01_ses-pre_ce-gadolinium_T1w", "T1 axial GADO", "AX T1 POSTGAD"),
+    ],
+    None: [
+        "t2",
+        "BraTS-GLI-00005-001-t2w",
+        "BraTS19_2013_0_1_seg",
+        "flair_seg",
+        "dwi_b1000",
+        "scan",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence"), [(name, sequence) for sequence, own in NAMES.items() for name in own]
+)
+def test_names_tell_sequences(name: str, sequence: str | None) -> None:
+    assert sequence_of(name).sequence == sequence
+
+
+def chosen(case: Case) -> dict[str, str]:
+    """Return the file names, or the series' descriptions, that are chosen for sequences."""
+    return {
+        sequence: each.source.header.SeriesDescription
+        if isinstance(each.source, DicomSeries)
+        else each.source.name
+        for sequence, each in case.chosen().items()
+    }
+
+
+def test_a_folder_of_one_patient(patient: Path) -> None:
+    (patient / "notes.txt").write_text("not a scan")
+    (patient / "t2.nii.gz").write_bytes((patient / "t1.nii.gz").read_bytes())
+    (patient / "._flair.nii.gz").write_bytes(b"what macOS leaves")
+    [case] = find_cases(patient)
+    assert case.name == "patient"
+    assert chosen(case) == ALL
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suffixes"),
+    [
+        ("BraTS-GLI-0000{}-000-{}.nii.gz", ("t2f", "t1n", "t1c")),
+        ("BraTS19_2013_{}_1_{}.nii", ("flair", "t1", "t1ce")),
+        ("UCSF-PDGM-000{}_{}.nii.gz", ("FLAIR", "T1", "T1c")),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_cohort_in_one_folder_or_in_a_folder_for_each(
+    tmp_path: Path, head: Head, pattern: str, suffixes: tuple[str, ...], nested: bool
+) -> None:
+    for number in (1, 2, 3):
+        names = [pattern.format(number, suffix) for suffix in suffixes]
+        folder = tmp_path / f"case{number}" if nested else tmp_path
+        write_head(folder, head, dict(zip(ALL, names, strict=True)))
+    cases = find_cases(tmp_path)
+    assert len(cases) == len({case.name for case in cases}) == 3
+    for number, case in enumerate(cases, start=1):
+        names = [pattern.format(number, suffix) for suffix in suffixes]
+        assert chosen(case) == dict(zip(ALL, names, strict=True))
+
+
+def test_bids(tmp_path: Path, head: Head) -> None:
+    for exam in ("sub-01_ses-a", "sub-01_ses-b", "sub-02"):
+        subject, _, session = exam.partition("_")
+        names = dict(
+            zip(ALL, (f"{exam}_{end}.nii.gz" for end in ("FLAIR", "T1w", "ce-gd_T1w")), strict=True)
+        )
+        write_head(tmp_path / subject / session / "anat", head, names)
+        (tmp_path / subject / session / "anat" / f"{exam}_FLAIR.json").write_text("{}")
+    cases = {case.name: chosen(case) for case in find_cases(tmp_path)}
+    assert sorted(cases) == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
+    assert cases["sub-02"]["post_contrast"] == "sub-02_ce-gd_T1w.nii.gz"
+
+
+def test_nnunet_with_the_names_of_its_channels(tmp_path: Path, head: Head) -> None:
+    names = {"0": "T1", "1": "FLAIR", "2": "T1 post contrast"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    files = {"pre_contrast": 0, "flair": 1, "post_contrast": 2}
+    for case in ("glioma_001", "glioma_002"):
+        own = {sequence: f"{case}_{n:04}.nii.gz" for sequence, n in files.items()}
+        write_head(tmp_path / "imagesTs", head, own)
+    cases = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["glioma_001", "glioma_002"]
+    assert chosen(cases[1])["flair"] == "glioma_002_0001.nii.gz"
+
+
+def test_slices_in_tiff(tmp_path: Path, head: Head) -> None:
+    for name in ("TCGA_CS_1111_20000101", "TCGA_CS_2222_20000101"):
+        write_slices(tmp_path / name, head, name)
+    cases = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["TCGA_CS_1111_20000101", "TCGA_CS_2222_20000101"]
+    numbers = [int(path.stem.rpartition("_")[2]) for path in cases[0].slices]
+    assert numbers == list(range(1, 13))
+
+
+def test_dicom_nested_with_localizer_and_other_series(tmp_path: Path, head: Head) -> None:
+    write_exam(tmp_path / "a", head)
+    flair = head.sequences["flair"]
+    write_dicom(tmp_path / "a/0", flair[:3], "3-plane localizer", number=9)
+    write_dicom(tmp_path / "a/8", flair, "AX T2 FSE", number=8)
+    [case] = find_cases(tmp_path)
+    assert case.name == "P1_20200131"
+    wanted = {"flair": "AX T2 FLAIR", "pre_contrast": "AX T1 SE", "post_contrast": "AX T1 +C"}
+    assert chosen(case) == wanted
+
+
+def set_values(dataset: Dataset, _: int, values: dict[str, object]) -> None:
+    for name, value in values.items():
+        setattr(dataset, name, value)
+
+
+def test_dicom_without_descriptions_is_told_by_its_times(tmp_path: Path, head: Head) -> None:
+    times: dict[str, dict[str, object]] = {
+        "flair": {"EchoTime": 120, "RepetitionTime": 9000, "InversionTime": 2500},
+        "pre_contrast": {"EchoTime": 12, "RepetitionTime": 600},
+        "post_contrast": {"EchoTime": 12, "RepetitionTime": 600, "ContrastBolusAgent": "Gd"},
+        "t2": {"EchoTime": 100, "RepetitionTime": 5000},
+    }
+    for number, (name, values) in enumerate(times.items(), start=1):
+        slices = head.sequences.get(name, head.sequences["flair"])
+        write_dicom(
+            tmp_path / name,
+            slices,
+            f"series {number}",
+            number=number,
+            change=partial(set_values, values=values),
+        )
+    [case] = find_cases(tmp_path)
+    wanted = {"flair": "series 1", "pre_contrast": "series 2", "post_contrast": "series 3"}
+    assert chosen(case) == wanted
+
+
+def test_of_several_series_the_axial_one_is_taken(tmp_path: Path, head: Head) -> None:
+    write_exam(tmp_path, head)
+    write_dicom(
+        tmp_path / "sagittal",
+        head.sequences["pre_contrast"],
+        "SAG T1",
+        number=7,
+        columns=(0, 1, 0),
+        rows=(0, 0, -1),
+    )
+    [case] = find_cases(tmp_path)
+    assert chosen(case)["pre_contrast"] == "AX T1 SE"
+
+
+def test_candidates_are_listed_where_there_are_several(patient: Path) -> None:
+    (patient / "t1_native.nii.gz").write_bytes((patient / "t1.nii.gz").read_bytes())
+    (patient / "t2_flair.nii.gz").write_bytes((patient / "flair.nii.gz").read_bytes())
+    [case] = find_cases(patient)
+    with pytest.raises(Refusal) as refusal:
+        case.chosen()
+    lines = str(refusal.value).splitlines()
+    assert sorted(Path(line.rpartition(" ")[2]).name for line in lines[:-1]) == [
+        *("flair.nii.gz", "t1.nii.gz", "t1_native.nii.gz", "t2_flair.nii.gz")
+    ]
+    assert "--flair" in lines[-1]
+
+
+def test_names_of_several_examinations_in_one_folder_are_told(tmp_path: Path, head: Head) -> None:
+    """Where not each has a FLAIR, the folder is taken for one patient, with a note."""
+    names = dict(zip(ALL, ("A_flair.nii", "B_t1.nii", "B_t1ce.nii"), strict=True))
+    write_head(tmp_path / "mixed", head, names)
+    [case] = find_cases(tmp_path / "mixed")
+    assert case.notes == ("names tell of several examinations: A, B",)
+
+
+def test_a_folder_for_each_sequence(tmp_path: Path, head: Head) -> None:
+    for sequence, name in {"flair": "FLAIR", "pre_contrast": "T1"}.items():
+        write_head(tmp_path / "patient" / name, head, {sequence: f"{name}.nii.gz"})
+    [case] = find_cases(tmp_path / "patient")
+    assert chosen(case) == {"flair": "FLAIR.nii.gz", "pre_contrast": "T1.nii.gz"}
+
+
+def test_a_named_series_goes_before_a_guessed_one(tmp_path: Path, head: Head) -> None:
+    write_exam(tmp_path, head)
+    times: dict[str, object] = {"EchoTime": 4, "RepetitionTime": 25}
+    for number, name in ((7, "unknown"), (8, "3D TOF MRA")):
+        change = partial(set_values, values=times)
+        slices = head.sequences["flair"]
+        write_dicom(tmp_path / name, slices, name, number=number, change=change)
+    [case] = find_cases(tmp_path)
+    assert chosen(case)["pre_contrast"] == "AX T1 SE"

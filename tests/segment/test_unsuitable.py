@@ -1,0 +1,282 @@
+"""Damaged and unsuitable scans: each gets a message that says what is wrong, and no result."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from nibabel.nifti1 import Nifti1Image
+from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
+
+from heads import Head, axial_affine, stored, write_dicom, write_exam, write_slices
+
+Run = Callable[..., Any]
+
+
+def save(folder: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Write values as FLAIR into an empty folder."""
+    folder.mkdir()
+    affine = axial_affine() if affine is None else affine
+    nibabel.save(Nifti1Image(values, affine), folder / "flair.nii.gz")
+    return folder
+
+
+def flair(head: Head) -> np.ndarray:
+    return stored(head.sequences["flair"])
+
+
+def empty_folder(folder: Path, head: Head) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def no_scan_in_it(folder: Path, head: Head) -> Path:
+    folder.mkdir()
+    (folder / "readme.txt").write_text("no scan")
+    return folder
+
+
+def missing(folder: Path, head: Head) -> Path:
+    return folder
+
+
+def text_named_nifti(folder: Path, head: Head) -> Path:
+    folder.mkdir()
+    (folder / "flair.nii").write_text("not an image at all")
+    return folder
+
+
+def no_gzip(folder: Path, head: Head) -> Path:
+    folder.mkdir()
+    (folder / "flair.nii.gz").write_bytes(b"not compressed")
+    return folder
+
+
+def truncated(folder: Path, head: Head) -> Path:
+    path = save(folder, flair(head)) / "flair.nii.gz"
+    path.write_bytes(path.read_bytes()[:3000])
+    return folder
+
+
+def damaged_in_the_middle(folder: Path, head: Head) -> Path:
+    path = save(folder, flair(head)) / "flair.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[1000:1200] = bytes(200)
+    path.write_bytes(content)
+    return folder
+
+
+def four_dimensions(folder: Path, head: Head) -> Path:
+    return save(folder, np.stack([flair(head)] * 3, axis=-1))
+
+
+def two_dimensions(folder: Path, head: Head) -> Path:
+    return save(folder, flair(head)[..., 0])
+
+
+def colors(folder: Path, head: Head) -> Path:
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    return save(folder, np.zeros((8, 8, 8), kind))
+
+
+def complex_numbers(folder: Path, head: Head) -> Path:
+    return save(folder, flair(head).astype(np.complex64))
+
+
+def flat_affine(folder: Path, head: Head) -> Path:
+    folder.mkdir()
+    image = Nifti1Image(flair(head), None)
+    image.header.set_sform(np.diag([0.0, 0.0, 0.0, 1.0]), code=1)
+    image.to_filename(folder / "flair.nii.gz")
+    return folder
+
+
+def thick_sagittal(folder: Path, head: Head) -> Path:
+    return save(folder, flair(head), np.diag([5.0, 1.0, 1.0, 1.0]))
+
+
+def mask_for_flair(folder: Path, head: Head) -> Path:
+    return save(folder, stored(head.tumor).astype(np.uint8))
+
+
+def all_alike(folder: Path, head: Head) -> Path:
+    return save(folder, np.full((16, 16, 16), 7, np.int16))
+
+
+def no_flair(folder: Path, head: Head) -> Path:
+    (save(folder, flair(head)) / "flair.nii.gz").rename(folder / "t2.nii.gz")
+    return folder
+
+
+def dicom_with(change: Callable[[Dataset, int], object]) -> Callable[[Path, Head], Path]:
+    """Return what writes FLAIR as a DICOM series whose slices were changed."""
+
+    def write(folder: Path, head: Head) -> Path:
+        write_dicom(folder, head.sequences["flair"], "AX FLAIR", change=change)
+        return folder
+
+    return write
+
+
+def move(dataset: Dataset, at: int) -> None:
+    if at > 6:
+        dataset.ImagePositionPatient[2] += 5
+
+
+def repeat(dataset: Dataset, at: int) -> None:
+    dataset.ImagePositionPatient[2] = float(dataset.ImagePositionPatient[2]) - 5 * (at // 2)
+
+
+def turn(dataset: Dataset, at: int) -> None:
+    if at > 5:
+        dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+
+def compress(dataset: Dataset, at: int) -> None:
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PixelData = encapsulate([b"\xff\x4f\xff\x51 no codec reads this"])
+    dataset["PixelData"].VR = "OB"
+
+
+def forget_position(dataset: Dataset, at: int) -> None:
+    del dataset.ImagePositionPatient
+
+
+def set_modality(dataset: Dataset, at: int) -> None:
+    dataset.Modality = "CT"
+
+
+def drop_pixels(dataset: Dataset, at: int) -> None:
+    dataset.PixelData = dataset.PixelData[:100]
+
+
+def resize_one(dataset: Dataset, at: int) -> None:
+    if at == 3:
+        dataset.Rows, dataset.PixelData = 32, dataset.PixelData[: len(dataset.PixelData) // 2]
+
+
+def damaged_dicom(folder: Path, head: Head) -> Path:
+    write_dicom(folder, head.sequences["flair"], "AX FLAIR")
+    path = sorted(folder.iterdir())[4]
+    path.write_bytes(path.read_bytes()[:140] + b"\xff" * 40)
+    return folder
+
+
+def two_flairs(folder: Path, head: Head) -> Path:
+    write_exam(folder, head)
+    write_dicom(
+        folder / "again",
+        head.sequences["flair"],
+        "FLAIR repeated",
+        number=5,
+        change=lambda dataset, at: setattr(dataset, "StudyInstanceUID", dataset.StudyInstanceUID),
+    )
+    return folder
+
+
+def slices_of_two_sizes(folder: Path, head: Head) -> Path:
+    write_slices(folder, head, "TCGA_CS_1111_20000101")
+    small = Head({name: each[:, :40] for name, each in head.sequences.items()}, head.tumor)
+    write_slices(folder / "small", small, "TCGA_CS_1111_20000101")
+    name = "TCGA_CS_1111_20000101_3.tif"
+    (folder / name).write_bytes((folder / "small" / name).read_bytes())
+    for path in (folder / "small").iterdir():
+        path.unlink()
+    return folder
+
+
+def one_file_that_is_t1(folder: Path, head: Head) -> Path:
+    (save(folder, flair(head)) / "flair.nii.gz").rename(folder / "sub-1_T1w.nii.gz")
+    return folder / "sub-1_T1w.nii.gz"
+
+
+CASES: list[tuple[Callable[[Path, Head], Path], str]] = [
+    (missing, "no such file or folder"),
+    (empty_folder, "no NIfTI .* in 0 files"),
+    (no_scan_in_it, r"in 1 files \(.txt\)"),
+    (text_named_nifti, "not a NIfTI image that can be read"),
+    (no_gzip, "not a NIfTI image that can be read"),
+    (truncated, "damaged, its values cannot be read"),
+    (damaged_in_the_middle, "not a NIfTI image that can be read|damaged"),
+    (four_dimensions, "several volumes, as of a dynamic or diffusion scan"),
+    (two_dimensions, "2-D"),
+    (colors, "not one real number a voxel"),
+    (complex_numbers, "not one real number a voxel"),
+    (flat_affine, "places all voxels in one plane"),
+    (thick_sagittal, "sagittal slices 5.0 mm apart"),
+    (mask_for_flair, "only 2 values: a mask, not a scan?"),
+    (all_alike, "only 1 values"),
+    (no_flair, r"no FLAIR, which the model needs, among\n.*t2.nii.gz \(t2\)"),
+    (dicom_with(move), "slices are 5.00 to 10.00 mm apart"),
+    (dicom_with(repeat), "5 slices lie where another one does"),
+    (dicom_with(turn), "slices in 2 planes"),
+    (dicom_with(compress), "compressed as JPEG 2000"),
+    (dicom_with(forget_position), "does not say where in the patient it lies"),
+    (dicom_with(set_modality), "no MR series in DICOM"),
+    (dicom_with(drop_pixels), "cannot be read"),
+    (dicom_with(resize_one), "cannot be read"),
+    (damaged_dicom, "slices are 5.00 to 10.00 mm apart"),
+    (two_flairs, "may be FLAIR"),
+    (slices_of_two_sizes, "slices of several sizes"),
+    (one_file_that_is_t1, "it is not FLAIR, which the model needs"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), CASES)
+def test_an_unsuitable_scan_is_refused_with_a_reason(
+    run: Run, head: Head, tmp_path: Path, make: Callable[[Path, Head], Path], message: str
+) -> None:
+    scan = make(tmp_path / "scan", head)
+    ended = run(scan, "--out", tmp_path / "result")
+    assert ended.code == 1
+    assert re.search(message, ended.error, re.DOTALL), ended.error
+    assert "Traceback" not in ended.error
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "required: --out"),
+        (("--out", "x"), "name a scan, or at least --flair"),
+        (("scan", "--out", "x", "--threshold", "2"), "must be above 0 and below 1"),
+        (("--out", "x", "--pre", "t1.nii"), "name a scan, or at least --flair"),
+    ],
+)
+def test_an_incomplete_command_says_what_is_missing(
+    run: Run, words: tuple[str, ...], message: str
+) -> None:
+    ended = run(*words)
+    assert ended.code == 2
+    assert message in ended.error
+
+
+SAMPLES = [
+    *sorted((Path(nibabel.__file__).parent / "tests/data").glob("*.nii*")),
+    *sorted((Path(pydicom.__file__).parent / "data/test_files").glob("MR*.dcm")),
+]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_files_that_packages_ship_run_or_are_refused_with_a_reason(
+    run: Run, tmp_path: Path, sample: Path
+) -> None:
+    """Heads, diffusion, surfaces, single slices, several encodings, damaged ones."""
+    named = sample
+    if sample.suffix == ".dcm":
+        named = tmp_path / "series"
+        named.mkdir()
+        (named / sample.name).write_bytes(sample.read_bytes())
+    ended = run("--flair", named, "--out", tmp_path / "result")
+    assert "Traceback" not in ended.error
+    if ended.code:
+        assert ended.error.startswith("segment: error: ")
+        assert not (tmp_path / "result").exists()
+    else:
+        assert (tmp_path / "result/index.html").exists()
