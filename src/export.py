@@ -23,7 +23,7 @@ from learning.params import PredictParams
 from learning.weights import Model, load_network
 from page.facts import SHOWN, data_license, data_name, limits, read_table
 from pipeline.command import run
-from pipeline.outputs import file_sha256, read_metrics, replacing, rounded
+from pipeline.outputs import file_sha256, json_text, read_metrics, replacing, rounded
 from pipeline.params import Section
 from pipeline.refusals import remake
 from scans.fitting import padded_size
@@ -134,7 +134,7 @@ def main(
         )
         onnx_partial.write_bytes(content)
         description["sha256"] |= {"onnx": file_sha256(onnx_partial)}
-        description_partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description_partial.write_text(json_text(description), encoding="utf-8")
     print(f"{onnx_file}: {len(content) / 1e6:.1f} MB; {description_file}")
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
-from scans.dicom import UNEVEN, DicomSeries
+from scans.dicom import TO_RAS
+from scans.series import Series
 
 # What DICOM wants of patient and study, with or without a value, and anonymizers leave out.
 MAY_BE_EMPTY = (
@@ -26,17 +27,19 @@ MAY_BE_EMPTY = (
 
 
 def write_segmentation(
-    path: Path, mask: NDArray[np.uint8], series: DicomSeries, model: dict[str, Any]
+    path: Path, mask: NDArray[np.uint8], flair: Series, model: dict[str, Any]
 ) -> None:
-    """Write a mask on the grid that read_dicom has found for the series, (D, H, W) of 0 and 1."""
-    datasets = [dcmread(file) for file in series.files]
+    """Write a mask on the grid of a series that was read from DICOM, (D, H, W) of 0 and 1."""
+    datasets = [dcmread(file) for file in flair.files]
     for dataset in datasets:
         for tag in (tag for tag in MAY_BE_EMPTY if tag not in dataset):
             setattr(dataset, tag, "")
-    if int(datasets[0].get("NumberOfFrames") or 1) > 1:
-        volume = highdicom.Image.from_dataset(datasets[0]).get_volume(dtype=np.float32)
-    else:
-        volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, rtol=UNEVEN)
+    volume = highdicom.Volume(
+        mask,
+        TO_RAS @ flair.affine,  # its own inverse
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=datasets[0].get("FrameOfReferenceUID"),
+    )
     algorithm = AlgorithmIdentificationSequence(
         name=model["name"], version=model["version"], family=codes.DCM.ArtificialIntelligence
     )
@@ -50,7 +53,7 @@ def write_segmentation(
     )
     found = Segmentation(
         source_images=datasets,
-        pixel_array=volume.with_array(mask),
+        pixel_array=volume,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[description],
         series_instance_uid=highdicom.UID(),

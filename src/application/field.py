@@ -23,12 +23,13 @@ class Field(NamedTuple):
     squared: tuple[int, int]  # height and width once its pixels are squares
 
     def cut(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Return the field of slices (D, H, W), 0 beyond them; a view where it is within them."""
+        """Return the field of slices (D, H, W, …), 0 beyond them; a view where that is possible."""
         rows, columns = self.within(slices.shape[1], slices.shape[2])
         inside = slices[:, rows, columns]
-        if inside.shape[1:] == (self.height, self.width):
+        if inside.shape[1:3] == (self.height, self.width):
             return inside
-        found = np.zeros((len(slices), self.height, self.width), dtype=slices.dtype)
+        shape = (len(slices), self.height, self.width, *slices.shape[3:])
+        found = np.zeros(shape, dtype=slices.dtype)
         top, left = rows.start - self.top, columns.start - self.left
         found[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
         return found

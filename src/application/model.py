@@ -44,7 +44,7 @@ class ReleasedModel:
         """Return the probability of tumor, (N, S, S), of consecutive slices (N, S, S, 3).
 
         They are computed in chunks, with a slice more at each end, for the network sees neighbors.
-        `step` is told how many more are done.
+        `step` is called with the number of slices that were just computed.
         """
         found = []
         for begin in range(0, len(slices), CHUNK):

@@ -25,7 +25,7 @@ class Patient(NamedTuple):
     numbers: list[int] | None  # of the slices, where some may be missing
     measured: bool  # whether the files say how large a voxel is
     notes: tuple[str, ...] = ()  # what a person should know of how it was put together
-    dicom: DicomSeries | None = None  # of FLAIR, where it is DICOM
+    is_dicom: bool = False  # FLAIR, that is
 
     def inputs(self) -> dict[str, dict[str, str | int]]:
         """Return for each sequence where it was read from, and a digest of its files."""
@@ -90,6 +90,5 @@ def read_case(case: Case, field_of_view: float, spacing: float) -> Patient:
             if sequence == "flair":
                 raise
             notes.append(f"{NAMES[sequence]} is not used: {refusal}")
-    flair = chosen["flair"].source
-    dicom = flair if isinstance(flair, DicomSeries) else None
-    return Patient(series, None, measured=True, notes=tuple(notes), dicom=dicom)
+    is_dicom = isinstance(chosen["flair"].source, DicomSeries)
+    return Patient(series, None, measured=True, notes=tuple(notes), is_dicom=is_dicom)

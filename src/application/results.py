@@ -12,7 +12,7 @@ from application.model import ReleasedModel
 from application.page import write_page
 from application.reading import Patient
 from application.segmentation import Segmentation
-from pipeline.outputs import discard, replacing, rounded
+from pipeline.outputs import discard, json_text, replacing, rounded
 from pipeline.refusals import Refusal
 from scans.nifti import write_nifti
 from scans.probability_maps import PROBABILITIES
@@ -121,7 +121,7 @@ def kept_summary(
     folder that holds anything else.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not names and not (folder.exists() and not folder.is_dir()):
+    if not names and not folder.is_file():
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -151,7 +151,7 @@ def write_results(
     """Write everything into a folder: all files appear in the end, or none of them."""
     names = ["mask.nii.gz", "preview.png", "index.html"]
     names += ["probability.nii.gz"] if probability else []
-    names += ["mask.dcm"] if patient.dicom is not None else []
+    names += ["mask.dcm"] if patient.is_dicom else []
     names += ["masks"] if patient.numbers is not None else []
     is_new = not folder.exists()
     try:
@@ -175,16 +175,15 @@ def write_files(
     if "probability.nii.gz" in files:
         values = PROBABILITIES.astype(np.float32)[found.axial.turn_back(found.levels)]
         write_nifti(files["probability.nii.gz"], values, found.flair)
-    if patient.dicom is not None:
+    if patient.is_dicom:
         from application.dicom_seg import write_segmentation  # late: highdicom is slow to load
 
-        write_segmentation(files["mask.dcm"], mask, patient.dicom, summary["model"])
+        write_segmentation(files["mask.dcm"], mask, found.flair, summary["model"])
     if patient.numbers is not None:
         write_tiffs(files["masks"], found)
     preview(found).save(files["preview.png"])
     write_page(files["index.html"], found, summary)
-    text = json.dumps(rounded(summary), indent=2, ensure_ascii=False)
-    files[SUMMARY].write_text(text + "\n", encoding="utf-8")
+    files[SUMMARY].write_text(json_text(summary), encoding="utf-8")
 
 
 def write_tiffs(folder: Path, found: Segmentation) -> None:

@@ -17,7 +17,7 @@ from scans.series import Axial, Series, check_plane, name_of, resampled
 from scans.tiff import SEQUENCES
 from scans.volume import large_components
 
-FEW_VALUES = 8  # distinct values, of which a mask or labels have no more
+FEW_VALUES = 8  # distinct values; a mask or a map of labels has no more than these
 NEGATIVE = 0.01  # share of voxels below 0, from which 0 is not the darkest
 COVERED = 0.95  # share of FLAIR's grid that another sequence should cover
 MOST_LOGIT = 30.0  # of a probability that is 1 in 32 bits
@@ -132,9 +132,7 @@ def predicted_levels(
     height, width = images.shape[1:3]
     levels = np.empty(images.shape[:3], dtype=np.uint8)
     for places in groups:
-        fields = (field.cut(images[place][None, ..., c]) for place in places for c in range(3))
-        cut = np.stack([each[0] for each in fields]).reshape(len(places), 3, field.height, -1)
-        shown = [field.fitted(np.moveaxis(each, 0, -1), image_size) for each in cut]
+        shown = [field.fitted(each, image_size) for each in field.cut(images[places])]
         for place, answer in zip(places, model.probabilities(np.stack(shown), step), strict=True):
             with np.errstate(divide="ignore"):
                 logits = np.log(answer) - np.log1p(-answer)

@@ -1,4 +1,4 @@
-"""The gallery: whom a page shows, and their slices with outlines and errors to lay over them."""
+"""The gallery: which patients a page shows, and their slices with outlines and errors."""
 
 from functools import partial
 from pathlib import Path

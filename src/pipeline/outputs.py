@@ -97,11 +97,15 @@ def write_tables(folder: Path, tables: "dict[str, pd.DataFrame]") -> None:
         table.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
 
 
+def json_text(values: dict[str, Any]) -> str:
+    """Return values as the text of a JSON file, floats at five decimals."""
+    return json.dumps(rounded(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Write metrics as JSON that `dvc metrics` can show: plain numbers, floats at five decimals."""
     with replacing(path) as [partial]:
-        text = json.dumps(rounded(metrics), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(json_text(metrics), encoding="utf-8")
 
 
 def read_metrics(path: Path, hint: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which files are whose: patients' examinations, and the file of each sequence in them.
 
 A case is one examination. A folder is searched with all below it, for NIfTI, for DICOM, and for
-slices in TIFF as this project's data set has them; what is chosen, and why, is told.
+slices in TIFF as this project's data set has them.
 """
 
 import json

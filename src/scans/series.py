@@ -65,16 +65,18 @@ class Axial(NamedTuple):
         flips = [bool(nearest[axis][1] != sign) for axis, sign in wanted]
         return cls((first, second, third), (flips[0], flips[1], flips[2]))
 
+    @property
+    def directions(self) -> tuple[slice, ...]:
+        """Return what of each axis of the slices is taken: all of it, backwards where it flips."""
+        return tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+
     def turn(self, volume: NDArray[Any]) -> NDArray[Any]:
         """Return the axial slices of a volume (I, J, K), as a view (D, H, W)."""
-        backwards = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return volume.transpose(self.axes)[backwards]
+        return volume.transpose(self.axes)[self.directions]
 
     def turn_back(self, slices: NDArray[Any]) -> NDArray[Any]:
         """Return axial slices (D, H, W) as the volume that they were, (I, J, K)."""
-        backwards = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        order = np.argsort(self.axes)
-        return slices[backwards].transpose(order)
+        return slices[self.directions].transpose(np.argsort(self.axes))
 
 
 def tilt(affine: NDArray[np.float64]) -> float:

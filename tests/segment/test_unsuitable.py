@@ -36,26 +36,19 @@ def empty_folder(folder: Path, head: Head) -> Path:
     return folder
 
 
-def no_scan_in_it(folder: Path, head: Head) -> Path:
-    folder.mkdir()
-    (folder / "readme.txt").write_text("no scan")
-    return folder
-
-
 def missing(folder: Path, head: Head) -> Path:
     return folder
 
 
-def text_named_nifti(folder: Path, head: Head) -> Path:
-    folder.mkdir()
-    (folder / "flair.nii").write_text("not an image at all")
-    return folder
+def file_of(name: str, content: bytes) -> Callable[[Path, Head], Path]:
+    """Return what writes a folder with one file."""
 
+    def write(folder: Path, head: Head) -> Path:
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        return folder
 
-def no_gzip(folder: Path, head: Head) -> Path:
-    folder.mkdir()
-    (folder / "flair.nii.gz").write_bytes(b"not compressed")
-    return folder
+    return write
 
 
 def truncated(folder: Path, head: Head) -> Path:
@@ -199,9 +192,9 @@ def one_file_that_is_t1(folder: Path, head: Head) -> Path:
 CASES: list[tuple[Callable[[Path, Head], Path], str]] = [
     (missing, "no such file or folder"),
     (empty_folder, "no NIfTI .* in 0 files"),
-    (no_scan_in_it, r"in 1 files \(.txt\)"),
-    (text_named_nifti, "not a NIfTI image that can be read"),
-    (no_gzip, "not a NIfTI image that can be read"),
+    (file_of("readme.txt", b"no scan"), r"in 1 files \(.txt\)"),
+    (file_of("flair.nii", b"not an image at all"), "not a NIfTI image that can be read"),
+    (file_of("flair.nii.gz", b"not compressed"), "not a NIfTI image that can be read"),
     (truncated, "damaged, its values cannot be read"),
     (damaged_in_the_middle, "not a NIfTI image that can be read|damaged"),
     (four_dimensions, "several volumes, as of a dynamic or diffusion scan"),
