@@ -11,9 +11,15 @@ import nibabel
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 from application.model import ReleasedModel
 
@@ -130,6 +136,37 @@ def write_dicom(
         change(found, at)
         # Names in another order than that of the slices, as archives have them.
         found.save_as(folder / f"IM{at * 7 % 13:03}_{at:03}", enforce_file_format=True)
+
+
+def join_frames(folder: Path) -> None:
+    """Put the files of a DICOM series into one enhanced MR image, a frame for each."""
+    files = sorted(folder.iterdir())
+    slices = [dcmread(path) for path in files]
+    found = slices[0].copy()
+    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = EnhancedMRImageStorage
+    found.NumberOfFrames = len(slices)
+    found.PixelData = b"".join(each.PixelData for each in slices)
+    frames = []
+    for each in slices:
+        parts = {
+            "PlanePositionSequence": ("ImagePositionPatient",),
+            "PlaneOrientationSequence": ("ImageOrientationPatient",),
+            "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+        }
+        frame = Dataset()
+        for name, tags in parts.items():
+            part = Dataset()
+            for tag in tags:
+                setattr(part, tag, each[tag].value)
+            setattr(frame, name, Sequence([part]))
+        frames.append(frame)
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        del found[tag]
+    found.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    found.SharedFunctionalGroupsSequence = Sequence([Dataset()])
+    for path in files:
+        path.unlink()
+    found.save_as(folder / "frames.dcm", enforce_file_format=True)
 
 
 DESCRIPTIONS = {"pre_contrast": "AX T1 SE", "flair": "AX T2 FLAIR", "post_contrast": "AX T1 +C"}

@@ -13,7 +13,7 @@ from highdicom.seg import (
     SegmentDescription,
 )
 from numpy.typing import NDArray
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 
 from scans.dicom import TO_RAS
@@ -26,19 +26,36 @@ MAY_BE_EMPTY = (
 )
 
 
+def complete(dataset: Dataset) -> None:
+    """Add to a slice, or to a file of all slices, what highdicom expects and some files lack.
+
+    The segmentation's own sizes come from the volume.
+    """
+    for tag in (tag for tag in MAY_BE_EMPTY if tag not in dataset):
+        setattr(dataset, tag, "")
+    if not dataset.get("SliceThickness"):
+        dataset.SliceThickness = 1
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        shared, frame = (
+            dataset[f"{whose}FunctionalGroupsSequence"][0] for whose in ("Shared", "PerFrame")
+        )
+        for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+            if name not in shared:
+                setattr(shared, name, frame[name].value)
+
+
 def write_segmentation(
     path: Path, mask: NDArray[np.uint8], flair: Series, model: dict[str, Any]
 ) -> None:
     """Write a mask on the grid of a series that was read from DICOM, (D, H, W) of 0 and 1."""
     datasets = [dcmread(file) for file in flair.files]
     for dataset in datasets:
-        for tag in (tag for tag in MAY_BE_EMPTY if tag not in dataset):
-            setattr(dataset, tag, "")
+        complete(dataset)
     volume = highdicom.Volume(
         mask,
         TO_RAS @ flair.affine,  # its own inverse
         coordinate_system="PATIENT",
-        frame_of_reference_uid=datasets[0].get("FrameOfReferenceUID"),
+        frame_of_reference_uid=datasets[0].FrameOfReferenceUID,
     )
     algorithm = AlgorithmIdentificationSequence(
         name=model["name"], version=model["version"], family=codes.DCM.ArtificialIntelligence

@@ -16,6 +16,7 @@ from pipeline.outputs import discard, json_text, replacing, rounded
 from pipeline.refusals import Refusal
 from scans.nifti import write_nifti
 from scans.probability_maps import PROBABILITIES
+from scans.series import name_of
 from scans.tiff import SEQUENCES
 from scans.volume import components
 
@@ -178,7 +179,13 @@ def write_files(
     if patient.is_dicom:
         from application.dicom_seg import write_segmentation  # late: highdicom is slow to load
 
-        write_segmentation(files["mask.dcm"], mask, found.flair, summary["model"])
+        try:
+            write_segmentation(files["mask.dcm"], mask, found.flair, summary["model"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # from highdicom
+            raise Refusal(
+                f"{name_of(found.flair)}: DICOM that no DICOM SEG can be made for ({error}); as "
+                "NIfTI it can be segmented: `dcm2niix` writes that"
+            ) from error
     if patient.numbers is not None:
         write_tiffs(files["masks"], found)
     preview(found).save(files["preview.png"])

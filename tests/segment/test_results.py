@@ -23,6 +23,7 @@ from heads import (
     WIDTH,
     Head,
     axial_affine,
+    join_frames,
     make_head,
     read_mask,
     write_dicom,
@@ -119,6 +120,18 @@ def test_dicom_and_nifti_agree_and_dicom_seg_is_the_same_mask(
     in_nifti = voxels @ mask.affine[:3, :3].T + mask.affine[:3, 3]
     flipped = in_dicom * [-1, -1, 1]
     assert {tuple(p) for p in flipped.round(2)} == {tuple(p) for p in in_nifti.round(2)}
+
+
+def test_dicom_with_all_slices_in_one_file(run: Run, head: Head, tmp_path: Path) -> None:
+    write_exam(tmp_path / "exam", head)
+    for folder in (tmp_path / "exam").iterdir():
+        join_frames(folder)
+    ended = run(tmp_path / "exam", "--out", tmp_path / "result")
+    assert ended.code == 0, ended.error
+    assert np.array_equal(read_mask(tmp_path / "result"), expected(head))
+    assert highdicom.imread(tmp_path / "result/mask.dcm").get_volume().array.sum() == (
+        expected(head).sum()
+    )
 
 
 def test_flags_win_over_names(run: Run, patient: Path, head: Head, tmp_path: Path) -> None:
@@ -343,6 +356,7 @@ def test_anonymous_dicom_gets_a_dicom_seg_too(run: Run, head: Head, tmp_path: Pa
     tags = [
         *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
         *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+        "SliceThickness",
     ]
 
     def forget(dataset: Dataset, _: int) -> None:

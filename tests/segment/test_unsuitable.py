@@ -154,6 +154,11 @@ def resize_one(dataset: Dataset, at: int) -> None:
         dataset.Rows, dataset.PixelData = 32, dataset.PixelData[: len(dataset.PixelData) // 2]
 
 
+def mix_studies(dataset: Dataset, at: int) -> None:
+    if at == 3:
+        dataset.StudyInstanceUID = "1.2.3"
+
+
 def damaged_dicom(folder: Path, head: Head) -> Path:
     write_dicom(folder, head.sequences["flair"], "AX FLAIR")
     path = sorted(folder.iterdir())[4]
@@ -214,6 +219,7 @@ CASES: list[tuple[Callable[[Path, Head], Path], str]] = [
     (dicom_with(set_modality), "no MR series in DICOM"),
     (dicom_with(drop_pixels), "cannot be read"),
     (dicom_with(resize_one), "cannot be read"),
+    (dicom_with(mix_studies), "no DICOM SEG can be made for .*dcm2niix"),
     (damaged_dicom, "slices are 5.00 to 10.00 mm apart"),
     (two_flairs, "may be FLAIR"),
     (slices_of_two_sizes, "slices of several sizes"),
