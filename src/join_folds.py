@@ -31,7 +31,6 @@ from comparison.out_of_fold import (
     dice_figure,
     join,
     joined_scores,
-    side_by_side,
     starting_scores,
     with_difference,
 )
@@ -40,12 +39,13 @@ from comparison.worst import read_seen, worst
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.params import Seed
-from pipeline.refusals import Refusal
+from pipeline.refusals import refuse
 from scoring.bootstrap import Bootstrap
 from scoring.params import EvaluateParams
 
 STARTING = "starting"
-DEFAULT = "frozen"  # the recipe that the others are compared with
+EARLIER = "frozen"  # the first edition's recipe, which the others are compared with
+CURRENT = "context"  # that of params.yaml
 CANDIDATES = ("inner", "choices")  # all inner folds, one of them
 UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
 
@@ -53,13 +53,13 @@ Joined = dict[str, dict[str, pd.DataFrame]]  # patients by kind and recipe
 
 
 def join_all(study: Study) -> Joined:
-    """Return the patients of each cross-validation; refuse a study without DEFAULT."""
+    """Return the patients of each cross-validation; refuse a study without the two recipes."""
     joined = {
         kind: {recipe: join(study, names) for recipe, names in recipes(study, kind).items()}
         for kind in ("folds", "institutions")
     }
-    if DEFAULT not in joined["folds"]:
-        raise Refusal(f"folds/{DEFAULT}: no training of that name. {HINT}")
+    if lacking := [name for name in (EARLIER, CURRENT) if name not in joined["folds"]]:
+        refuse([f"folds/{name}: no training of that name" for name in lacking], HINT)
     joined["institutions"] = {
         recipe: with_difference(
             patients, joined["folds"].get(recipe, patients.head(0)), "dice_out_of_fold"
@@ -67,9 +67,9 @@ def join_all(study: Study) -> Joined:
         for recipe, patients in joined["institutions"].items()
     }
     joined["folds"] |= {
-        recipe: with_difference(patients, joined["folds"][DEFAULT], f"dice_{DEFAULT}")
+        recipe: with_difference(patients, joined["folds"][EARLIER], f"dice_{EARLIER}")
         for recipe, patients in joined["folds"].items()
-        if recipe != DEFAULT
+        if recipe != EARLIER
     }
     return joined
 
@@ -121,10 +121,10 @@ def main(
     study = read_study(trainings, patients, definitions)
     joined = join_all(study)
     scores = all_scores(study, joined, bootstrap)
-    out_of_fold = side_by_side(joined["folds"], DEFAULT)
-    left_out = joined["institutions"].get(DEFAULT, out_of_fold.head(0))
+    out_of_fold = joined["folds"][CURRENT]
+    left_out = joined["institutions"].get(EARLIER, out_of_fold.head(0))
     compared = [compare(study, kind, bootstrap) for kind in CANDIDATES]
-    failed = worst(joined["folds"][DEFAULT], read_seen(worst_seen))
+    failed = worst(out_of_fold, read_seen(worst_seen))
     scores["worst"] = failed.groupby("kind")["share"].sum().to_dict()
     written = {
         "out_of_fold": out_of_fold,
@@ -138,7 +138,8 @@ def main(
     with replacing(tables) as [folder]:
         (folder / "figures").mkdir(parents=True)
         write_tables(folder, written)
-        dice_figure(joined["folds"]).savefig(
+        shown = {recipe: joined["folds"][recipe] for recipe in (CURRENT, EARLIER)}
+        dice_figure(shown).savefig(
             folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
         )
     write_metrics(metrics, scores)

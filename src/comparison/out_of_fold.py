@@ -71,27 +71,13 @@ def starting_scores(study: Study, training: str) -> dict[str, dict[str, Any]]:
         raise Refusal(f"no definitions of {training} for {error}. {HINT}") from None
 
 
-def with_dice(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return `table` with one more column: the Dice that its patients have in `other`."""
-    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
-    return table.merge(dice, on="patient_id", how="left", validate="one_to_one")
-
-
-def side_by_side(recipes: dict[str, pd.DataFrame], first: str) -> pd.DataFrame:
-    """Return the joined patients of the recipe `first`, with their Dice by each other recipe."""
-    table = recipes[first]
-    for recipe, other in recipes.items():
-        if recipe != first:
-            table = with_dice(table, other, f"dice_{recipe}")
-    return table
-
-
 def with_difference(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return the table with its patients' Dice in `other` as `column`, and their `difference`.
 
     It is their Dice less that in `other`.
     """
-    table = with_dice(table, other, column)
+    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
+    table = table.merge(dice, on="patient_id", how="left", validate="one_to_one")
     return table.assign(difference=table["dice"] - table[column])
 
 

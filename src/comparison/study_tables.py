@@ -132,15 +132,15 @@ def join_tested(study: Study, groups: list[list[str]]) -> list[pd.DataFrame]:
 
 
 def costs(study: Study, names: list[str]) -> dict[str, float | str]:
-    """Return minutes of training of all of these together, the mean of their images/s, the devices.
+    """Return the minutes and images/s of a training, the means of these, and the devices.
 
-    Empty if one of them has no cost.
+    Those without a cost, which were interrupted, do not count; empty if all were.
     """
-    rows = study.trainings.loc[names, COST]
-    if rows.isna().any(axis=None):
+    rows = study.trainings.loc[names, COST].dropna()
+    if rows.empty:
         return {}
     return {
-        "minutes": float(rows["minutes"].sum()),
+        "minutes": float(rows["minutes"].mean()),
         "images_per_s": float(rows["images_per_s"].mean()),
         "device": ", ".join(sorted(set(rows["device"]))),
     }

@@ -82,8 +82,9 @@ def study(tmp_path: Path) -> Path:
         cost = {"minutes": 10.0, "images_per_s": 100.0 + number, "device": "1 × cpu in bf16-mixed"}
         write_run(folder, f"folds/frozen/{number}", dice, **cost)
         better = {name: value + 0.02 for name, value in dice.items()}
-        write_run(folder, f"folds/other/{number}", better)
-    seen = f"TCGA_CD_0003_20000101,{folds[1]['CD_0003']:.5f},small_lesion,a tumor of 60 pixels"
+        cost = cost if number else {}  # of an interrupted training
+        write_run(folder, f"folds/context/{number}", better, **cost)
+    seen = f"TCGA_CD_0003_20000101,{better['CD_0003']:.5f},small_lesion,a tumor of 60 pixels"
     write_seen(folder, seen)
     write_run(folder, "choices/base/0", folds[0])
     write_run(folder, "choices/base/1", {name: v + 0.01 for name, v in folds[0].items()})
@@ -104,23 +105,22 @@ def test_figures_are_those_of_all_patients_together(run_stage: RunStage, study: 
     assert table["patient_id"].is_unique
     assert table["institution"].value_counts().to_dict() == {"AB": 12, "CD": 12}
     assert (table["fold"] == (table["institution"] == "CD")).all()
-    np.testing.assert_allclose(table["dice_other"], table["dice"] + 0.02)
+    np.testing.assert_allclose(table["dice_frozen"], table["dice"] - 0.02)
+    np.testing.assert_allclose(table["difference"], 0.02)
     written = json.loads((study.parent / "study.json").read_text())
-    scores = written["folds"]
-    found = scores["frozen"]
+    earlier, found = (written["folds"][name] for name in ("frozen", "context"))
     assert found["n_patients"] == 24
     assert found["n_folds"] == 2
-    assert found["minutes"] == 20
-    assert found["images_per_s"] == 100.5
+    assert (earlier["minutes"], earlier["images_per_s"]) == (10, 100.5)
+    assert (found["minutes"], found["images_per_s"]) == (10, 101)
     assert found["device"] == "1 × cpu in bf16-mixed"
     first = table[table["fold"] == 0]
-    assert written["untouched"]["frozen"]["n_patients"] == len(first) == 12
-    alone = written["untouched"]["frozen"]["dice_patient_mean"]
+    assert written["untouched"]["context"]["n_patients"] == len(first) == 12
+    alone = written["untouched"]["context"]["dice_patient_mean"]
     assert alone == pytest.approx(first["dice"].mean(), abs=1e-5)
-    assert "minutes" not in scores["other"]
-    assert scores["other"]["difference"] == pytest.approx(0.02, abs=1e-5)
-    assert scores["other"]["difference_low"] == pytest.approx(0.02, abs=1e-5)
-    assert (scores["other"]["n_patients_difference"], "difference" in found) == (24, False)
+    assert found["difference"] == pytest.approx(0.02, abs=1e-5)
+    assert found["difference_low"] == pytest.approx(0.02, abs=1e-5)
+    assert (found["n_patients_difference"], "difference" in earlier) == (24, False)
     assert found["dice_patient_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
     assert found["dice_patient_median"] == pytest.approx(table["dice"].median(), abs=1e-5)
     wanted = table["tp"].sum() / table[["tp", "fp", "fn"]].sum().sum()
@@ -212,9 +212,9 @@ def test_folds_alone_are_enough(run_stage: RunStage, study: Path) -> None:
 
 
 def test_a_patient_without_tumor_counts_and_has_no_dice(run_stage: RunStage, study: Path) -> None:
-    write_run(study, "folds/frozen/2", {"EF_0001": np.nan})
+    write_run(study, "folds/context/2", {"EF_0001": np.nan})
     assert join(run_stage, study).code == 0
-    found = json.loads((study.parent / "study.json").read_text())["folds"]["frozen"]
+    found = json.loads((study.parent / "study.json").read_text())["folds"]["context"]
     assert (found["n_patients"], found["n_patients_dice"]) == (25, 24)
     wanted = pd.read_csv(study.parent / "joined/out_of_fold.csv")["dice"].mean()
     assert found["dice_patient_mean"] == pytest.approx(wanted, abs=1e-5)
@@ -403,6 +403,7 @@ def others(study: Path) -> None:
         ),
         (lambda study: without(study, "choices/base"), "base is not among the candidates other"),
         (lambda study: without(study, "folds/frozen"), "folds/frozen: no training of that name"),
+        (lambda study: without(study, "folds/context"), "folds/context: no training of that name"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(
