@@ -1,8 +1,8 @@
-# make segment: outline tumor in a scan; make demo: the whole graph on a synthetic data set; make test:
+# make segment: outline tumor in a scan; make page: do so in a browser; make demo: the whole graph on a synthetic data set; make test:
 # the tests. Each installs what it needs into .venv first; but for make segment, not where PYTHON names
 # an interpreter that has the requirements already.
 
-.PHONY: demo segment test test-all test-segment verify tools lint clean
+.PHONY: demo segment page test test-all test-segment test-page verify tools lint clean
 .DELETE_ON_ERROR:
 
 ifdef PYTHON
@@ -40,6 +40,30 @@ segment: .venv/segment/ready
 	@$(@D)/bin/python -m pip install --quiet --no-compile --requirement requirements-segment.txt
 	@touch $@
 
+# One file with the released model in it, which outlines tumor in a browser and needs no network.
+page: .venv/segment/ready .venv/page/build/ready
+	@.venv/segment/bin/python src/build_page.py .venv/page/build .venv/page/node_modules/onnxruntime-web \
+	  try.html
+
+.venv/page/ready: src/browser/package.json src/browser/package-lock.json
+	@command -v npm > /dev/null || { echo "make page needs Node.js with npm, version 20 or later"; exit 1; }
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --silent --no-audit --no-fund
+	@touch $@
+
+.venv/page/build/ready: .venv/page/ready $(wildcard src/browser/*.js)
+	@NODE_PATH=.venv/page/node_modules .venv/page/node_modules/.bin/esbuild src/browser/page.js \
+	  src/browser/worker.js --bundle --format=iife --target=es2022 --log-level=warning \
+	  --define:import.meta.url=self.location.href --legal-comments=inline --outdir=$(@D)
+	@touch $@
+
+# The page's scripts: their form, their types, and the tests of what needs no browser.
+test-page: .venv/page/ready
+	.venv/page/node_modules/.bin/prettier --check src/browser/*.js tests/browser/*.mjs
+	.venv/page/node_modules/.bin/tsc --project src/browser/jsconfig.json
+	node --test tests/browser/*.mjs
+
 # The tests of segment with nothing but what it needs, and pytest.
 test-segment: .venv/segment/ready
 	.venv/segment/bin/python -m pip install --quiet --constraint requirements.lock pytest
@@ -65,6 +89,7 @@ test-all: $(TEST_READY)
 tools: .venv/tools/ready
 
 .venv/tools/ready: Makefile
+	if command -v npm > /dev/null; then $(MAKE) .venv/page/build/ready; fi
 	@mkdir -p $(@D)
 	python3 -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet 'moto[server]==5.2.5'

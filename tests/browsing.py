@@ -58,5 +58,5 @@ def watched(browser: webdriver.Chrome, page: Path) -> Iterator[None]:
         for message in [json.loads(entry["message"])["message"]]
         if message["method"] == "Network.requestWillBeSent"
     ]
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
     assert {url for url in asked if url.startswith("file:")} <= {page.as_uri()}

@@ -77,6 +77,39 @@ def write_head(
         nibabel.save(image, folder / name)
 
 
+# What names tell, of files and of DICOM series.
+TOLD: dict[str | None, list[str]] = {
+    "flair": [
+        *("flair", "BraTS-GLI-00005-001-t2f", "BraTS19_2013_0_1_flair", "sub-01_ses-1_FLAIR"),
+        *(
+            "AX T2 FLAIR",
+            "t2_flair_tra",
+            "3D_T2FLAIR",
+            "t2_tirm_tra_dark-fluid_4mm",
+            "FLAIR post Gd",
+        ),
+    ],
+    "pre_contrast": [
+        *("t1", "BraTS-GLI-00005-001-t1n", "BraTS19_2013_0_1_t1", "sub-01_T1w", "T1 pre contrast"),
+        *("AX T1 W/O CONTRAST", "T1 without contrast", "AX T1 NO GAD", "T1 non-contrast", "C_T1"),
+        *("sub-01_ses-post_T1w", "P1_post_op_T1", "Ax T1 FLAIR", "sub-1_space-FLAIR_T1w"),
+        *("AX T1 SE", "sag-mprage", "T1 non-contrast native", "pre", "t1_spgr"),
+    ],
+    "post_contrast": [
+        *("t1ce", "BraTS-GLI-00005-001-t1c", "sub-01_ce-gadolinium_T1w", "T1_Gd", "AX T1 +C"),
+        *("MPRAGE post", "t1c+", "T1KM", "post", "t1_tse_KM", "sag_T1_SPGR_postcontrast"),
+        *("sub-01_ses-pre_ce-gadolinium_T1w", "T1 axial GADO", "AX T1 POSTGAD"),
+    ],
+    None: [
+        "t2",
+        "BraTS-GLI-00005-001-t2w",
+        "BraTS19_2013_0_1_seg",
+        "flair_seg",
+        "dwi_b1000",
+        "scan",
+    ],
+}
+
 ALL = {"flair": "flair.nii.gz", "pre_contrast": "t1.nii.gz", "post_contrast": "t1ce.nii.gz"}
 
 

@@ -7,47 +7,15 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from heads import ALL, Head, write_dicom, write_exam, write_head, write_slices
+from heads import ALL, TOLD, Head, write_dicom, write_exam, write_head, write_slices
 from pipeline.refusals import Refusal
 from scans.cases import Case, find_cases
 from scans.dicom import DicomSeries
 from scans.sequences import sequence_of
 
-NAMES = {
-    "flair": [
-        *("flair", "BraTS-GLI-00005-001-t2f", "BraTS19_2013_0_1_flair", "sub-01_ses-1_FLAIR"),
-        *(
-            "AX T2 FLAIR",
-            "t2_flair_tra",
-            "3D_T2FLAIR",
-            "t2_tirm_tra_dark-fluid_4mm",
-            "FLAIR post Gd",
-        ),
-    ],
-    "pre_contrast": [
-        *("t1", "BraTS-GLI-00005-001-t1n", "BraTS19_2013_0_1_t1", "sub-01_T1w", "T1 pre contrast"),
-        *("AX T1 W/O CONTRAST", "T1 without contrast", "AX T1 NO GAD", "T1 non-contrast", "C_T1"),
-        *("sub-01_ses-post_T1w", "P1_post_op_T1", "Ax T1 FLAIR", "sub-1_space-FLAIR_T1w"),
-        *("AX T1 SE", "sag-mprage", "T1 non-contrast native", "pre", "t1_spgr"),
-    ],
-    "post_contrast": [
-        *("t1ce", "BraTS-GLI-00005-001-t1c", "sub-01_ce-gadolinium_T1w", "T1_Gd", "AX T1 +C"),
-        *("MPRAGE post", "t1c+", "T1KM", "post", "t1_tse_KM", "sag_T1_SPGR_postcontrast"),
-        *("sub-01_ses-pre_ce-gadolinium_T1w", "T1 axial GADO", "AX T1 POSTGAD"),
-    ],
-    None: [
-        "t2",
-        "BraTS-GLI-00005-001-t2w",
-        "BraTS19_2013_0_1_seg",
-        "flair_seg",
-        "dwi_b1000",
-        "scan",
-    ],
-}
-
 
 @pytest.mark.parametrize(
-    ("name", "sequence"), [(name, sequence) for sequence, own in NAMES.items() for name in own]
+    ("name", "sequence"), [(name, sequence) for sequence, own in TOLD.items() for name in own]
 )
 def test_names_tell_sequences(name: str, sequence: str | None) -> None:
     assert sequence_of(name).sequence == sequence

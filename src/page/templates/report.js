@@ -1,3 +1,6 @@
+const cards = all(".card");
+startViewer(document.getElementById("gallery"), read("slices"));
+
 // A patient whose Dice is undefined comes last either way.
 const undefinedLast = (a, b) => (a.dataset.dice === "") - (b.dataset.dice === "");
 const ORDERS = {

@@ -1,15 +1,14 @@
 "use strict";
 // The viewer: slices of patients, a slider for each, and what lies over the scan. A page may have
-// several `.card`s in `#gallery`; what it knows of their slices is in `#slices`.
+// several `.card`s in a gallery; of each it knows a list of slices, which may be made when they are
+// looked at: `size`, `views` (a WebP in base64, or a data URI, of each sequence), `paths`, `words`.
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
 const LAYERS = ["right", "missed", "false", "halo", "reference", "prediction"]; // the last on top
 const FLAIR = 1;
-const slices = read("slices");
-const gallery = document.getElementById("gallery");
-const cards = all(".card");
 const svg = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+const uri = (view) => (view.startsWith("data:") ? view : `data:image/webp;base64,${view}`);
 
 // The pattern of a kind of error, as large on the screen whatever the slice's width in pixels.
 function pattern(name, width) {
@@ -34,78 +33,85 @@ function summary(slice) {
   return `${dice}: ${tp} pixels right, ${fn} missed, ${fp} false`;
 }
 
-function draw(card) {
-  const slider = card.querySelector("[type=range]");
-  const of = slices[card.dataset.index];
-  const slice = of[slider.value];
-  const choice = gallery.querySelector("[name=sequence]:checked");
-  const sequence = choice.parentElement.textContent;
-  const [width, height] = slice.size;
-  const found = summary(slice);
+// Start the viewer in a gallery, whose cards' slices are given by `data-index`. Returns what draws a
+// card again after its slices have changed.
+function startViewer(gallery, slices) {
+  const cards = all(".card", gallery);
 
-  const image = card.querySelector("img");
-  image.width = width;
-  image.height = height;
-  image.src = `data:image/webp;base64,${slice.views[choice.value] || slice.views[FLAIR]}`;
-  const number = slice.number === undefined ? "" : `, number ${slice.number}`;
-  const where = `Slice ${Number(slider.value) + 1} of ${of.length}${number}`;
-  const missing = card.dataset.missing.split(" ").includes(choice.value);
-  image.alt = `${sequence} scan of ${card.dataset.name}. ${where}. ${found}.`;
-  card.querySelector("figcaption").textContent =
-    `${where}. ${found}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
-  slider.setAttribute("aria-valuetext", `${where}. ${found}`);
-  card.querySelector(".now").setAttribute("x", slider.value);
+  function draw(card) {
+    const slider = card.querySelector("[type=range]");
+    const of = slices[card.dataset.index];
+    const slice = of[slider.value];
+    const choice = gallery.querySelector("[name=sequence]:checked");
+    const sequence = choice.parentElement.textContent;
+    const [width, height] = slice.size;
+    const found = summary(slice);
 
-  const { reference = "", prediction } = slice.paths;
-  const paths = { ...slice.paths, halo: reference + prediction };
-  const over = card.querySelector(".over");
-  over.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  over.replaceChildren(
-    ...LAYERS.filter((name) => name in paths).map((name) => {
-      const path = svg("path");
-      path.setAttribute("class", name);
-      path.setAttribute("d", paths[name]);
-      if (document.getElementById(name)) path.style.fill = pattern(name, width);
-      return path;
-    }),
-  );
-}
+    const image = card.querySelector("img");
+    image.width = width;
+    image.height = height;
+    image.src = uri(slice.views[choice.value] || slice.views[FLAIR]);
+    const number = slice.number === undefined ? "" : `, number ${slice.number}`;
+    const where = `Slice ${Number(slider.value) + 1} of ${of.length}${number}`;
+    const missing = card.dataset.missing.split(" ").includes(choice.value);
+    image.alt = `${sequence} scan of ${card.dataset.name}. ${where}. ${found}.`;
+    card.querySelector("figcaption").textContent =
+      `${where}. ${found}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
+    slider.setAttribute("aria-valuetext", `${where}. ${found}`);
+    card.querySelector(".now").setAttribute("x", slider.value);
 
-function move(card, position) {
-  const slider = card.querySelector("[type=range]");
-  const before = slider.value;
-  slider.value = position; // the slider keeps it within its range
-  if (slider.value !== before) draw(card);
-}
+    const { reference = "", prediction } = slice.paths;
+    const paths = { ...slice.paths, halo: reference + prediction };
+    const over = card.querySelector(".over");
+    over.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    over.replaceChildren(
+      ...LAYERS.filter((name) => name in paths).map((name) => {
+        const path = svg("path");
+        path.setAttribute("class", name);
+        path.setAttribute("d", paths[name]);
+        if (document.getElementById(name)) path.style.fill = pattern(name, width);
+        return path;
+      }),
+    );
+  }
 
-function layers() {
-  for (const box of all("#layers input")) gallery.classList.toggle(`no-${box.name}`, !box.checked);
-}
+  function move(card, position) {
+    const slider = card.querySelector("[type=range]");
+    const before = slider.value;
+    slider.value = position; // the slider keeps it within its range
+    if (slider.value !== before) draw(card);
+  }
 
-for (const card of cards) {
-  card.querySelector("[type=range]").addEventListener("input", () => draw(card));
-  const scan = card.querySelector(".scan");
-  let from = null;
-  scan.addEventListener("pointerdown", (event) => {
-    from = null;
-    if (!event.isPrimary || event.button !== 0) return; // a second finger zooms
-    from = { x: event.clientX, at: Number(card.querySelector("[type=range]").value) };
-    scan.setPointerCapture(event.pointerId);
+  function layers() {
+    for (const box of all(".layers input", gallery)) gallery.classList.toggle(`no-${box.name}`, !box.checked);
+  }
+
+  for (const card of cards) {
+    card.querySelector("[type=range]").addEventListener("input", () => draw(card));
+    const scan = card.querySelector(".scan");
+    let from = null;
+    scan.addEventListener("pointerdown", (event) => {
+      from = null;
+      if (!event.isPrimary || event.button !== 0) return; // a second finger zooms
+      from = { x: event.clientX, at: Number(card.querySelector("[type=range]").value) };
+      scan.setPointerCapture(event.pointerId);
+    });
+    scan.addEventListener("pointermove", (event) => {
+      if (from === null) return;
+      const share = (event.clientX - from.x) / scan.clientWidth;
+      move(card, Math.round(from.at + share * slices[card.dataset.index].length));
+    });
+    for (const end of ["pointerup", "pointercancel"]) scan.addEventListener(end, () => (from = null));
+    draw(card);
+  }
+  gallery.querySelector(".sequence").addEventListener("change", () => cards.forEach(draw));
+  gallery.querySelector(".layers").addEventListener("change", layers);
+  // Keys that the page names in `data-key`, while the focus is within the gallery.
+  gallery.addEventListener("keydown", (event) => {
+    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("select")) return;
+    gallery.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`)?.click();
   });
-  scan.addEventListener("pointermove", (event) => {
-    if (from === null) return;
-    const share = (event.clientX - from.x) / scan.clientWidth;
-    move(card, Math.round(from.at + share * slices[card.dataset.index].length));
-  });
-  for (const end of ["pointerup", "pointercancel"]) scan.addEventListener(end, () => (from = null));
-  draw(card);
+  layers();
+  return draw;
 }
-document.getElementById("sequence").addEventListener("change", () => cards.forEach(draw));
-document.getElementById("layers").addEventListener("change", layers);
-// Keys that the page names in `data-key`, while the focus is within the gallery.
-gallery.addEventListener("keydown", (event) => {
-  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.matches("select")) return;
-  gallery.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`)?.click();
-});
-layers();

@@ -1,0 +1,53 @@
+// Connected components of a volume: what scans/volume.py does.
+
+/**
+ * Labels from 1 of the components of a mask (D, H, W), connected by faces, and the size of each.
+ * @param {Uint8Array} mask
+ */
+export function components(mask, depth, height, width) {
+  const labels = new Int32Array(mask.length);
+  const sizes = [];
+  const area = height * width;
+  const waiting = new Int32Array(mask.length);
+  for (let start = 0; start < mask.length; start++) {
+    if (!mask[start] || labels[start]) continue;
+    const label = sizes.length + 1;
+    let size = 0,
+      n = 1;
+    waiting[0] = start;
+    labels[start] = label;
+    while (n) {
+      const at = waiting[--n];
+      size++;
+      const x = at % width,
+        y = Math.floor(at / width) % height,
+        z = Math.floor(at / area);
+      const visit = (next) => {
+        if (mask[next] && !labels[next]) {
+          labels[next] = label;
+          waiting[n++] = next;
+        }
+      };
+      if (x > 0) visit(at - 1);
+      if (x < width - 1) visit(at + 1);
+      if (y > 0) visit(at - width);
+      if (y < height - 1) visit(at + width);
+      if (z > 0) visit(at - area);
+      if (z < depth - 1) visit(at + area);
+    }
+    sizes.push(size);
+  }
+  return { labels, sizes };
+}
+
+/**
+ * The components with at least a `share` of the largest one's voxels, and their sizes.
+ * @param {Uint8Array} mask
+ */
+export function largeComponents(mask, depth, height, width, share) {
+  const { labels, sizes } = components(mask, depth, height, width);
+  const least = share * Math.max(0, ...sizes);
+  const kept = new Uint8Array(mask.length);
+  for (let k = 0; k < labels.length; k++) kept[k] = labels[k] && sizes[labels[k] - 1] >= least ? 1 : 0;
+  return { mask: kept, sizes: sizes.filter((size) => size >= least).sort((a, b) => b - a) };
+}

@@ -1,0 +1,113 @@
+// A slice and its mask as the viewer draws them: what page/drawing.py does, in a browser.
+import { SEQUENCES } from "./segmentation.js";
+
+const QUALITY = 0.8; // of WebP, 0 to 1
+
+/** The border of a mask (H, W) as a path of short lines through the middle of pixels' edges. */
+export function outline(mask, height, width) {
+  const inside = (y, x) => y >= 0 && x >= 0 && y < height && x < width && mask[y * width + x];
+  const parts = [];
+  // Of each square between four pixels' middles: its corners, and where the border crosses its sides.
+  for (let y = 0; y <= height; y++) {
+    for (let x = 0; x <= width; x++) {
+      const corners = [inside(y - 1, x - 1), inside(y - 1, x), inside(y, x), inside(y, x - 1)].map(Boolean);
+      const sides = [
+        [x, y - 0.5],
+        [x + 0.5, y],
+        [x, y + 0.5],
+        [x - 0.5, y],
+      ];
+      const crossed = sides.filter((_, k) => corners[k] !== corners[(k + 1) % 4]);
+      for (let k = 0; k + 1 < crossed.length; k += 2) {
+        const [[x1, y1], [x2, y2]] = crossed.slice(k, k + 2);
+        parts.push(`M${x1} ${y1}L${x2} ${y2}`);
+      }
+    }
+  }
+  return parts.join("");
+}
+
+/** All pixels of a mask as a path with a rectangle for each run. */
+export function area(mask, height, width) {
+  const parts = [];
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (!mask[y * width + x]) continue;
+      const begin = x;
+      while (x < width && mask[y * width + x]) x++;
+      parts.push(`M${begin} ${y}h${x - begin}v1h${begin - x}z`);
+    }
+  }
+  return parts.join("");
+}
+
+/** Tumor area by slice as steps, a path from (0, 1) to (n, 1). */
+export function bars(areas) {
+  const highest = Math.max(1, ...areas);
+  return `M0 1${areas.map((each) => `V${(1 - each / highest).toFixed(3)}h1`).join("")}V1`;
+}
+
+/** One sequence of a slice of levels (D, H, W, 3), drawn `width` × `height` large, as a data URI. */
+function picture(result, at, channel, width, height) {
+  const [, rows, columns] = result.shape;
+  const small = document.createElement("canvas");
+  small.width = columns;
+  small.height = rows;
+  const pixels = new ImageData(columns, rows);
+  const from = at * rows * columns;
+  for (let k = 0; k < rows * columns; k++) {
+    pixels.data.fill(result.images[3 * (from + k) + channel], 4 * k, 4 * k + 3);
+    pixels.data[4 * k + 3] = 255;
+  }
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  canvas.getContext("2d").drawImage(small, 0, 0, width, height);
+  return canvas.toDataURL("image/webp", QUALITY);
+}
+
+/** The mask of a slice, each pixel repeated until it is a square, (height, width). */
+export function squared(mask, rows, columns, height, width) {
+  const out = new Uint8Array(height * width);
+  for (let y = 0; y < height; y++) {
+    const row = Math.floor(((y + 0.5) * rows) / height) * columns;
+    for (let x = 0; x < width; x++)
+      out[y * width + x] = mask[row + Math.floor(((x + 0.5) * columns) / width)];
+  }
+  return out;
+}
+
+/** A slice as the viewer takes it; what it shows is made when it is looked at. */
+export class ShownSlice {
+  #views = [];
+
+  constructor(result, at) {
+    this.result = result;
+    this.at = at;
+    const [, rows, columns] = result.shape;
+    const [, y, x] = result.voxel;
+    this.size = [Math.round((columns * x) / Math.min(x, y)), Math.round((rows * y) / Math.min(x, y))];
+  }
+
+  get views() {
+    return SEQUENCES.map((name, channel) => {
+      if (this.result.missing.includes(name)) return "";
+      return (this.#views[channel] ??= picture(this.result, this.at, channel, this.size[0], this.size[1]));
+    });
+  }
+
+  get paths() {
+    const [, rows, columns] = this.result.shape;
+    const [width, height] = this.size;
+    const own = this.result.now.mask.subarray(this.at * rows * columns, (this.at + 1) * rows * columns);
+    const mask = squared(own, rows, columns, height, width);
+    return { prediction: outline(mask, height, width), right: area(mask, height, width) };
+  }
+
+  get words() {
+    const n = this.result.now.areas[this.at];
+    const [, y, x] = this.result.voxel;
+    return n ? `${((n * x * y) / 100).toFixed(1)} cm² of tumor` : "no tumor";
+  }
+}

@@ -1,0 +1,159 @@
+// Slices fitted into the square that the network takes, and values brought back to the slice: what
+// scans/fitting.py does, with the arithmetic of Pillow's reduce and resize, to the last bit.
+
+const STRIDE = 32; // an encoder halves a slice five times
+const PRECISION = 22; // bits of Pillow's weights
+
+/** Height and width scaled so that the longer one is `imageSize`; halves go to the even number. */
+export function fittedSize(height, width, imageSize) {
+  const scale = imageSize / Math.max(height, width);
+  return [height, width].map((n) => Math.max(1, roundHalfEven(n * scale)));
+}
+
+/** The number rounded as Python and NumPy do. */
+export function roundHalfEven(value) {
+  const floor = Math.floor(value);
+  const rest = value - floor;
+  if (rest !== 0.5) return Math.round(value);
+  return floor % 2 === 0 ? floor : floor + 1;
+}
+
+export const paddedSize = (imageSize) => Math.ceil(imageSize / STRIDE) * STRIDE;
+
+/**
+ * Means of whole blocks of pixels, rounded, at the right and lower border of what is left of one.
+ * @param {Uint8Array} pixels (H, W, C) @returns {{pixels: Uint8Array, height: number, width: number}}
+ */
+export function reduce(pixels, height, width, channels, factorY, factorX) {
+  const rows = Math.ceil(height / factorY);
+  const columns = Math.ceil(width / factorX);
+  const out = new Uint8Array(rows * columns * channels);
+  for (let row = 0; row < rows; row++) {
+    const yEnd = Math.min((row + 1) * factorY, height);
+    for (let column = 0; column < columns; column++) {
+      const xEnd = Math.min((column + 1) * factorX, width);
+      const n = (yEnd - row * factorY) * (xEnd - column * factorX);
+      const multiplier = Math.floor(2 ** 24 / n);
+      for (let channel = 0; channel < channels; channel++) {
+        let sum = Math.floor(n / 2);
+        for (let y = row * factorY; y < yEnd; y++) {
+          for (let x = column * factorX; x < xEnd; x++) sum += pixels[(y * width + x) * channels + channel];
+        }
+        out[(row * columns + column) * channels + channel] = Math.floor((sum * multiplier) / 2 ** 24);
+      }
+    }
+  }
+  return { pixels: out, height: rows, width: columns };
+}
+
+/** For each of `nOut` pixels the first input pixel and the weights of it and those after it. */
+function weights(nIn, nOut, length) {
+  const scale = length / nOut;
+  const filterScale = Math.max(scale, 1);
+  return Array.from({ length: nOut }, (_, at) => {
+    const center = (at + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - filterScale + 0.5));
+    const end = Math.min(nIn, Math.trunc(center + filterScale + 0.5));
+    const found = [];
+    for (let k = first; k < end; k++) {
+      found.push(Math.max(0, 1 - Math.abs((k - center + 0.5) / filterScale)));
+    }
+    const sum = found.reduce((a, b) => a + b, 0);
+    return { first, weights: found.map((w) => Math.trunc(0.5 + (w / sum) * 2 ** PRECISION)) };
+  });
+}
+
+/**
+ * Pixels (H, W, C) scaled with a triangle filter, smoothed as far as they get fewer.
+ * `box` is the part of the input that is shown, height and width, which may be fractions.
+ */
+export function resize(pixels, height, width, channels, newHeight, newWidth, box = [height, width]) {
+  let current = pixels;
+  let columns = width;
+  if (newWidth !== width || box[1] !== newWidth) {
+    const taps = weights(width, newWidth, box[1]);
+    const out = new Uint8Array(height * newWidth * channels);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < newWidth; x++) {
+        const { first, weights: own } = taps[x];
+        for (let c = 0; c < channels; c++) {
+          let sum = 2 ** (PRECISION - 1);
+          for (let k = 0; k < own.length; k++)
+            sum += current[(y * width + first + k) * channels + c] * own[k];
+          out[(y * newWidth + x) * channels + c] = Math.min(255, Math.floor(sum / 2 ** PRECISION));
+        }
+      }
+    }
+    current = out;
+    columns = newWidth;
+  }
+  if (newHeight !== height || box[0] !== newHeight) {
+    const taps = weights(height, newHeight, box[0]);
+    const out = new Uint8Array(newHeight * columns * channels);
+    const stride = columns * channels;
+    for (let y = 0; y < newHeight; y++) {
+      const { first, weights: own } = taps[y];
+      for (let x = 0; x < stride; x++) {
+        let sum = 2 ** (PRECISION - 1);
+        for (let k = 0; k < own.length; k++) sum += current[(first + k) * stride + x] * own[k];
+        out[y * stride + x] = Math.min(255, Math.floor(sum / 2 ** PRECISION));
+      }
+    }
+    current = out;
+  }
+  return current;
+}
+
+/** A slice (H, W, C) as the network takes it, (S, S, C), padded below and to the right. */
+export function fit(pixels, height, width, channels, imageSize) {
+  const [rows, columns] = fittedSize(height, width, imageSize);
+  let scaled = pixels;
+  if (rows !== height || columns !== width) {
+    const factorX = Math.trunc(width / columns) || 1;
+    const factorY = Math.trunc(height / rows) || 1;
+    let current = { pixels, height, width };
+    if (factorX > 1 || factorY > 1) {
+      current = reduce(pixels, height, width, channels, factorY, factorX);
+    }
+    const box = [height / factorY, width / factorX];
+    scaled = resize(current.pixels, current.height, current.width, channels, rows, columns, box);
+  }
+  const size = paddedSize(imageSize);
+  const out = new Uint8Array(size * size * channels);
+  for (let y = 0; y < rows; y++) {
+    out.set(scaled.subarray(y * columns * channels, (y + 1) * columns * channels), y * size * channels);
+  }
+  return out;
+}
+
+/** For each of `nOut` places the two input places beside it, and the weight of the second. */
+function between(nOut, nIn) {
+  return Array.from({ length: nOut }, (_, at) => {
+    const place = Math.min(Math.max(((at + 0.5) * nIn) / nOut - 0.5, 0), nIn - 1);
+    const below = Math.floor(place);
+    return { below, above: Math.min(below + 1, nIn - 1), weight: place - below };
+  });
+}
+
+/**
+ * Values (S, S) of a fitted slice at the slice's own size (H, W), bilinear. `of` is the size of what
+ * was fitted, where that was not the slice itself.
+ */
+export function unfit(fitted, size, height, width, imageSize, of = [height, width]) {
+  const [rows, columns] = fittedSize(of[0], of[1], imageSize);
+  const vertical = between(height, rows);
+  const horizontal = between(width, columns);
+  const out = new Float32Array(height * width);
+  for (let y = 0; y < height; y++) {
+    const { below, above, weight } = vertical[y];
+    for (let x = 0; x < width; x++) {
+      const h = horizontal[x];
+      const upper =
+        fitted[below * size + h.below] * (1 - h.weight) + fitted[below * size + h.above] * h.weight;
+      const lower =
+        fitted[above * size + h.below] * (1 - h.weight) + fitted[above * size + h.above] * h.weight;
+      out[y * width + x] = upper * (1 - weight) + lower * weight;
+    }
+  }
+  return out;
+}

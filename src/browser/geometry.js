@@ -1,0 +1,230 @@
+// How a volume lies in space, turned into axial slices and back, and brought to another grid: what
+// scans/series.py and application/field.py do. Affines are rows of four numbers, voxel to mm, RAS+.
+
+const FLAT = 1.5,
+  THICK = 2,
+  SAME = 1e-3,
+  SIZES = [0.1, 20];
+const AS_TRAINED = 0.12,
+  SQUARE = 0.01;
+import { roundHalfEven } from "./fitting.js";
+
+export const voxelSizes = (affine) =>
+  [0, 1, 2].map((axis) => Math.hypot(...affine.slice(0, 3).map((row) => row[axis])));
+
+/** The nearest axis of space for each axis of a volume, and its direction: as nibabel finds them. */
+export function orientation(affine) {
+  const sizes = voxelSizes(affine).map((size) => size || 1);
+  const rotation = polar(
+    affine.slice(0, 3).map((row) => row.slice(0, 3).map((value, axis) => value / sizes[axis])),
+  );
+  const found = [];
+  const free = rotation.map((row) => row.slice());
+  for (let axis = 0; axis < 3; axis++) {
+    const column = free.map((row) => Math.abs(row[axis]));
+    const out = column.indexOf(Math.max(...column));
+    found.push({ axis: out, sign: rotation[out][axis] < 0 ? -1 : 1 });
+    free[out] = [0, 0, 0];
+  }
+  return found;
+}
+
+/** The rotation nearest to a matrix, by Newton's iteration for the polar decomposition. */
+function polar(matrix) {
+  let current = matrix;
+  for (let k = 0; k < 30; k++) {
+    const inverted = inverse3(current);
+    current = current.map((row, i) => row.map((value, j) => (value + inverted[j][i]) / 2));
+  }
+  return current;
+}
+
+export function inverse3(m) {
+  const [[a, b, c], [d, e, f], [g, h, i]] = m;
+  const A = e * i - f * h,
+    B = f * g - d * i,
+    C = d * h - e * g;
+  const det = a * A + b * B + c * C;
+  return [
+    [A / det, (c * h - b * i) / det, (b * f - c * e) / det],
+    [B / det, (a * i - c * g) / det, (c * d - a * f) / det],
+    [C / det, (b * g - a * h) / det, (a * e - b * d) / det],
+  ];
+}
+
+export function determinant(affine) {
+  const [[a, b, c], [d, e, f], [g, h, i]] = affine;
+  return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g);
+}
+
+/** How axial slices (D, H, W) are taken of a volume: from inferior, anterior and right. */
+export function axialOf(affine) {
+  const nearest = orientation(affine);
+  const wanted = [
+    [2, 1],
+    [1, -1],
+    [0, -1],
+  ]; // superior, posterior, left
+  const axes = wanted.map(([axis]) => nearest.findIndex((each) => each.axis === axis));
+  return { axes, flips: wanted.map(([, sign], k) => nearest[axes[k]].sign !== sign) };
+}
+
+/** For axial slices: their shape, and the steps and the beginning in the volume's values. */
+function strides(shape, axial) {
+  const step = [1, shape[0], shape[0] * shape[1]]; // NIfTI has the first axis fastest
+  let begin = 0;
+  const steps = axial.axes.map((axis, k) => {
+    if (!axial.flips[k]) return step[axis];
+    begin += step[axis] * (shape[axis] - 1);
+    return -step[axis];
+  });
+  return { shape: axial.axes.map((axis) => shape[axis]), steps, begin };
+}
+
+/** The axial slices of a volume, as an array of the same kind. */
+export function turn(values, shape, axial) {
+  const {
+    shape: [depth, height, width],
+    steps,
+    begin,
+  } = strides(shape, axial);
+  const out = new values.constructor(values.length);
+  let at = 0;
+  for (let z = 0; z < depth; z++) {
+    for (let y = 0; y < height; y++) {
+      let from = begin + z * steps[0] + y * steps[1];
+      for (let x = 0; x < width; x++, from += steps[2]) out[at++] = values[from];
+    }
+  }
+  return out;
+}
+
+/** Axial slices as the volume that they were. */
+export function turnBack(slices, shape, axial) {
+  const {
+    shape: [depth, height, width],
+    steps,
+    begin,
+  } = strides(shape, axial);
+  const out = new slices.constructor(slices.length);
+  let at = 0;
+  for (let z = 0; z < depth; z++) {
+    for (let y = 0; y < height; y++) {
+      let to = begin + z * steps[0] + y * steps[1];
+      for (let x = 0; x < width; x++, to += steps[2]) out[to] = slices[at++];
+    }
+  }
+  return out;
+}
+
+/** Degrees between the slices and the axial plane. */
+export function tilt(affine) {
+  const axis = axialOf(affine).axes[0];
+  const column = affine.slice(0, 3).map((row) => row[axis]);
+  return (Math.acos(Math.min(1, Math.abs(column[2]) / Math.hypot(...column))) * 180) / Math.PI;
+}
+
+/** Whether voxels are of another size than those of a head. */
+export const isOdd = (affine) => voxelSizes(affine).some((size) => size < SIZES[0] || size > SIZES[1]);
+
+/** "sagittal" or "coronal" where slices are thick and not axial, else null. */
+export function wrongPlane(affine) {
+  const sizes = voxelSizes(affine);
+  const thick = sizes.indexOf(Math.max(...sizes));
+  const second = sizes.slice().sort((a, b) => a - b)[1];
+  if (sizes[thick] < Math.max(THICK, FLAT * second) || axialOf(affine).axes[0] === thick) return null;
+  return ["sagittal", "coronal", "axial"][orientation(affine)[thick].axis];
+}
+
+/** A volume on the grid of a reference, linear, 0 beyond it, and the share of that that it covers. */
+export function resampled(volume, reference) {
+  const same = volume.affine.every((row, i) =>
+    row.every((value, j) => Math.abs(value - reference.affine[i][j]) <= SAME),
+  );
+  if (same && volume.shape.every((n, k) => n === reference.shape[k]))
+    return { values: volume.values, covered: 1 };
+  const inverse = inverse3(volume.affine.map((row) => row.slice(0, 3)));
+  const linear = inverse.map((row) =>
+    [0, 1, 2].map((k) => row.reduce((sum, value, j) => sum + value * reference.affine[j][k], 0)),
+  );
+  const offset = inverse.map((row) =>
+    row.reduce((sum, value, j) => sum + value * (reference.affine[j][3] - volume.affine[j][3]), 0),
+  );
+  const [nx, ny, nz] = volume.shape;
+  const [mx, my, mz] = reference.shape;
+  const out = new Float32Array(mx * my * mz);
+  let outside = 0,
+    at = 0;
+  for (let k = 0; k < mz; k++) {
+    for (let j = 0; j < my; j++) {
+      for (let i = 0; i < mx; i++, at++) {
+        const [x, y, z] = linear.map((row, r) => row[0] * i + row[1] * j + row[2] * k + offset[r]);
+        if (x < -1 || y < -1 || z < -1 || x > nx || y > ny || z > nz) {
+          outside++;
+          continue;
+        }
+        // It goes on for a voxel beyond its border.
+        const [xx, yy, zz] = [
+          Math.min(Math.max(x, 0), nx - 1),
+          Math.min(Math.max(y, 0), ny - 1),
+          Math.min(Math.max(z, 0), nz - 1),
+        ];
+        const x0 = Math.floor(xx),
+          y0 = Math.floor(yy),
+          z0 = Math.floor(zz);
+        const x1 = Math.min(x0 + 1, nx - 1),
+          y1 = Math.min(y0 + 1, ny - 1),
+          z1 = Math.min(z0 + 1, nz - 1);
+        const u = xx - x0,
+          v = yy - y0,
+          w = zz - z0;
+        const row = (j0, k0) => {
+          const base = (k0 * ny + j0) * nx;
+          return volume.values[base + x0] * (1 - u) + volume.values[base + x1] * u;
+        };
+        const plane = (k0) => row(y0, k0) * (1 - v) + row(y1, k0) * v;
+        out[at] = plane(z0) * (1 - w) + plane(z1) * w;
+      }
+    }
+  }
+  return { values: out, covered: 1 - outside / out.length };
+}
+
+/** Where `wanted` pixels begin along an axis: around the tissue, if they are fewer than there are. */
+function span(tissue, wanted) {
+  const first = tissue.indexOf(true),
+    last = tissue.lastIndexOf(true);
+  if (wanted >= tissue.length || first < 0) return -Math.floor((wanted - tissue.length) / 2);
+  return Math.floor((first + last + 1 - wanted) / 2);
+}
+
+/**
+ * The field of view of slices whose tissue is given, (D, H, W): in pixels; it may reach beyond.
+ * @param {Uint8Array} tissue @param {number[]} shape @param {number[]} pixel height and width in mm
+ */
+export function chooseField(tissue, [depth, height, width], pixel, fieldOfView) {
+  const longer = Math.max(height * pixel[0], width * pixel[1]);
+  const field = { top: 0, left: 0, height, width };
+  if (Math.abs(longer / fieldOfView - 1) > AS_TRAINED) {
+    const rows = new Array(height).fill(false),
+      columns = new Array(width).fill(false);
+    for (let at = 0; at < tissue.length; at++) {
+      if (tissue[at]) {
+        columns[at % width] = true;
+        rows[Math.floor(at / width) % height] = true;
+      }
+    }
+    field.height = roundHalfEven(fieldOfView / pixel[0]);
+    field.width = roundHalfEven(fieldOfView / pixel[1]);
+    field.top = span(rows, field.height);
+    field.left = span(columns, field.width);
+  }
+  const side = Math.min(...pixel);
+  const isSquare = Math.abs(pixel[0] / pixel[1] - 1) <= SQUARE;
+  return {
+    ...field,
+    squared: isSquare
+      ? [field.height, field.width]
+      : [roundHalfEven((field.height * pixel[0]) / side), roundHalfEven((field.width * pixel[1]) / side)],
+  };
+}

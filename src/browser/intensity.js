@@ -1,0 +1,61 @@
+// One scale of intensity for all patients: what scans/intensity.py does.
+import { roundHalfEven } from "./fitting.js";
+
+const P99 = 191,
+  MEDIAN = 75,
+  MEAN = 115,
+  STD = 57;
+
+/** The values that occur, in rising order, and how many voxels have each. `extra` zeros are added. */
+export function distinct(values, extra = 0) {
+  const counts = new Map();
+  if (extra) counts.set(0, extra);
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  const found = Float64Array.from(counts.keys()).sort();
+  return { values: found, counts: Float64Array.from(found, (value) => counts.get(value)) };
+}
+
+/** Mean, deviation, median and 99th percentile of tissue; null where all voxels are alike. */
+export function tissueStatistics({ values, counts }) {
+  let n = 0,
+    sum = 0;
+  values.forEach((value, i) => {
+    n += counts[i];
+    sum += value * counts[i];
+  });
+  const threshold = sum / n;
+  let nTissue = 0,
+    sumTissue = 0;
+  values.forEach((value, i) => {
+    if (value > threshold) {
+      nTissue += counts[i];
+      sumTissue += value * counts[i];
+    }
+  });
+  if (!nTissue) return null;
+  const mean = sumTissue / nTissue;
+  let squares = 0,
+    seen = 0,
+    median = NaN,
+    p99 = NaN;
+  values.forEach((value, i) => {
+    if (value <= threshold) return;
+    squares += counts[i] * (value - mean) ** 2;
+    seen += counts[i];
+    if (Number.isNaN(median) && seen >= 0.5 * nTissue) median = value;
+    if (Number.isNaN(p99) && seen >= 0.99 * nTissue) p99 = value;
+  });
+  return { mean, std: Math.sqrt(squares / nTissue), median, p99 };
+}
+
+/** What turns an intensity into a level of 0 to 255. */
+export function normalizer(statistics, normalize) {
+  let scale = (value) => value;
+  if (normalize === "percentile" && statistics.p99 > 0) scale = (value) => value * (P99 / statistics.p99);
+  if (normalize === "median" && statistics.median > 0)
+    scale = (value) => value * (MEDIAN / statistics.median);
+  if (normalize === "z_score" && statistics.std > 0) {
+    scale = (value) => MEAN + ((value - statistics.mean) * STD) / statistics.std;
+  }
+  return (value) => Math.min(255, Math.max(0, roundHalfEven(scale(value))));
+}

@@ -1,0 +1,45 @@
+// Which sequence a file holds, by its name: what scans/sequences.py does, with the words of that.
+
+/**
+ * @typedef {object} Words Words in small letters, by what they tell.
+ * @property {string[]} no_scan @property {string[]} flair @property {string[]} t1
+ * @property {string[]} t1_contrast @property {string[]} contrast
+ * @property {string[]} contrast_after_t1 @property {string[]} no_contrast @property {string[]} others
+ * @property {Record<string, string>} alone @property {string} without @property {string} bids_entity
+ */
+
+/** The words of a name, without what BIDS tells of other things. @param {Words} words */
+function wordsOf(name, words) {
+  const small = name.toLowerCase();
+  const without = new RegExp(words.without, "g");
+  let text = small.replaceAll("_", " ").replace(without, "unenhanced");
+  if (name.startsWith("sub-")) {
+    text = small.replace(new RegExp(words.bids_entity, "g"), "").replace(without, "unenhanced");
+    text = text.replace(/(?:^|_)ce-[^_]*/g, "_gadolinium");
+  }
+  text = text.replace(/dark[-_. ]fluid|\bda[-_ ]?fl\b/g, "darkfluid");
+  return text.split(/[^a-z0-9]+/).filter(Boolean);
+}
+
+/**
+ * The sequence that the name of a NIfTI file tells, null where it tells none.
+ * @param {string} name @param {Words} words @returns {string | null}
+ */
+export function sequenceOf(name, words) {
+  const found = wordsOf(name.replace(/\.nii(\.gz)?$/i, ""), words);
+  const first = (known) => {
+    const at = found.findIndex((word) => known.includes(word));
+    return at < 0 ? found.length : at;
+  };
+  if (first(words.no_scan) < found.length) return null;
+  const flair = first(words.flair),
+    t1 = first([...words.t1, ...words.t1_contrast]);
+  if (flair < t1) return "flair"; // what comes first counts
+  if (t1 < found.length) {
+    const has = (known, from = 0) => found.slice(from).some((word) => known.includes(word));
+    const enhanced = has(words.contrast) || has(words.contrast_after_t1, t1 + 1);
+    const told = words.t1_contrast.includes(found[t1]);
+    return told || (enhanced && !has(words.no_contrast)) ? "post_contrast" : "pre_contrast";
+  }
+  return found.length === 1 ? (words.alone[found[0]] ?? null) : null;
+}

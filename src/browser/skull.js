@@ -1,0 +1,135 @@
+// Whether a head has its skull: what application/warnings.py does.
+
+const TISSUE = 30,
+  SHELL = [3, 12],
+  DARK = 0.4;
+const FAR = 1e20;
+
+/** The mask grown (or, with `value` 0, shrunk) by a pixel in four directions. Beyond it nothing is. */
+function grown(mask, height, width, value) {
+  const out = mask.slice();
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const at = y * width + x;
+      const up = y > 0 ? mask[at - width] : 0,
+        down = y < height - 1 ? mask[at + width] : 0;
+      const left = x > 0 ? mask[at - 1] : 0,
+        right = x < width - 1 ? mask[at + 1] : 0;
+      if (value ? up || down || left || right : !(up && down && left && right)) out[at] = value;
+    }
+  }
+  return out;
+}
+
+/** The places that are reached from `starts` through pixels of one kind, by faces. */
+function flooded(starts, isOpen, height, width) {
+  const seen = new Uint8Array(height * width);
+  const waiting = starts.filter(isOpen);
+  for (const at of waiting) seen[at] = 1;
+  let n = 0;
+  while (waiting.length) {
+    const at = waiting.pop();
+    n++;
+    const x = at % width;
+    for (const next of [x > 0 && at - 1, x < width - 1 && at + 1, at - width, at + width]) {
+      if (next === false || next < 0 || next >= seen.length || seen[next] || !isOpen(next)) continue;
+      seen[next] = 1;
+      waiting.push(next);
+    }
+  }
+  return { seen, n };
+}
+
+/** The squared distance to the nearest place where `f` is 0, along one line (Felzenszwalb, 2012). */
+function distances(f) {
+  const n = f.length,
+    v = [0],
+    z = [-Infinity, Infinity],
+    out = new Float64Array(n);
+  for (let q = 1; q < n; q++) {
+    let s;
+    for (;;) {
+      const p = v.at(-1);
+      s = (f[q] + q * q - f[p] - p * p) / (2 * q - 2 * p);
+      if (s > z[v.length - 1] || v.length === 1) break;
+      v.pop();
+      z.pop();
+    }
+    if (s <= z[v.length - 1]) {
+      v[0] = q;
+      z.length = 2;
+      z[0] = -Infinity;
+      z[1] = Infinity;
+      continue;
+    }
+    z[v.length] = s;
+    v.push(q);
+    z.push(Infinity);
+  }
+  for (let q = 0, k = 0; q < n; q++) {
+    while (z[k + 1] < q) k++;
+    out[q] = (q - v[k]) ** 2 + f[v[k]];
+  }
+  return out;
+}
+
+/** The distance in pixels of each pixel of a mask to the nearest one outside it. */
+function depthOf(mask, height, width) {
+  const squared = Float64Array.from(mask, (value) => (value ? FAR : 0));
+  for (let x = 0; x < width; x++) {
+    const column = distances(Array.from({ length: height }, (_, y) => squared[y * width + x]));
+    for (let y = 0; y < height; y++) squared[y * width + x] = column[y];
+  }
+  for (let y = 0; y < height; y++)
+    squared.set(distances(squared.slice(y * width, (y + 1) * width)), y * width);
+  return squared.map(Math.sqrt);
+}
+
+/**
+ * The share of dark voxels in a shell below the surface of the head; NaN if there is no head.
+ * @param {Uint8Array} images (D, H, W, 3) @param {number[]} shape @param {number} pixel size in mm
+ */
+export function skullShare(images, [depth, height, width], pixel) {
+  const first = Math.floor(depth / 3);
+  const end = Math.max(Math.floor((2 * depth) / 3), first + 1);
+  let dark = 0,
+    inShell = 0;
+  for (let z = first; z < end; z++) {
+    const image = Uint8Array.from(
+      { length: height * width },
+      (_, k) => images[3 * (z * height * width + k) + 1],
+    );
+    let mask = Uint8Array.from(image, (level) => (level > TISSUE ? 1 : 0));
+    for (const value of [1, 1, 0, 0]) mask = grown(mask, height, width, value);
+    const border = [];
+    for (let k = 0; k < mask.length; k++) {
+      const x = k % width,
+        y = Math.floor(k / width);
+      if (x === 0 || y === 0 || x === width - 1 || y === height - 1) border.push(k);
+    }
+    const outside = flooded(border, (k) => !mask[k], height, width).seen;
+    const filled = outside.map((value) => 1 - value);
+    let head = null;
+    const done = new Uint8Array(filled.length);
+    for (let k = 0; k < filled.length; k++) {
+      if (!filled[k] || done[k]) continue;
+      const part = flooded([k], (at) => filled[at] === 1, height, width);
+      part.seen.forEach((value, at) => {
+        if (value) done[at] = 1;
+      });
+      if (!head || part.n > head.n) head = part;
+    }
+    if (!head) continue;
+    const deep = depthOf(head.seen, height, width).map((value) => value * pixel);
+    const inside = image.filter((_, k) => deep[k] > SHELL[1]).sort();
+    if (!inside.length) continue;
+    const half = inside.length / 2;
+    const median = (inside[Math.ceil(half) - 1] + inside[Math.floor(half)]) / 2;
+    image.forEach((level, k) => {
+      if (deep[k] <= SHELL[0] || deep[k] > SHELL[1]) return;
+      inShell++;
+      if (level < DARK * median) dark++;
+    });
+  }
+  return dark / inShell;
+}

@@ -1,0 +1,44 @@
+// The worker: unpacks runtime and model once, then segments the files that it is sent.
+import * as ort from "onnxruntime-web/wasm";
+import { readNifti, Unsuitable } from "./nifti.js";
+import { segment } from "./segmentation.js";
+
+let session = null;
+
+/** The bytes of a text: base64 of what gzip has packed. */
+async function unpacked(text) {
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let k = 0; k < letters.length; k++) bytes[k] = letters.charCodeAt(k);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+async function start({ runtime, model }) {
+  ort.env.wasm.wasmBinary = await unpacked(runtime);
+  ort.env.wasm.numThreads = 1;
+  ort.env.logLevel = "error";
+  session = await ort.InferenceSession.create(await unpacked(model), { executionProviders: ["wasm"] });
+}
+
+self.onmessage = async ({ data }) => {
+  try {
+    const series = {};
+    for (const [sequence, file] of Object.entries(data.files)) series[sequence] = await readNifti(file);
+    if (!session) await start(data);
+    const { input, output } = data.description;
+    const run = async (slices, n, size) => {
+      const tensor = new ort.Tensor("uint8", slices, [n, size, size, 3]);
+      return (await session.run({ [input.name]: tensor }))[output.name].data;
+    };
+    let done = 0;
+    const step = (at, n) => self.postMessage({ at, done: ++done, n });
+    const found = await segment(series, data.description, run, step);
+    const { header, little, shape } = series.flair;
+    const kept = [found.images.buffer, found.levels.buffer];
+    self.postMessage({ found, scan: { header, little, shape } }, { transfer: kept });
+  } catch (error) {
+    const told = error instanceof Unsuitable;
+    self.postMessage({ error: told ? error.message : `Something went wrong: ${error.message ?? error}` });
+  }
+};

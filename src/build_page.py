@@ -1,0 +1,90 @@
+"""Build the page that segments scans in a browser: one file, which needs no network.
+
+    python src/build_page.py .venv/page/build .venv/page/node_modules/onnxruntime-web try.html
+
+`make page` calls it, after esbuild has joined the modules of `src/browser` in the first folder. The
+second one holds the runtime. The model is the released one, `models/glioma.onnx`.
+"""
+
+import base64
+import gzip
+import json
+import sys
+from pathlib import Path
+
+from markupsafe import Markup
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+
+from page.rendering import script_json, template_environment
+from pipeline.exits import ending
+from pipeline.outputs import replacing
+from pipeline.refusals import Refusal
+from scans import sequences
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = "dist/ort-wasm-simd-threaded.wasm"
+WORDS = (
+    *("NO_SCAN", "FLAIR", "T1", "T1_CONTRAST", "CONTRAST", "CONTRAST_AFTER_T1", "NO_CONTRAST"),
+    "OTHERS",
+)
+
+
+def packed(path: Path) -> Markup:
+    """Return a file's bytes, packed by gzip, in base64; the same bytes give the same text."""
+    data = gzip.compress(path.read_bytes(), compresslevel=9, mtime=0)
+    return Markup(base64.b64encode(data).decode("ascii"))  # noqa: S704
+
+
+def script(path: Path) -> Markup:
+    """Return a script that cannot end the element that it stands in."""
+    text = path.read_text(encoding="utf-8")
+    return Markup(text.replace("</script", "<\\/script").replace("<!--", "<\\!--"))  # noqa: S704
+
+
+def words() -> dict[str, object]:
+    """Return the words by which sequences are recognized, as the page takes them."""
+    found: dict[str, object] = {name.lower(): sorted(getattr(sequences, name)) for name in WORDS}
+    patterns = {"without": sequences.WITHOUT, "bids_entity": sequences.BIDS_ENTITY}
+    return found | {
+        "alone": sequences.ALONE,
+        **{name: pattern.pattern for name, pattern in patterns.items()},
+    }
+
+
+def build_page(scripts: Path, runtime: Path, out: Path) -> None:
+    """Write the page from the joined scripts `page.js` and `worker.js`, runtime and model."""
+    model = ROOT / "models/glioma.onnx"
+    needed = [scripts / "page.js", scripts / "worker.js", runtime / RUNTIME, model]
+    if lacking := [str(path) for path in needed if not path.is_file()]:
+        raise Refusal(f"no such file: {', '.join(lacking)}. `make page` makes what is needed.")
+    description = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+    license_text = ROOT / "src/browser/onnxruntime-web.LICENSE"
+    text = (
+        template_environment()
+        .get_template("try.html")
+        .render(
+            description=description,
+            names=sequences.NAMES,
+            description_json=script_json(description),
+            words_json=script_json(words()),
+            runtime=packed(runtime / RUNTIME),
+            runtime_license=license_text.read_text(encoding="utf-8"),
+            model=packed(model),
+            worker_script=script(scripts / "worker.js"),
+            page_script=script(scripts / "page.js"),
+        )
+    )
+    with replacing(out) as [partial]:
+        partial.write_text(text, encoding="utf-8")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def main(argv: list[str] | None = None) -> None:
+    scripts, runtime, out = map(Path, sys.argv[1:] if argv is None else argv)
+    with ending("build_page"):
+        build_page(scripts, runtime, out)
+
+
+if __name__ == "__main__":
+    main()

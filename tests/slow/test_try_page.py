@@ -1,0 +1,329 @@
+"""The page that segments, in a real browser, from its file, with the released model."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.nifti1 import Nifti1Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+import build_page
+import segment
+from browsing import needs_browser, show, watched
+from heads import TOLD
+from helpers import ROOT
+from scans.sequences import NAMES, sequence_of
+
+SCRIPTS = ROOT / ".venv/page/build"
+RUNTIME = ROOT / ".venv/page/node_modules/onnxruntime-web"
+LONGEST = 120  # seconds that a segmentation may take
+LARGEST = 25e6  # bytes of the page
+FILES = ("example_flair.nii", "example_t1.nii", "example_t1ce.nii")
+
+pytestmark = [
+    needs_browser,
+    pytest.mark.skipif(
+        not shutil.which("npm") or not (ROOT / ".venv/page/ready").exists(),
+        reason="no runtime for the page: `make tools` installs it, with npm",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    subprocess.run(["make", "-C", ROOT, ".venv/page/build/ready"], check=True, capture_output=True)
+    found: Path = tmp_path_factory.mktemp("page") / "try.html"
+    build_page.main([str(SCRIPTS), str(RUNTIME), str(found)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the files of the page's example."""
+    folder: Path = tmp_path_factory.mktemp("example")
+    script = f"""
+        import {{ exampleFiles }} from {json.dumps(str(ROOT / "src/browser/phantom.js"))};
+        import {{ writeFileSync }} from "node:fs";
+        for (const file of exampleFiles()) {{
+          const bytes = new Uint8Array(await file.arrayBuffer());
+          writeFileSync({json.dumps(str(folder))} + "/" + file.name, bytes);
+        }}"""
+    subprocess.run(["node", "--input-type=module", "--eval", script], check=True)
+    return folder
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome, page: Path, tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    with watched(chromium, page):
+        show(chromium, page, width=1280)
+        wanted = {"behavior": "allow", "downloadPath": str(tmp_path)}
+        chromium.execute_cdp_cmd("Browser.setDownloadBehavior", wanted)
+        yield chromium
+
+
+def by(browser: webdriver.Chrome, name: str) -> WebElement:
+    return browser.find_element(By.ID, name)
+
+
+def status(browser: webdriver.Chrome) -> str:
+    return by(browser, "status").text
+
+
+def wait(browser: webdriver.Chrome, until: Callable[[], bool]) -> None:
+    WebDriverWait(browser, LONGEST, poll_frequency=0.05).until(lambda _: until())
+
+
+def choose(browser: webdriver.Chrome, *files: Path) -> None:
+    by(browser, "input").send_keys("\n".join(map(str, files)))
+
+
+def outline(browser: webdriver.Chrome) -> None:
+    by(browser, "segment").click()
+    wait(browser, lambda: status(browser).startswith("Done"))
+
+
+def set_threshold(browser: webdriver.Chrome, value: float) -> None:
+    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'));"
+    browser.execute_script(script, by(browser, "threshold"), value)
+
+
+def saved(browser: webdriver.Chrome, folder: Path) -> Nifti1Image:
+    """Return the mask that the page saves into the folder of this test."""
+    by(browser, "save").click()
+    wait(browser, (folder / "mask.nii.gz").exists)
+    image = nibabel.load(folder / "mask.nii.gz")
+    assert isinstance(image, Nifti1Image)
+    return image
+
+
+def by_segment(folder: Path, *files: Path) -> Nifti1Image:
+    """Return the mask of the command for the same files."""
+    flags = ("--flair", "--pre", "--post")
+    words = [word for flag, file in zip(flags, files, strict=False) for word in (flag, str(file))]
+    segment.main([*words, "--out", str(folder / "out")])
+    image = nibabel.load(folder / "out/mask.nii.gz")
+    assert isinstance(image, Nifti1Image)
+    return image
+
+
+def assert_alike(found: Nifti1Image, wanted: Nifti1Image) -> None:
+    """Up to a thousandth of the mask's voxels: sums are rounded otherwise in a browser."""
+    ours, theirs = (np.asarray(each.dataobj) for each in (found, wanted))
+    assert ours.shape == theirs.shape
+    assert ours.dtype == np.uint8
+    np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+    assert theirs.any()
+    assert (ours != theirs).sum() <= max(1, theirs.sum() / 1000)
+
+
+def test_it_is_one_file_of_a_size_that_can_be_sent(page: Path) -> None:
+    assert page.stat().st_size <= LARGEST
+    text = page.read_text(encoding="utf-8")
+    assert "Copyright (c) Microsoft Corporation" in text
+    assert "Permission is hereby granted, free of charge" in text
+
+
+def test_the_example_is_outlined(browser: webdriver.Chrome) -> None:
+    """What the network finds in it is not tested, but that it is shown."""
+    by(browser, "example").click()
+    assert by(browser, "cancel").is_displayed()
+    wait(browser, lambda: status(browser).startswith("Done"))
+    assert not by(browser, "cancel").is_displayed()
+    rows = browser.find_elements(By.CSS_SELECTOR, "#files li")
+    told = [
+        (
+            row.find_element(By.CLASS_NAME, "name").text,
+            Select(row.find_element(By.TAG_NAME, "select")).first_selected_option.text,
+        )
+        for row in rows
+    ]
+    assert told == list(zip(FILES, NAMES.values(), strict=True))
+    assert by(browser, "volume").text.endswith(" mL")
+    assert by(browser, "of").text == "of 24"
+    assert browser.find_element(By.TAG_NAME, "figcaption").text.startswith("Slice ")
+
+
+def test_a_threshold_acts_at_once_and_keys_move_and_switch(browser: webdriver.Chrome) -> None:
+    by(browser, "example").click()
+    wait(browser, lambda: status(browser).startswith("Done"))
+    volumes = []
+    for threshold in (0.05, 0.5, 0.95):
+        set_threshold(browser, threshold)
+        assert by(browser, "threshold-value").text == f"{threshold:.2f}"
+        volumes.append(float(by(browser, "volume").text.removesuffix(" mL")))
+    assert volumes[0] > volumes[-1]
+    slider = browser.find_element(By.CSS_SELECTOR, ".card [type=range]")
+    slider.send_keys(Keys.HOME)
+    assert browser.find_element(By.TAG_NAME, "figcaption").text.startswith("Slice 1 of 24.")
+    scan = browser.find_element(By.CSS_SELECTOR, ".scan img")
+    seen = set()
+    for key in "123":
+        slider.send_keys(key)
+        seen.add(scan.get_attribute("src"))
+    assert len(seen) == 3
+    fill = browser.find_element(By.CSS_SELECTOR, ".over .right")
+    assert fill.value_of_css_property("display") == "none"
+    slider.send_keys("f")
+    assert fill.value_of_css_property("display") != "none"
+
+
+def as_it_is(image: Nifti1Image) -> Nifti1Image:
+    return image
+
+
+def turned(image: Nifti1Image) -> Nifti1Image:
+    """Store the volume with its axes in another order, two of them backwards."""
+    orders = nibabel.orientations.axcodes2ornt(("S", "L", "A"))
+    own = nibabel.orientations.io_orientation(image.affine)
+    found: Nifti1Image = image.as_reoriented(nibabel.orientations.ornt_transform(own, orders))
+    return found
+
+
+def oblique(image: Nifti1Image) -> Nifti1Image:
+    """Tilt the head by 20° in its header."""
+    angle = np.radians(20)
+    tilt = np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return Nifti1Image(np.asarray(image.dataobj), tilt @ image.affine)
+
+
+def small_pixels_by_qform(image: Nifti1Image) -> Nifti1Image:
+    """Cut a part of other size and pixels that are no squares; only the qform says where it is."""
+    affine = image.affine @ np.diag([1, 1, 1, 1.0])
+    affine[:, 0] *= 1.5
+    found = Nifti1Image(np.asarray(image.dataobj)[:, 10:120], affine)
+    found.set_sform(None, code="unknown")
+    found.set_qform(affine, code="scanner")
+    return found
+
+
+def finer(image: Nifti1Image) -> Nifti1Image:
+    """Store the volume on a grid of half the distance between slices: 2.5 mm."""
+    values = np.repeat(np.asarray(image.dataobj), 2, axis=2)
+    return Nifti1Image(values, image.affine @ np.diag([1, 1, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "change", [as_it_is, turned, oblique, small_pixels_by_qform, finer], ids=lambda f: f.__name__
+)
+def test_the_mask_is_that_of_segment(
+    browser: webdriver.Chrome,
+    example: Path,
+    tmp_path: Path,
+    change: Callable[[Nifti1Image], Nifti1Image],
+) -> None:
+    files = [tmp_path / f"{name}.gz" for name in FILES]
+    for name, file in zip(FILES, files, strict=True):
+        nibabel.save(change(nibabel.load(example / name)), file)
+    choose(browser, *files)
+    outline(browser)
+    found = saved(browser, tmp_path)
+    assert_alike(found, by_segment(tmp_path, *files))
+    scan = nibabel.load(files[0]).header
+    for code in ("sform_code", "qform_code"):
+        assert int(found.header[code]) == int(scan[code])
+
+
+def test_sequences_on_other_grids_and_missing_ones(
+    browser: webdriver.Chrome, example: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in FILES[:2]]
+    nibabel.save(nibabel.load(example / FILES[0]), files[0])
+    nibabel.save(oblique(turned(nibabel.load(example / FILES[1]))), files[1])
+    choose(browser, *files)
+    outline(browser)
+    warnings = by(browser, "warnings").text
+    assert "no post-contrast T1: FLAIR stands in; expect less (" in warnings
+    assert_alike(saved(browser, tmp_path), by_segment(tmp_path, *files))
+    summary = json.loads((tmp_path / "out/result.json").read_text())
+    assert [line.replace("×", "x") for line in warnings.splitlines()] == summary["warnings"]
+
+
+@pytest.mark.skipif("LGG_ARCHIVE" not in os.environ, reason="no real data at LGG_ARCHIVE")
+def test_the_mask_of_a_real_patient_is_that_of_segment(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    folder = sorted(Path(os.environ["LGG_ARCHIVE"]).glob("TCGA_*"))[7]
+    slices = [path for path in folder.glob("*.tif") if not path.stem.endswith("_mask")]
+    slices.sort(key=lambda path: int(path.stem.rpartition("_")[2]))
+    volume = np.stack([np.asarray(Image.open(path)) for path in slices]).transpose(2, 1, 0, 3)
+    files = [tmp_path / name for name in FILES]
+    for channel, file in zip((1, 0, 2), files, strict=True):
+        nibabel.save(Nifti1Image(volume[..., channel], np.diag([-0.9, -0.9, 5, 1])), file)
+    choose(browser, *files)
+    outline(browser)
+    assert_alike(saved(browser, tmp_path), by_segment(tmp_path, *files))
+
+
+def test_wrong_files_are_told_in_words(
+    browser: webdriver.Chrome, example: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("no scan")
+    choose(browser, tmp_path / "notes.txt")
+    assert "Not NIfTI (.nii or .nii.gz): notes.txt" in status(browser)
+    assert not by(browser, "chosen").is_displayed()
+    (tmp_path / "scan.nii").write_bytes((example / FILES[0]).read_bytes()[:5000])
+    choose(browser, tmp_path / "scan.nii")  # a single file is taken for FLAIR
+    assert status(browser) == "Ready."
+    by(browser, "segment").click()
+    wait(browser, lambda: "damaged" in status(browser))
+    assert status(browser) == "scan.nii: damaged, values are missing"
+    assert not by(browser, "result").is_displayed()
+    choose(browser, example / FILES[0])
+    assert status(browser) == "Two files are FLAIR: set one of them to “not used”."
+    assert not by(browser, "segment").is_enabled()
+    first = browser.find_element(By.CSS_SELECTOR, "#files select")
+    Select(first).select_by_visible_text("not used")
+    assert status(browser) == "Ready."
+    browser.find_element(By.CSS_SELECTOR, "#files li:nth-child(2) button").click()
+    assert status(browser) == "Say which file is FLAIR: the model needs it."
+
+
+def test_it_can_be_cancelled_and_used_again(browser: webdriver.Chrome) -> None:
+    by(browser, "example").click()
+    wait(browser, lambda: status(browser).startswith("Slice "))
+    by(browser, "cancel").click()
+    assert status(browser) == "Cancelled."
+    assert not by(browser, "result").is_displayed()
+    outline(browser)
+    assert by(browser, "result").is_displayed()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser: webdriver.Chrome, page: Path, scheme: str) -> None:
+    show(browser, page, width=390, scheme=scheme)
+    by(browser, "example").click()
+    wait(browser, lambda: status(browser).startswith("Done"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    unnamed = browser.execute_script("""
+        return [...document.querySelectorAll("button, input:not([type=file]), select")].filter(
+          (each) => !each.textContent.trim() && !each.labels?.length && !each.ariaLabel);""")
+    assert unnamed == []
+
+
+def test_names_tell_what_they_tell_segment() -> None:
+    names = [name for own in TOLD.values() for name in own]
+    script = f"""
+        import {{ sequenceOf }} from {json.dumps(str(ROOT / "src/browser/sequences.js"))};
+        const words = {json.dumps(build_page.words())};
+        const found = {json.dumps(names)}.map((name) => sequenceOf(`${{name}}.nii.gz`, words));
+        console.log(JSON.stringify(found));"""
+    done = subprocess.run(
+        ["node", "--input-type=module", "--eval", script],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == [sequence_of(name).sequence for name in names]
