@@ -8,16 +8,15 @@ export function components(mask, depth, height, width) {
   const labels = new Int32Array(mask.length);
   const sizes = [];
   const area = height * width;
-  const waiting = new Int32Array(mask.length);
+  const waiting = [];
   for (let start = 0; start < mask.length; start++) {
     if (!mask[start] || labels[start]) continue;
     const label = sizes.length + 1;
-    let size = 0,
-      n = 1;
-    waiting[0] = start;
+    let size = 0;
+    waiting.push(start);
     labels[start] = label;
-    while (n) {
-      const at = waiting[--n];
+    while (waiting.length) {
+      const at = waiting.pop();
       size++;
       const x = at % width,
         y = Math.floor(at / width) % height,
@@ -25,7 +24,7 @@ export function components(mask, depth, height, width) {
       const visit = (next) => {
         if (mask[next] && !labels[next]) {
           labels[next] = label;
-          waiting[n++] = next;
+          waiting.push(next);
         }
       };
       if (x > 0) visit(at - 1);

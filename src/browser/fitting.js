@@ -1,5 +1,5 @@
 // Slices fitted into the square that the network takes, and values brought back to the slice: what
-// scans/fitting.py does, with the arithmetic of Pillow's reduce and resize, to the last bit.
+// scans/fitting.py does, with the arithmetic of Pillow's reduce and resize.
 
 const STRIDE = 32; // an encoder halves a slice five times
 const PRECISION = 22; // bits of Pillow's weights
@@ -115,7 +115,7 @@ export function fit(pixels, height, width, channels, imageSize) {
     if (factorX > 1 || factorY > 1) {
       current = reduce(pixels, height, width, channels, factorY, factorX);
     }
-    const box = [height / factorY, width / factorX];
+    const box = [height / factorY, width / factorX].map(Math.fround); // as Pillow keeps them
     scaled = resize(current.pixels, current.height, current.width, channels, rows, columns, box);
   }
   const size = paddedSize(imageSize);

@@ -18,12 +18,14 @@ export function orientation(affine) {
   const rotation = polar(
     affine.slice(0, 3).map((row) => row.slice(0, 3).map((value, axis) => value / sizes[axis])),
   );
+  const strength = (axis) => Math.max(...rotation.map((row) => Math.abs(row[axis])));
+  const order = [0, 1, 2].sort((a, b) => strength(b) - strength(a));
   const found = [];
   const free = rotation.map((row) => row.slice());
-  for (let axis = 0; axis < 3; axis++) {
+  for (const axis of order) {
     const column = free.map((row) => Math.abs(row[axis]));
     const out = column.indexOf(Math.max(...column));
-    found.push({ axis: out, sign: rotation[out][axis] < 0 ? -1 : 1 });
+    found[axis] = { axis: out, sign: rotation[out][axis] < 0 ? -1 : 1 };
     free[out] = [0, 0, 0];
   }
   return found;

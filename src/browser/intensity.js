@@ -6,13 +6,32 @@ const P99 = 191,
   MEAN = 115,
   STD = 57;
 
-/** The values that occur, in rising order, and how many voxels have each. `extra` zeros are added. */
+/**
+ * The values that occur, in rising order, and how many voxels have each. `extra` zeros are added.
+ * @param {ArrayLike<number> & {slice: Function}} values a typed array
+ */
 export function distinct(values, extra = 0) {
-  const counts = new Map();
-  if (extra) counts.set(0, extra);
-  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const found = Float64Array.from(counts.keys()).sort();
-  return { values: found, counts: Float64Array.from(found, (value) => counts.get(value)) };
+  const sorted = values.slice().sort();
+  const found = new Float64Array(sorted.length + 1);
+  const counts = new Float64Array(sorted.length + 1);
+  let n = 0;
+  const add = (value, times) => {
+    if (n && found[n - 1] === value) counts[n - 1] += times;
+    else {
+      found[n] = value;
+      counts[n++] = times;
+    }
+  };
+  let waiting = extra;
+  for (let k = 0; k < sorted.length; k++) {
+    if (waiting && sorted[k] >= 0) {
+      add(0, waiting);
+      waiting = 0;
+    }
+    add(sorted[k], 1);
+  }
+  if (waiting) add(0, waiting);
+  return { values: found.subarray(0, n), counts: counts.subarray(0, n) };
 }
 
 /** Mean, deviation, median and 99th percentile of tissue; null where all voxels are alike. */

@@ -15,6 +15,8 @@ const TYPES = {
   768: [4, "getUint32", Uint32Array],
   16: [4, "getFloat32", Float32Array],
   64: [8, "getFloat64", Float64Array],
+  1024: [8, "getBigInt64", Float64Array],
+  1280: [8, "getBigUint64", Float64Array],
 };
 
 async function unpacked(file) {
@@ -77,7 +79,7 @@ function apart(one, other, shape) {
 /** The affine of a header, sform before qform, and what a person should know of it. */
 function affineOf(view, little, shape, name) {
   const number = (at) => view.getFloat32(at, little);
-  const sizes = [80, 84, 88].map((at) => Math.abs(number(at)));
+  const sizes = [80, 84, 88].map((at) => Math.abs(number(at)) || 1);
   const [hasQform, hasSform] = [252, 254].map((at) => view.getInt16(at, little) > 0);
   const notes = [];
   if (!hasQform && !hasSform) {
@@ -139,7 +141,7 @@ function valuesOf(bytes, view, little, n, name) {
   const values = isScaled ? new Float64Array(n) : new Values(n);
   let strange = 0;
   for (let k = 0; k < n; k++) {
-    let value = view[get](begin + k * width, little);
+    let value = Number(view[get](begin + k * width, little));
     if (isScaled) value = value * slope + inter;
     if (!Number.isFinite(value)) {
       strange++;

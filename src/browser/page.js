@@ -34,6 +34,7 @@ function listFiles() {
     select.setAttribute("aria-label", `Sequence of ${each.file.name}`);
     select.addEventListener("change", () => {
       each.sequence = select.value || null;
+      by("result").hidden = true;
       check();
     });
     const button = row.querySelector("button");
@@ -41,11 +42,14 @@ function listFiles() {
     button.addEventListener("click", () => {
       chosen.splice(at, 1);
       listFiles();
+      const next = by("files").querySelectorAll("button")[Math.min(at, chosen.length - 1)];
+      (next ?? by("choose")).focus();
     });
     return row;
   });
   by("files").replaceChildren(...rows);
   by("chosen").hidden = !chosen.length;
+  by("result").hidden = true;
   check();
 }
 
@@ -61,18 +65,20 @@ function check() {
   else say("Ready.");
 }
 
-/** @param {File[]} files */
-function add(files) {
-  const wrong = files.filter((file) => !/\.nii(\.gz)?$/i.test(file.name)).map((file) => file.name);
-  if (wrong.length) {
-    say(`Not NIfTI (.nii or .nii.gz): ${wrong.join(", ")}. dcm2niix makes NIfTI of DICOM.`, true);
-    return;
+/** Add files to the list; one that is alone and whose name tells nothing is taken for FLAIR. */
+function add(/** @type {File[]} */ files) {
+  const isNifti = (file) => /\.nii(\.gz)?$/i.test(file.name);
+  const taken = files.filter(isNifti);
+  const others = files.filter((file) => !isNifti(file)).map((file) => file.name);
+  const isAlone = taken.length === 1 && !chosen.length;
+  for (const file of taken) {
+    const told = sequenceOf(file.name, words);
+    chosen.push({ file, sequence: told || (told === null && isAlone ? "flair" : null) });
   }
-  const isAlone = files.length === 1 && !chosen.length;
-  for (const file of files) {
-    chosen.push({ file, sequence: sequenceOf(file.name, words) ?? (isAlone ? "flair" : null) });
-  }
-  listFiles();
+  if (taken.length) listFiles();
+  if (!others.length) return;
+  const hint = taken.length ? "" : " dcm2niix makes NIfTI of DICOM.";
+  say(`Left out, for it is not NIfTI (.nii or .nii.gz): ${others.join(", ")}.${hint}`, true);
 }
 
 function newWorker() {
@@ -85,7 +91,15 @@ function newWorker() {
 
 function setBusy(isBusy) {
   by("progress").hidden = !isBusy;
-  for (const id of ["segment", "example", "choose"]) by(id).disabled = isBusy;
+  for (const id of ["chosen", "example", "choose"]) by(id).disabled = isBusy;
+}
+
+/** End the work; the focus goes where the next step is, for its button is hidden. */
+function end(text, isError = false) {
+  setBusy(false);
+  check();
+  say(text, isError);
+  (by("segment").disabled ? by("choose") : by("segment")).focus();
 }
 
 function segmentChosen() {
@@ -93,37 +107,40 @@ function segmentChosen() {
   const files = Object.fromEntries(used.map((each) => [each.sequence, each.file]));
   by("result").hidden = true;
   by("bar").removeAttribute("value");
+  by("done").textContent = "";
   setBusy(true);
   by("cancel").focus();
-  say("Reading …");
+  say("Working …");
   const isNew = !worker;
   worker ??= newWorker();
   worker.onmessage = ({ data }) => {
     if (data.n) {
       by("bar").max = data.n;
       by("bar").value = data.done;
-      say(`Slice ${data.at + 1}, ${data.done} of ${data.n}`);
+      by("done").textContent = `Slice ${data.at + 1}, ${data.done} of ${data.n}`;
       return;
     }
-    setBusy(false);
-    check();
-    if (data.error) say(data.error, true);
-    else show(data);
+    if (data.isBroken) drop();
+    end(data.error ?? "", Boolean(data.error));
+    if (!data.error) show(data);
   };
   worker.onerror = (event) => {
-    stop();
-    say(`Something went wrong: ${event.message}`, true);
+    drop();
+    end(`Something went wrong: ${event.message}`, true);
   };
   const packed = isNew ? { runtime: by("runtime").textContent, model: by("model").textContent } : {};
   worker.postMessage({ files, description, ...packed });
 }
 
-function stop() {
+/** Give the worker up; the next one unpacks the model again. */
+function drop() {
   worker?.terminate();
   worker = null;
-  setBusy(false);
-  check();
-  say("Cancelled.");
+}
+
+function cancel() {
+  drop();
+  end("Cancelled.");
 }
 
 /** Measure and draw the tumor at the threshold that is set. */
@@ -137,11 +154,25 @@ function update() {
   by("marked").textContent = areas.filter(Boolean).length;
   by("threshold-value").textContent = threshold.toFixed(2);
   card.querySelector(".areas .filled").setAttribute("d", bars(areas));
+  say(nVoxels ? "Done." : "Done: no tumor found.");
   redraw?.(card);
 }
 
+let isWaiting = false;
+/** Update before the screen is drawn again, once however often the threshold moves until then. */
+function updateSoon() {
+  if (isWaiting) return;
+  isWaiting = true;
+  requestAnimationFrame(() => {
+    isWaiting = false;
+    update();
+  });
+}
+
 function show({ found, scan }) {
-  result = { ...found, scan };
+  const { file } = chosen.find((each) => each.sequence === "flair");
+  result = { ...found, scan, name: file.name };
+  by("shown").textContent = file.name;
   const [depth] = result.shape;
   by("threshold").value = description.threshold;
   by("of").textContent = `of ${depth}`;
@@ -163,7 +194,6 @@ function show({ found, scan }) {
   slider.value = String(areas[most] ? most : Math.floor(depth / 2));
   redraw ??= startViewer(by("gallery"), shown);
   redraw(card);
-  say(areas[most] ? "Done." : "Done: no tumor found.");
   by("result").scrollIntoView({ block: "start" });
   slider.focus({ preventScroll: true });
 }
@@ -172,9 +202,9 @@ async function save() {
   const mask = turnBack(result.now.mask, result.scan.shape, result.axial);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await niftiOf(mask, result.scan));
-  link.download = "mask.nii.gz";
+  link.download = `${result.name.replace(/\.nii(\.gz)?$/i, "")}_mask.nii.gz`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href));
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it late
 }
 
 by("input").addEventListener("change", () => {
@@ -188,16 +218,16 @@ by("example").addEventListener("click", () => {
   segmentChosen();
 });
 by("segment").addEventListener("click", segmentChosen);
-by("cancel").addEventListener("click", stop);
-by("threshold").addEventListener("input", update);
+by("cancel").addEventListener("click", cancel);
+by("threshold").addEventListener("input", updateSoon);
 by("opacity").addEventListener("input", () => by("gallery").style.setProperty("--fill", by("opacity").value));
 by("save").addEventListener("click", save);
 for (const kind of ["dragover", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
-    by("drop").classList.toggle("over", kind === "dragover");
+    by("drop").classList.toggle("dragged", kind === "dragover");
     const files = /** @type {DragEvent} */ (event).dataTransfer?.files ?? [];
     if (kind === "drop" && files.length && by("progress").hidden) add([...files]);
   });
 }
-document.addEventListener("dragleave", () => by("drop").classList.remove("over"));
+document.addEventListener("dragleave", () => by("drop").classList.remove("dragged"));

@@ -4,9 +4,10 @@ import { firstLevelAbove } from "./segmentation.js";
 
 /**
  * The mask of a result at a threshold, tumor voxels of each slice, voxels of each part, volume in mL.
- * @param {{levels: Uint8Array, shape: number[], voxel: number[]}} result
+ * @param {{levels: Uint8Array, shape: number[], milliliters: number}} result whose
+ * `milliliters` are those of a voxel
  */
-export function measured({ levels, shape, voxel }, threshold, share) {
+export function measured({ levels, shape, milliliters }, threshold, share) {
   const [depth, height, width] = shape;
   const least = firstLevelAbove(threshold);
   const above = new Uint8Array(levels.length);
@@ -18,6 +19,5 @@ export function measured({ levels, shape, voxel }, threshold, share) {
     return n;
   });
   const nVoxels = areas.reduce((sum, n) => sum + n, 0);
-  const milliliters = (nVoxels * voxel[0] * voxel[1] * voxel[2]) / 1000;
-  return { mask, sizes, areas, nVoxels, milliliters };
+  return { mask, sizes, areas, nVoxels, milliliters: nVoxels * milliliters };
 }

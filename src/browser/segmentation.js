@@ -1,5 +1,15 @@
 // From the series of a patient to probabilities and a mask: what application/segmentation.py does.
-import { chooseField, axialOf, resampled, tilt, isOdd, turn, voxelSizes, wrongPlane } from "./geometry.js";
+import {
+  chooseField,
+  determinant,
+  axialOf,
+  resampled,
+  tilt,
+  isOdd,
+  turn,
+  voxelSizes,
+  wrongPlane,
+} from "./geometry.js";
 import { fit, paddedSize, resize, roundHalfEven, unfit } from "./fitting.js";
 import { distinct, normalizer, tissueStatistics } from "./intensity.js";
 import { skullShare } from "./skull.js";
@@ -35,7 +45,7 @@ function checkedValues(series, warnings) {
     throw new Unsuitable(`${series.name}: only ${seen.size} values: a mask, not a scan?`);
   if (negative / values.length <= NEGATIVE) return values;
   warnings.push(
-    `${series.name}: has negative intensities, which the training's scans have not; its lowest, ${lowest}, is taken for black`,
+    `${series.name}: has negative intensities, which the training's scans have not; its lowest, ${Number(lowest.toPrecision(6))}, is taken for black`,
   );
   return Float32Array.from(values, (value) => value - lowest);
 }
@@ -76,6 +86,7 @@ function onOneGrid(series, warnings) {
     if (covered < COVERED)
       warnings.push(`${NAMES[sequence]} covers ${percent(covered)} of FLAIR's grid; elsewhere it is 0`);
     volumes[sequence] = turn(values, flair.shape, axial);
+    each.values = null; // which may be large
   }
   const sizes = voxelSizes(flair.affine);
   return {
@@ -266,7 +277,7 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
  */
 export async function segment(series, description, run, step = () => {}) {
   const warnings = [];
-  const { volumes, axial, shape, voxel } = onOneGrid(series, warnings);
+  let { volumes, axial, shape, voxel } = onOneGrid(series, warnings);
   const { image_size: imageSize, field_of_view_mm: fieldOfView, slice_spacing_mm: apart } = description.input;
   let sum = 0;
   for (const value of volumes.flair) sum += value;
@@ -274,6 +285,7 @@ export async function segment(series, description, run, step = () => {}) {
   const tissue = Uint8Array.from(volumes.flair, (value) => (value > mean ? 1 : 0));
   const field = chooseField(tissue, shape, voxel.slice(1), fieldOfView);
   const { images, missing } = normalizedSlices(volumes, shape, field, description.input.normalize, warnings);
+  volumes = null; // which may be large
   const stride = Math.max(1, roundHalfEven(apart / voxel[0]));
   const levels = await predictedLevels(images, shape, field, imageSize, stride, run, step);
   if (missing.length) {
@@ -281,5 +293,6 @@ export async function segment(series, description, run, step = () => {}) {
     warnings.push(`no ${names}: FLAIR stands in; expect less (${scoreWithout(missing, description)})`);
   }
   warnings.push(...describe({ flair: series.flair, images, tissue, shape, voxel, field }));
-  return { images, levels, missing, axial, shape, voxel, warnings };
+  const milliliters = Math.abs(determinant(series.flair.affine)) / 1000; // of a voxel
+  return { images, levels, missing, axial, shape, voxel, milliliters, warnings };
 }

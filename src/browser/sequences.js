@@ -22,7 +22,8 @@ function wordsOf(name, words) {
 }
 
 /**
- * The sequence that the name of a NIfTI file tells, null where it tells none.
+ * The sequence that the name of a NIfTI file tells: "" where it is of another kind, null where the
+ * name tells nothing.
  * @param {string} name @param {Words} words @returns {string | null}
  */
 export function sequenceOf(name, words) {
@@ -31,7 +32,7 @@ export function sequenceOf(name, words) {
     const at = found.findIndex((word) => known.includes(word));
     return at < 0 ? found.length : at;
   };
-  if (first(words.no_scan) < found.length) return null;
+  if (first(words.no_scan) < found.length) return "";
   const flair = first(words.flair),
     t1 = first([...words.t1, ...words.t1_contrast]);
   if (flair < t1) return "flair"; // what comes first counts
@@ -41,5 +42,6 @@ export function sequenceOf(name, words) {
     const told = words.t1_contrast.includes(found[t1]);
     return told || (enhanced && !has(words.no_contrast)) ? "post_contrast" : "pre_contrast";
   }
+  if (first(words.others) < found.length) return "";
   return found.length === 1 ? (words.alone[found[0]] ?? null) : null;
 }

@@ -1,4 +1,5 @@
 // Whether a head has its skull: what application/warnings.py does.
+import { components } from "./components.js";
 
 const TISSUE = 30,
   SHELL = [3, 12],
@@ -21,15 +22,13 @@ function grown(mask, height, width, value) {
   return out;
 }
 
-/** The places that are reached from `starts` through pixels of one kind, by faces. */
+/** The pixels that are reached from `starts` through pixels of one kind, by their sides: 1 there. */
 function flooded(starts, isOpen, height, width) {
   const seen = new Uint8Array(height * width);
   const waiting = starts.filter(isOpen);
   for (const at of waiting) seen[at] = 1;
-  let n = 0;
   while (waiting.length) {
     const at = waiting.pop();
-    n++;
     const x = at % width;
     for (const next of [x > 0 && at - 1, x < width - 1 && at + 1, at - width, at + width]) {
       if (next === false || next < 0 || next >= seen.length || seen[next] || !isOpen(next)) continue;
@@ -37,7 +36,7 @@ function flooded(starts, isOpen, height, width) {
       waiting.push(next);
     }
   }
-  return { seen, n };
+  return seen;
 }
 
 /** The squared distance to the nearest place where `f` is 0, along one line (Felzenszwalb, 2012). */
@@ -107,20 +106,13 @@ export function skullShare(images, [depth, height, width], pixel) {
         y = Math.floor(k / width);
       if (x === 0 || y === 0 || x === width - 1 || y === height - 1) border.push(k);
     }
-    const outside = flooded(border, (k) => !mask[k], height, width).seen;
+    const outside = flooded(border, (k) => !mask[k], height, width);
     const filled = outside.map((value) => 1 - value);
-    let head = null;
-    const done = new Uint8Array(filled.length);
-    for (let k = 0; k < filled.length; k++) {
-      if (!filled[k] || done[k]) continue;
-      const part = flooded([k], (at) => filled[at] === 1, height, width);
-      part.seen.forEach((value, at) => {
-        if (value) done[at] = 1;
-      });
-      if (!head || part.n > head.n) head = part;
-    }
-    if (!head) continue;
-    const deep = depthOf(head.seen, height, width).map((value) => value * pixel);
+    const { labels, sizes } = components(filled, 1, height, width);
+    if (!sizes.length) continue;
+    const largest = sizes.indexOf(Math.max(...sizes)) + 1;
+    const head = Uint8Array.from(labels, (label) => (label === largest ? 1 : 0));
+    const deep = depthOf(head, height, width).map((value) => value * pixel);
     const inside = image.filter((_, k) => deep[k] > SHELL[1]).sort();
     if (!inside.length) continue;
     const half = inside.length / 2;

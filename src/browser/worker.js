@@ -1,7 +1,7 @@
 // The worker: unpacks runtime and model once, then segments the files that it is sent.
 import * as ort from "onnxruntime-web/wasm";
 import { readNifti, Unsuitable } from "./nifti.js";
-import { segment } from "./segmentation.js";
+import { NAMES, segment } from "./segmentation.js";
 
 let session = null;
 
@@ -21,11 +21,27 @@ async function start({ runtime, model }) {
   session = await ort.InferenceSession.create(await unpacked(model), { executionProviders: ["wasm"] });
 }
 
+/** The series of files, and why others than FLAIR's are not used. */
+async function readFiles(files) {
+  const series = {};
+  const notes = [];
+  for (const sequence of Object.keys(NAMES)) {
+    if (!files[sequence]) continue;
+    try {
+      series[sequence] = await readNifti(files[sequence]);
+    } catch (error) {
+      if (sequence === "flair" || !(error instanceof Unsuitable)) throw error;
+      notes.push(`${NAMES[sequence]} is not used: ${error.message}`);
+    }
+  }
+  return { series, notes };
+}
+
 self.onmessage = async ({ data }) => {
   try {
-    const series = {};
-    for (const [sequence, file] of Object.entries(data.files)) series[sequence] = await readNifti(file);
     if (!session) await start(data);
+    const { series, notes } = await readFiles(data.files);
+    const { header, little, shape } = series.flair;
     const { input, output } = data.description;
     const run = async (slices, n, size) => {
       const tensor = new ort.Tensor("uint8", slices, [n, size, size, 3]);
@@ -34,11 +50,11 @@ self.onmessage = async ({ data }) => {
     let done = 0;
     const step = (at, n) => self.postMessage({ at, done: ++done, n });
     const found = await segment(series, data.description, run, step);
-    const { header, little, shape } = series.flair;
+    found.warnings.unshift(...notes);
     const kept = [found.images.buffer, found.levels.buffer];
     self.postMessage({ found, scan: { header, little, shape } }, { transfer: kept });
   } catch (error) {
-    const told = error instanceof Unsuitable;
-    self.postMessage({ error: told ? error.message : `Something went wrong: ${error.message ?? error}` });
+    if (error instanceof Unsuitable) self.postMessage({ error: error.message });
+    else self.postMessage({ error: `Something went wrong: ${error.message ?? error}`, isBroken: true });
   }
 };

@@ -212,8 +212,8 @@ test("a threshold is a level of probability", () => {
   assert.equal(firstLevelAbove(0.5), 128);
   assert.equal(firstLevelAbove(0.9999999), 255);
   const levels = Uint8Array.from([0, 127, 128, 255]);
-  const found = measured({ levels, shape: [2, 1, 2], voxel: [5, 10, 20] }, 0.5, 0.5);
-  assert.deepEqual([found.areas, found.nVoxels, found.milliliters], [[0, 2], 2, 2]);
+  const found = measured({ levels, shape: [2, 1, 2], milliliters: 1.5 }, 0.5, 0.5);
+  assert.deepEqual([found.areas, found.nVoxels, found.milliliters], [[0, 2], 2, 3]);
 });
 
 test("outline, fill and steps are drawn as paths", () => {
