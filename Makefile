@@ -60,7 +60,8 @@ page: .venv/segment/ready .venv/page/build/ready
 
 # The page's scripts: their form, their types, and the tests of what needs no browser.
 test-page: .venv/page/ready
-	.venv/page/node_modules/.bin/prettier --check src/browser/*.js tests/browser/*.mjs
+	.venv/page/node_modules/.bin/prettier --config src/browser/package.json --check \
+	  src/browser/*.js tests/browser/*.mjs
 	.venv/page/node_modules/.bin/tsc --project src/browser/jsconfig.json
 	node --test tests/browser/*.mjs
 

@@ -51,6 +51,7 @@ function listFiles() {
   by("chosen").hidden = !chosen.length;
   by("result").hidden = true;
   check();
+  if (chosen.length) prepare();
 }
 
 /** Say what is still to be chosen; the button waits for it. */
@@ -81,11 +82,17 @@ function add(/** @type {File[]} */ files) {
   say(`Left out, for it is not NIfTI (.nii or .nii.gz): ${others.join(", ")}.${hint}`, true);
 }
 
+/** Start the worker, which is busy for some seconds with the model, as soon as it may be needed. */
+function prepare() {
+  worker ??= newWorker();
+}
+
 function newWorker() {
   const code = new Blob([by("worker").textContent], { type: "text/javascript" });
   const address = URL.createObjectURL(code);
   const made = new Worker(address);
   URL.revokeObjectURL(address);
+  made.postMessage({ runtime: by("runtime").textContent, model: by("model").textContent });
   return made;
 }
 
@@ -111,8 +118,7 @@ function segmentChosen() {
   setBusy(true);
   by("cancel").focus();
   say("Working …");
-  const isNew = !worker;
-  worker ??= newWorker();
+  prepare();
   worker.onmessage = ({ data }) => {
     if (data.n) {
       by("bar").max = data.n;
@@ -128,8 +134,7 @@ function segmentChosen() {
     drop();
     end(`Something went wrong: ${event.message}`, true);
   };
-  const packed = isNew ? { runtime: by("runtime").textContent, model: by("model").textContent } : {};
-  worker.postMessage({ files, description, ...packed });
+  worker.postMessage({ files, description });
 }
 
 /** Give the worker up; the next one unpacks the model again. */

@@ -1,9 +1,10 @@
-// The worker: unpacks runtime and model once, then segments the files that it is sent.
+// The worker: unpacks runtime and model, which come first, then segments the files that it is sent.
 import * as ort from "onnxruntime-web/wasm";
 import { readNifti, Unsuitable } from "./nifti.js";
 import { NAMES, segment } from "./segmentation.js";
 
-let session = null;
+/** @type {Promise<ort.InferenceSession>} */
+let starting;
 
 /** The bytes of a text: base64 of what gzip has packed. */
 async function unpacked(text) {
@@ -14,11 +15,11 @@ async function unpacked(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-async function start({ runtime, model }) {
+async function start(runtime, model) {
   ort.env.wasm.wasmBinary = await unpacked(runtime);
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
-  session = await ort.InferenceSession.create(await unpacked(model), { executionProviders: ["wasm"] });
+  return ort.InferenceSession.create(await unpacked(model), { executionProviders: ["wasm"] });
 }
 
 /** The series of files, and why others than FLAIR's are not used. */
@@ -38,8 +39,13 @@ async function readFiles(files) {
 }
 
 self.onmessage = async ({ data }) => {
+  if (data.model) {
+    starting = start(data.runtime, data.model);
+    starting.catch(() => {}); // told when files come
+    return;
+  }
   try {
-    if (!session) await start(data);
+    const session = await starting;
     const { series, notes } = await readFiles(data.files);
     const { header, little, shape } = series.flair;
     const { input, output } = data.description;
