@@ -57,7 +57,7 @@ def build_page(scripts: Path, runtime: Path, out: Path) -> None:
     model = ROOT / "models/glioma.onnx"
     needed = [scripts / "page.js", scripts / "worker.js", runtime / RUNTIME, model]
     if lacking := [str(path) for path in needed if not path.is_file()]:
-        raise Refusal(f"no such file: {', '.join(lacking)}. `make page` makes what is needed.")
+        raise Refusal(f"no such file: {', '.join(lacking)}")
     description = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
     license_text = ROOT / "src/browser/onnxruntime-web.LICENSE"
     text = (
