@@ -117,18 +117,23 @@ def second_clone(first: Path, remote: Remote) -> Path:
     return home / "brain"
 
 
+@pytest.fixture
+def second(remote: Remote, first: Path) -> Path:
+    """Return a clone that shares a remote with `first`, which has pushed everything."""
+    remote.set_up(first)
+    remote.join(first)
+    remote.push(first)
+    return second_clone(first, remote)
+
+
 @pytest.mark.parametrize(
     "remote",
     [pytest.param("ssh", marks=needs_ssh), pytest.param("s3", marks=needs_s3), "http"],
     indirect=True,
 )
-def test_a_team_shares_everything_and_computes_nothing_twice(remote: Remote, first: Path) -> None:
-    to = f" --remote {remote.writes_to}" if remote.writes_to else ""
-    remote.set_up(first)
-    remote.join(first)
-    remote.push(first)
-
-    second = second_clone(first, remote)
+def test_a_team_shares_data_and_computes_nothing_twice(
+    remote: Remote, first: Path, second: Path
+) -> None:
     assert shell(second, blocks("Share data and models")[2]).endswith(
         "Data and pipelines are up to date.\n"
     )
@@ -142,7 +147,23 @@ def test_a_team_shares_everything_and_computes_nothing_twice(remote: Remote, fir
     assert shell(second, "git status --porcelain") == ""
     for path in ("models/unet.safetensors", "report/index.html", "data/splits.csv"):
         assert (second / path).read_bytes() == (first / path).read_bytes()
+    for clone in (first, second):
+        assert corrupt(clone / ".dvc/cache") == []
+    assert remote.folder is None or corrupt(remote.folder) == []
 
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        pytest.param("ssh", marks=needs_ssh),
+        pytest.param("s3", marks=[needs_s3, pytest.mark.long]),
+        pytest.param("http", marks=pytest.mark.long),
+    ],
+    indirect=True,
+)
+def test_a_team_shares_branches_and_experiments(remote: Remote, first: Path, second: Path) -> None:
+    to = f" --remote {remote.writes_to}" if remote.writes_to else ""
+    shell(second, blocks("Share data and models")[2])
     shell(second, "git switch -qc lower; dvc exp run --quiet -S evaluate.threshold=0.002")
     shell(second, "git commit -qam 'A lower threshold'; git push -qu origin lower")
     shell(second, f"dvc push --run-cache{to}")
