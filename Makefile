@@ -31,7 +31,7 @@ export PATH := $(BIN):$(PATH)
 demo: $(DEMO_READY)
 	python src/demo.py demo
 
-# With the released model, in a small environment of its own: make segment SCAN=patient/ OUT=result/
+# Outline tumor with the released model, in a small environment: make segment SCAN=patient/ OUT=result/
 segment: .venv/segment/ready
 	@$(if $(and $(SCAN),$(OUT)),,$(error say what to segment: make segment SCAN=patient/ OUT=result/))
 	@.venv/segment/bin/python src/segment.py "$(SCAN)" --out "$(OUT)"

@@ -1,5 +1,6 @@
 // How a volume lies in space, turned into axial slices and back, and brought to another grid: what
 // scans/series.py and application/field.py do. Affines are rows of four numbers, voxel to mm, RAS+.
+import { roundHalfEven } from "./fitting.js";
 
 const FLAT = 1.5,
   THICK = 2,
@@ -7,7 +8,6 @@ const FLAT = 1.5,
   SIZES = [0.1, 20];
 const AS_TRAINED = 0.12,
   SQUARE = 0.01;
-import { roundHalfEven } from "./fitting.js";
 
 export const voxelSizes = (affine) =>
   [0, 1, 2].map((axis) => Math.hypot(...affine.slice(0, 3).map((row) => row[axis])));
@@ -71,51 +71,37 @@ export function axialOf(affine) {
   return { axes, flips: wanted.map(([, sign], k) => nearest[axes[k]].sign !== sign) };
 }
 
-/** For axial slices: their shape, and the steps and the beginning in the volume's values. */
-function strides(shape, axial) {
+/** Call `visit` with each place in axial slices, in order, and the place of that voxel in the volume. */
+function eachVoxel(shape, axial, visit) {
   const step = [1, shape[0], shape[0] * shape[1]]; // NIfTI has the first axis fastest
-  let begin = 0;
-  const steps = axial.axes.map((axis, k) => {
-    if (!axial.flips[k]) return step[axis];
-    begin += step[axis] * (shape[axis] - 1);
-    return -step[axis];
-  });
-  return { shape: axial.axes.map((axis) => shape[axis]), steps, begin };
+  const [depth, height, width] = axial.axes.map((axis) => shape[axis]);
+  const steps = axial.axes.map((axis, k) => (axial.flips[k] ? -step[axis] : step[axis]));
+  const begins = axial.axes.map((axis, k) => (axial.flips[k] ? step[axis] * (shape[axis] - 1) : 0));
+  const begin = begins[0] + begins[1] + begins[2];
+  let at = 0;
+  for (let z = 0; z < depth; z++) {
+    for (let y = 0; y < height; y++) {
+      let place = begin + z * steps[0] + y * steps[1];
+      for (let x = 0; x < width; x++, place += steps[2]) visit(at++, place);
+    }
+  }
 }
 
 /** The axial slices of a volume, as an array of the same kind. */
 export function turn(values, shape, axial) {
-  const {
-    shape: [depth, height, width],
-    steps,
-    begin,
-  } = strides(shape, axial);
   const out = new values.constructor(values.length);
-  let at = 0;
-  for (let z = 0; z < depth; z++) {
-    for (let y = 0; y < height; y++) {
-      let from = begin + z * steps[0] + y * steps[1];
-      for (let x = 0; x < width; x++, from += steps[2]) out[at++] = values[from];
-    }
-  }
+  eachVoxel(shape, axial, (at, place) => {
+    out[at] = values[place];
+  });
   return out;
 }
 
 /** Axial slices as the volume that they were. */
 export function turnBack(slices, shape, axial) {
-  const {
-    shape: [depth, height, width],
-    steps,
-    begin,
-  } = strides(shape, axial);
   const out = new slices.constructor(slices.length);
-  let at = 0;
-  for (let z = 0; z < depth; z++) {
-    for (let y = 0; y < height; y++) {
-      let to = begin + z * steps[0] + y * steps[1];
-      for (let x = 0; x < width; x++, to += steps[2]) out[to] = slices[at++];
-    }
-  }
+  eachVoxel(shape, axial, (at, place) => {
+    out[place] = slices[at];
+  });
   return out;
 }
 

@@ -73,8 +73,9 @@ function add(/** @type {File[]} */ files) {
   const others = files.filter((file) => !isNifti(file)).map((file) => file.name);
   const isAlone = taken.length === 1 && !chosen.length;
   for (const file of taken) {
-    const told = sequenceOf(file.name, words);
-    chosen.push({ file, sequence: told || (told === null && isAlone ? "flair" : null) });
+    const recognized = sequenceOf(file.name, words);
+    const isFlair = isAlone && recognized === null;
+    chosen.push({ file, sequence: isFlair ? "flair" : recognized || null });
   }
   if (taken.length) listFiles();
   if (!others.length) return;

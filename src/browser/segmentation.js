@@ -273,7 +273,7 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
 /**
  * Segment one patient. `series` has FLAIR and what else there is, as readNifti returns them.
  * `run` takes slices (n, S, S, 3) and promises probabilities (n, S, S).
- * @param {(at: number, n: number) => void} step is told each slice that is done, and how many there are
+ * @param {(at: number, n: number) => void} step called for each slice that is done: its place, how many there are
  */
 export async function segment(series, description, run, step = () => {}) {
   const warnings = [];

@@ -22,21 +22,21 @@ function grown(mask, height, width, value) {
   return out;
 }
 
-/** The pixels that are reached from `starts` through pixels of one kind, by their sides: 1 there. */
-function flooded(starts, isOpen, height, width) {
-  const seen = new Uint8Array(height * width);
-  const waiting = starts.filter(isOpen);
-  for (const at of waiting) seen[at] = 1;
-  while (waiting.length) {
-    const at = waiting.pop();
-    const x = at % width;
-    for (const next of [x > 0 && at - 1, x < width - 1 && at + 1, at - width, at + width]) {
-      if (next === false || next < 0 || next >= seen.length || seen[next] || !isOpen(next)) continue;
-      seen[next] = 1;
-      waiting.push(next);
-    }
+/** The mask with its holes filled: what is not connected with the border belongs to it. */
+function withoutHoles(mask, height, width) {
+  const { labels } = components(
+    mask.map((value) => 1 - value),
+    1,
+    height,
+    width,
+  );
+  const outside = new Set();
+  for (let k = 0; k < labels.length; k++) {
+    const x = k % width;
+    const isBorder = x === 0 || x === width - 1 || k < width || k >= labels.length - width;
+    if (isBorder && labels[k]) outside.add(labels[k]);
   }
-  return seen;
+  return Uint8Array.from(labels, (label) => (outside.has(label) ? 0 : 1));
 }
 
 /** The squared distance to the nearest place where `f` is 0, along one line (Felzenszwalb, 2012). */
@@ -100,14 +100,7 @@ export function skullShare(images, [depth, height, width], pixel) {
     );
     let mask = Uint8Array.from(image, (level) => (level > TISSUE ? 1 : 0));
     for (const value of [1, 1, 0, 0]) mask = grown(mask, height, width, value);
-    const border = [];
-    for (let k = 0; k < mask.length; k++) {
-      const x = k % width,
-        y = Math.floor(k / width);
-      if (x === 0 || y === 0 || x === width - 1 || y === height - 1) border.push(k);
-    }
-    const outside = flooded(border, (k) => !mask[k], height, width);
-    const filled = outside.map((value) => 1 - value);
+    const filled = withoutHoles(mask, height, width);
     const { labels, sizes } = components(filled, 1, height, width);
     if (!sizes.length) continue;
     const largest = sizes.indexOf(Math.max(...sizes)) + 1;
