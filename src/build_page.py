@@ -17,10 +17,12 @@ from markupsafe import Markup
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
 from page.rendering import script_json, template_environment
+from page.wording import shown_sequences
 from pipeline.exits import ending
 from pipeline.outputs import replacing
 from pipeline.refusals import Refusal
 from scans import sequences
+from scans.tiff import SEQUENCES
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = "dist/ort-wasm-simd-threaded.wasm"
@@ -46,6 +48,7 @@ def words() -> dict[str, object]:
     """Return the words by which sequences are recognized, as the page takes them."""
     found: dict[str, object] = {name.lower(): sorted(getattr(sequences, name)) for name in WORDS}
     patterns = {"without": sequences.WITHOUT, "bids_entity": sequences.BIDS_ENTITY}
+    found["others"] = sorted(sequences.OTHERS | sequences.T2)  # the page knows no T2
     return found | {
         "alone": sequences.ALONE,
         **{name: pattern.pattern for name, pattern in patterns.items()},
@@ -59,13 +62,16 @@ def build_page(scripts: Path, runtime: Path, out: Path) -> None:
     if lacking := [str(path) for path in needed if not path.is_file()]:
         raise Refusal(f"no such file: {', '.join(lacking)}")
     description = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+    if description["input"]["sequences"] != list(SEQUENCES):
+        raise Refusal(f"{model}: the page is for a model of {', '.join(SEQUENCES)} alone")
     license_text = ROOT / "src/browser/onnxruntime-web.LICENSE"
     text = (
         template_environment()
         .get_template("try.html")
         .render(
             description=description,
-            names=sequences.NAMES,
+            **shown_sequences(SEQUENCES),
+            names={name: sequences.NAMES[name] for name in ("flair", *sequences.SHORT)},
             description_json=script_json(description),
             words_json=script_json(words()),
             runtime=packed(runtime / RUNTIME),

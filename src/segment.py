@@ -27,13 +27,14 @@ from application.segmentation import segment
 from pipeline.exits import ending
 from pipeline.outputs import replacing
 from pipeline.refusals import Refusal, print_list
-from scans.cases import Candidate, Case, files_below, find_cases
+from scans.cases import Candidate, Case, find_cases
 from scans.dicom import find_series, is_dicom, is_volume
+from scans.layout import files_below
 from scans.sequences import NAMES, Recognized
 from scans.series import Axial
 
 MODEL = Path(__file__).resolve().parents[1] / "models/glioma.onnx"
-FLAGS = {"flair": "--flair", "pre_contrast": "--pre", "post_contrast": "--post"}
+FLAGS = {"flair": "--flair", "pre_contrast": "--pre", "post_contrast": "--post", "t2": "--t2"}
 COLUMNS = ("name", "status", "volume_ml", "n_voxels", "n_components", "n_warnings", "message")
 
 
@@ -92,7 +93,8 @@ def named_candidate(path: Path, sequence: str) -> Candidate:
     recognized = Recognized(sequence, FLAGS[sequence])
     if not path.is_dir():
         return Candidate(path, recognized)
-    series = [each for each in find_series(filter(is_dicom, files_below(path))) if is_volume(each)]
+    files = files_below(path, skip="derivatives").values()
+    series = [each for each in find_series(filter(is_dicom, files)) if is_volume(each)]
     if len(series) != 1:
         titles = [each.title for each in series]
         raise Refusal(f"{path}: {len(series)} MR series in DICOM, not one {titles or ''}")
@@ -123,7 +125,7 @@ def segment_case(
 ) -> dict[str, Any]:
     """Segment one case into a folder, unless its result is there; return the summary."""
     begin = time.perf_counter()
-    patient = read_case(case, model.takes["field_of_view_mm"], model.takes["slice_spacing_mm"])
+    patient = read_case(case, model)
     threshold = options.threshold or model.description["threshold"]
     identity = identity_of(patient, model, threshold)
     if kept := kept_summary(folder, identity, probability=options.probability):

@@ -81,6 +81,7 @@ def write_head(
 TOLD: dict[str | None, list[str]] = {
     "flair": [
         *("flair", "BraTS-GLI-00005-001-t2f", "BraTS19_2013_0_1_flair", "sub-01_ses-1_FLAIR"),
+        *("sub-01_acq-t1_FLAIR", "sub-01_acq-label_FLAIR"),
         *(
             "AX T2 FLAIR",
             "t2_flair_tra",
@@ -93,19 +94,21 @@ TOLD: dict[str | None, list[str]] = {
         *("t1", "BraTS-GLI-00005-001-t1n", "BraTS19_2013_0_1_t1", "sub-01_T1w", "T1 pre contrast"),
         *("AX T1 W/O CONTRAST", "T1 without contrast", "AX T1 NO GAD", "T1 non-contrast", "C_T1"),
         *("sub-01_ses-post_T1w", "P1_post_op_T1", "Ax T1 FLAIR", "sub-1_space-FLAIR_T1w"),
+        *("sub-01_acq-FLAIR_T1w", "sub-01_acq-mprage_T1w", "sub-01_ce-none_T1w"),
         *("AX T1 SE", "sag-mprage", "T1 non-contrast native", "pre", "t1_spgr"),
     ],
     "post_contrast": [
         *("t1ce", "BraTS-GLI-00005-001-t1c", "sub-01_ce-gadolinium_T1w", "T1_Gd", "AX T1 +C"),
         *("MPRAGE post", "t1c+", "T1KM", "post", "t1_tse_KM", "sag_T1_SPGR_postcontrast"),
         *("sub-01_ses-pre_ce-gadolinium_T1w", "T1 axial GADO", "AX T1 POSTGAD"),
+        *("sub-01_acq-post_T1w", "sub-01_acq-pre_ce-gadolinium_T1w"),
     ],
+    "t2": ["t2", "BraTS-GLI-00005-001-t2w", "sub-01_T2w", "AX T2 FSE", "sub-01_acq-PD_T2w"],
     None: [
-        "t2",
-        "BraTS-GLI-00005-001-t2w",
         "BraTS19_2013_0_1_seg",
         "flair_seg",
         "dwi_b1000",
+        "sub-01_part-phase_T1w",
         "scan",
     ],
 }
@@ -232,7 +235,7 @@ class BrightTumor(ReleasedModel):
         self.sha256 = "0" * 64
         self.takes = {
             **{"name": "slices", "image_size": 64, "field_of_view_mm": 230.0},
-            **{"slice_spacing_mm": 5.0, "normalize": "percentile"},
+            **{"slice_spacing_mm": 5.0, "normalize": "percentile", "sequences": SEQUENCES},
         } | changes
         self.description = {
             **{"name": "bright", "version": "0.0.0", "warning": "Made up.", "threshold": 0.5},

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.outputs import file_sha256
 from pipeline.refusals import Refusal
+from scans.sequences import MAIN, NAMES, lacking
 
 CHUNK = 16  # slices computed at a time
 HINT = "`git restore models` brings the released one back."
@@ -37,6 +38,18 @@ class ReleasedModel:
             raise Refusal(f"{path}: not a model of this project ({reason}). {HINT}") from None
         self.sha256 = file_sha256(path)
         self.takes = self.description["input"]
+        self.check_sequences()
+
+    def check_sequences(self) -> None:
+        """Refuse a model whose main sequence is not FLAIR."""
+        if (main := self.sequences[MAIN]) != "flair":
+            raise Refusal(f"the model's main sequence is {NAMES[main]}; segment works with FLAIR")
+
+    @property
+    def sequences(self) -> tuple[str, str, str]:
+        """Return the sequence of each channel of a slice."""
+        first, main, last = self.takes["sequences"]
+        return first, main, last
 
     def probabilities(
         self, slices: NDArray[np.uint8], step: Callable[[int], object]
@@ -61,12 +74,11 @@ class ReleasedModel:
 
     def score_without(self, missing: Sequence[str]) -> str:
         """Return how well patients were segmented in the test who lack these sequences."""
-        names = {"pre_contrast": "pre-contrast", "post_contrast": "post-contrast"}
-        lacking = "pre and post-contrast" if len(missing) == 2 else names[missing[0]]
+        wanted = lacking(missing)
         for group in self.description["test"]["by_missing_sequence"]:
-            if group["missing"] == lacking:
+            if group["missing"] == wanted:
                 n = group["n_patients"]
                 patients = f"{n} patients" if n > 1 else "one patient"
                 mean = f"Dice {group['dice_patient_mean']:.3f}"
-                return f"{mean} in the {patients} of the test without {lacking}"
-        return f"the test had no patient without {lacking}, so how well it does is not known"
+                return f"{mean} in the {patients} of the test without {wanted}"
+        return f"the test had no patient without {wanted}, so how well it does is not known"

@@ -10,7 +10,7 @@ from PIL import Image
 from application.segmentation import Segmentation
 from page.drawing import area, bars, outline, webp
 from page.rendering import script_json, template_environment
-from scans.tiff import SEQUENCES
+from page.wording import shown_sequences
 
 LONGEST = 320  # pixels of a slice's longer side in the page
 
@@ -28,7 +28,7 @@ def shown_slice(
     image: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     size: tuple[int, int],
-    missing: tuple[str, ...],
+    copies: list[int],
 ) -> dict[str, Any]:
     """Return what the viewer needs of a slice, (H, W, 3), but for its number and words."""
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
@@ -36,8 +36,8 @@ def shown_slice(
     return {
         "size": size,
         "views": [
-            "" if name in missing else webp(np.ascontiguousarray(resized[..., channel]))
-            for channel, name in enumerate(SEQUENCES)
+            "" if channel in copies else webp(np.ascontiguousarray(resized[..., channel]))
+            for channel in range(resized.shape[-1])
         ],
         "paths": {"prediction": outline(tumor), "right": area(tumor)},
     }
@@ -58,7 +58,7 @@ def write_page(path: Path, found: Segmentation, summary: dict[str, Any]) -> None
     _, pixel_height, pixel_width = found.voxel_size
     pixel = None if summary["volume_ml"] is None else pixel_height * pixel_width
     slices = [
-        {"words": area_in_words(n_pixels, pixel)} | shown_slice(image, mask, size, found.missing)
+        {"words": area_in_words(n_pixels, pixel)} | shown_slice(image, mask, size, found.copies)
         for image, mask, n_pixels in zip(found.images, found.mask, areas, strict=True)
     ]
     text = (
@@ -66,10 +66,11 @@ def write_page(path: Path, found: Segmentation, summary: dict[str, Any]) -> None
         .get_template("result.html")
         .render(
             summary=summary,
+            **shown_sequences(found.sequences),
             n_slices=len(slices),
             begin=int(np.argmax(areas)) if any(areas) else len(areas) // 2,
             steps=bars(areas, max(1, *areas)),
-            missing_channels=[SEQUENCES.index(name) for name in found.missing],
+            missing_channels=found.copies,
             slices=script_json([slices]),
         )
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from application.model import ReleasedModel
 from pipeline.outputs import file_sha256
 from pipeline.refusals import Refusal
 from scans.cases import Candidate, Case
@@ -68,12 +69,13 @@ def read_slices(files: Sequence[Path], field_of_view: float, spacing: float) -> 
     return Patient(series, [name.number for name in names if name], measured=False)
 
 
-def read_case(case: Case, field_of_view: float, spacing: float) -> Patient:
+def read_case(case: Case, model: ReleasedModel) -> Patient:
     """Return the patient of a case, and print which file is taken for which sequence and why."""
+    takes = model.takes
     if case.slices:
         print(f"{case.name}: {len(case.slices)} slices in TIFF, each with all sequences")
-        return read_slices(case.slices, field_of_view, spacing)
-    chosen = case.chosen()
+        return read_slices(case.slices, takes["field_of_view_mm"], takes["slice_spacing_mm"])
+    chosen = case.chosen(model.sequences)
     for sequence, candidate in chosen.items():
         print(f"{case.name}: {NAMES[sequence]}: {candidate.described}")
     for each in case.candidates:

@@ -16,8 +16,8 @@ from pipeline.outputs import discard, json_text, replacing, rounded
 from pipeline.refusals import Refusal
 from scans.nifti import write_nifti
 from scans.probability_maps import PROBABILITIES
+from scans.sequences import MAIN
 from scans.series import name_of
-from scans.tiff import SEQUENCES
 from scans.volume import components
 
 SUMMARY = "result.json"
@@ -76,7 +76,7 @@ def preview(found: Segmentation) -> Image.Image:
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
     sheet = Image.new("RGB", (3 * PREVIEW, 3 * PREVIEW))
     for place, at in enumerate(previewed(found.mask)):
-        flair = Image.fromarray(found.images[at, ..., SEQUENCES.index("flair")])
+        flair = Image.fromarray(found.images[at, ..., MAIN])
         pixels = np.array(flair.resize(size, Image.Resampling.BILINEAR).convert("RGB"))
         tumor = Image.fromarray(found.mask[at]).resize(size, Image.Resampling.NEAREST)
         inside = np.pad(np.array(tumor), 1)

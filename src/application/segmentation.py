@@ -10,16 +10,13 @@ from application.field import Field, choose_field
 from application.model import ReleasedModel
 from application.warnings import describe_scan
 from pipeline.refusals import Refusal
+from scans.alignment import on_one_grid
 from scans.intensity import distinct, normalized, tissue_statistics
 from scans.probability_maps import PROBABILITIES, encode
-from scans.sequences import NAMES
-from scans.series import Axial, Series, check_plane, name_of, resampled
-from scans.tiff import SEQUENCES
+from scans.sequences import MAIN, NAMES
+from scans.series import Axial, Series
 from scans.volume import large_components
 
-FEW_VALUES = 8  # distinct values; a mask or a map of labels has no more than these
-NEGATIVE = 0.01  # share of voxels below 0, from which 0 is not the darkest
-COVERED = 0.95  # share of FLAIR's grid that another sequence should cover
 MOST_LOGIT = 30.0  # of a probability that is 1 in 32 bits
 
 
@@ -28,59 +25,24 @@ class Segmentation(NamedTuple):
 
     flair: Series
     axial: Axial
-    images: NDArray[np.uint8]  # (D, H, W, 3) normalized, channels as SEQUENCES
+    images: NDArray[np.uint8]  # (D, H, W, 3) normalized, channels as the model takes them
     missing: tuple[str, ...]  # sequences that FLAIR stands in for
     levels: NDArray[np.uint8]  # (D, H, W) of probability; PROBABILITIES says what they mean
     mask: NDArray[np.bool_]  # (D, H, W)
     warnings: tuple[str, ...]
+    sequences: tuple[str, str, str]  # of the channels
+
+    @property
+    def copies(self) -> list[int]:
+        """Return the channels in which FLAIR stands in for another sequence, or fills up."""
+        copied = (*self.missing, self.sequences[MAIN])
+        return [n for n, name in enumerate(self.sequences) if n != MAIN and name in copied]
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:
         """Return mm between slices, rows and columns."""
         depth, height, width = (self.flair.voxel_size[axis] for axis in self.axial.axes)
         return depth, height, width
-
-
-def checked_values(series: Series, warnings: list[str]) -> NDArray[Any]:
-    """Return a series' values, from 0 up; refuse labels."""
-    values = series.values
-    if len(np.unique(values[:: max(1, len(values) // 16)])) <= FEW_VALUES:
-        n_values = len(np.unique(values))
-        if n_values <= FEW_VALUES:
-            raise Refusal(f"{name_of(series)}: only {n_values} values: a mask, not a scan?")
-    lowest = values.min()
-    if lowest < 0 and float((values < 0).mean()) > NEGATIVE:
-        warnings.append(
-            f"{name_of(series)}: has negative intensities, which the training's scans have not; "
-            f"its lowest, {lowest:g}, is taken for black"
-        )
-        return values.astype(np.float32) - np.float32(lowest)
-    return values
-
-
-def on_one_grid(
-    series: Mapping[str, Series], warnings: list[str]
-) -> tuple[dict[str, NDArray[Any]], Axial]:
-    """Return the sequences as axial slices (D, H, W) on FLAIR's grid, and how they were turned."""
-    flair = series["flair"]
-    check_plane(flair)
-    axial = Axial.of(flair.affine)
-    found = {}
-    for sequence, each in series.items():
-        warnings.extend(each.notes)
-        try:
-            values, covered = resampled(each._replace(values=checked_values(each, warnings)), flair)
-        except Refusal as refusal:
-            if sequence == "flair":
-                raise
-            warnings.append(f"{NAMES[sequence]} is not used: {refusal}")
-            continue
-        if covered < COVERED:
-            warnings.append(
-                f"{NAMES[sequence]} covers {covered:.0%} of FLAIR's grid; elsewhere it is 0"
-            )
-        found[sequence] = axial.turn(values)
-    return found, axial
 
 
 def normalized_slices(
@@ -90,9 +52,10 @@ def normalized_slices(
 
     The statistics are those of the field that the network is shown, as in the training.
     """
-    images = np.empty((*volumes["flair"].shape, len(SEQUENCES)), dtype=np.uint8)
-    missing = [name for name in SEQUENCES if name not in volumes]
-    for channel, name in enumerate(SEQUENCES):
+    sequences = model.sequences
+    images = np.empty((*volumes["flair"].shape, len(sequences)), dtype=np.uint8)
+    missing = [name for name in dict.fromkeys(sequences) if name not in volumes]
+    for channel, name in enumerate(sequences):
         if name in missing:
             continue
         statistics = tissue_statistics(*distinct(field.cut(volumes[name])))
@@ -105,8 +68,8 @@ def normalized_slices(
         for image, values in zip(images, volumes[name], strict=True):
             image[..., channel] = normalized(values, statistics, model.takes["normalize"])
     for name in missing:
-        images[..., SEQUENCES.index(name)] = images[..., SEQUENCES.index("flair")]
-    return images, tuple(name for name in SEQUENCES if name in missing)
+        images[..., sequences.index(name)] = images[..., MAIN]
+    return images, tuple(name for name in dict.fromkeys(sequences) if name in missing)
 
 
 def runs(numbers: Sequence[int], stride: int) -> list[NDArray[np.int64]]:
@@ -149,7 +112,7 @@ def segment(
     threshold: float | None = None,
     step: Callable[[int], object] = lambda _: None,
 ) -> Segmentation:
-    """Segment one patient; `series` has FLAIR and what else there is, by names of SEQUENCES.
+    """Segment one patient; `series` has FLAIR and what else there is, by their names.
 
     `numbers` are those of the slices where some may be missing. `threshold` replaces the model's.
     """
@@ -174,4 +137,6 @@ def segment(
     warnings += describe_scan(flair, images, tissue, field, (spacing, pixel[0], pixel[1]))
     if not mask.any():
         warnings.append("no tumor found")
-    return Segmentation(flair, axial, images, missing, levels, mask, tuple(warnings))
+    return Segmentation(
+        flair, axial, images, missing, levels, mask, tuple(warnings), model.sequences
+    )

@@ -28,26 +28,31 @@ const THIN = 2,
   LEAST_BONE = 0.08;
 const CHUNK = 8; // slices that the network is shown at a time
 const MOST_LOGIT = 30;
+const BACKGROUND = 0.1;
 
 const percent = (share) => `${Math.round(100 * share)}%`;
 
 function checkedValues(series, warnings) {
   const { values } = series;
   let lowest = Infinity,
-    negative = 0;
+    negative = 0,
+    zeros = 0;
   const seen = new Set();
   for (const value of values) {
     if (seen.size <= FEW_VALUES) seen.add(value);
     if (value < 0) negative++;
+    if (value === 0) zeros++;
     if (value < lowest) lowest = value;
   }
   if (seen.size <= FEW_VALUES)
     throw new Unsuitable(`${series.name}: only ${seen.size} values: a mask, not a scan?`);
   if (negative / values.length <= NEGATIVE) return values;
+  const hasBackground = zeros / values.length > BACKGROUND;
+  const black = hasBackground ? ", and the many voxels of 0 are" : ", is";
   warnings.push(
-    `${series.name}: has negative intensities, which the training's scans have not; its lowest, ${Number(lowest.toPrecision(6))}, is taken for black`,
+    `${series.name}: has negative intensities; its lowest, ${Number(lowest.toPrecision(6))}${black} taken for black`,
   );
-  return Float32Array.from(values, (value) => value - lowest);
+  return Float32Array.from(values, (value) => (hasBackground && value === 0 ? 0 : value - lowest));
 }
 
 /** The sequences as axial slices on FLAIR's grid: {volumes, shape (D, H, W), axial, voxel mm}. */

@@ -21,13 +21,30 @@ function wordsOf(name, words) {
   return text.split(/[^a-z0-9]+/).filter(Boolean);
 }
 
+/** The sequence that a name as in BIDS tells by its last part. @param {string} stem @param {Words} words */
+function bidsSequence(stem, words) {
+  const parts = stem.toLowerCase().split("_");
+  const suffix = parts.pop() ?? "";
+  if (!stem.startsWith("sub-") || !["flair", "t1w", "t2w"].includes(suffix)) return undefined;
+  const entity = (key) => parts.find((part) => part.startsWith(`${key}-`))?.slice(key.length + 1);
+  if ((entity("part") ?? "mag") !== "mag" || suffix === "t2w") return "";
+  if (suffix === "flair") return "flair";
+  const agents = [...words.contrast, ...words.contrast_after_t1, ...words.t1_contrast];
+  const told = (entity("acq") ?? "").split(/[^a-z0-9]+/);
+  const enhanced = (entity("ce") ?? "none") !== "none" || told.some((word) => agents.includes(word));
+  return enhanced ? "post_contrast" : "pre_contrast";
+}
+
 /**
  * The sequence that the name of a NIfTI file tells: "" where it is of another kind, null where the
  * name tells nothing.
  * @param {string} name @param {Words} words @returns {string | null}
  */
 export function sequenceOf(name, words) {
-  const found = wordsOf(name.replace(/\.nii(\.gz)?$/i, ""), words);
+  const stem = name.replace(/\.nii(\.gz)?$/i, "");
+  const inBids = bidsSequence(stem, words);
+  if (inBids !== undefined) return inBids;
+  const found = wordsOf(stem, words);
   const first = (known) => {
     const at = found.findIndex((word) => known.includes(word));
     return at < 0 ? found.length : at;

@@ -4,22 +4,21 @@ A case is one examination. A folder is searched with all below it, for NIfTI, fo
 slices in TIFF as this project's data set has them.
 """
 
-import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import count
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.refusals import Refusal, first_ones
 from scans.dicom import DicomSeries, find_series, is_dicom, is_volume, sequence_by_times
-from scans.layout import hidden_part
+from scans.layout import files_below
 from scans.names import SliceName
 from scans.nifti import is_nifti, stem
+from scans.nnunet import CHANNEL, recognized_file
 from scans.sequences import (
     NAMES,
     NO_CONTRAST,
@@ -31,7 +30,6 @@ from scans.sequences import (
 )
 
 BIDS = re.compile(r"sub-[^_]+(?:_ses-[^_]+)?")
-CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # nnU-Net's file of one sequence
 AXIAL = 0.7  # cosine between a slice's normal and the body's axis, from which it is axial
 
 
@@ -60,14 +58,15 @@ class Case(NamedTuple):
     slices: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()  # what a person should know of how it was put together
 
-    def chosen(self) -> dict[str, Candidate]:
-        """Return the one candidate of each sequence; refuse where there are several, or no FLAIR.
+    def chosen(self, wanted: Iterable[str]) -> dict[str, Candidate]:
+        """Return the one candidate of each `wanted` sequence; refuse several, or no FLAIR.
 
         What is named goes before what is guessed; of several series, axial ones are preferred.
         """
         found: dict[str, Candidate] = {}
         problems = []
-        for sequence, name in NAMES.items():
+        for sequence in dict.fromkeys(("flair", *wanted)):
+            name = NAMES[sequence]
             of_it = [each for each in self.candidates if each.recognized.sequence == sequence]
             of_it = [each for each in of_it if not each.recognized.guessed] or of_it
             axial = [each for each in of_it if is_axial(each.source)]
@@ -79,7 +78,9 @@ class Case(NamedTuple):
                 found[sequence] = of_it[0]
         if problems:
             raise Refusal(
-                "\n".join([*first_ones(problems), "Say which with --flair, --pre and --post."])
+                "\n".join(
+                    [*first_ones(problems), "Say which with --flair, --pre, --post and --t2."]
+                )
             )
         if "flair" not in found:
             seen = first_ones([each.described for each in self.candidates])
@@ -112,30 +113,6 @@ def recognized_series(series: DicomSeries) -> Recognized:
     if by_name.words and not may_be_flair:
         return by_name
     return Recognized(by_times, times, guessed=True)
-
-
-def channel_names(folder: Path) -> dict[str, str]:
-    """Return nnU-Net's names of channels from dataset.json in a folder or the one above it."""
-    for place in (folder, folder.parent):
-        try:
-            content = json.loads((place / "dataset.json").read_text(encoding="utf-8"))
-            names = content.get("channel_names") or content.get("modality") or {}
-            return {f"{int(number):04}": str(name) for number, name in names.items()}
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            raise Refusal(f"{place / 'dataset.json'}: cannot be read ({error})") from None
-    return {}
-
-
-def recognized_file(path: Path) -> Recognized:
-    """Return which sequence a NIfTI file is: by dataset.json, else by its name."""
-    match = CHANNEL.fullmatch(stem(path))
-    name = channel_names(path.parent).get(match["channel"]) if match else None
-    if name is None:
-        return sequence_of(stem(path))
-    found = sequence_of(name)
-    return Recognized(found.sequence, f"{name} in dataset.json")
 
 
 def exam_of(path: Path) -> str:
@@ -223,27 +200,6 @@ def tiff_cases(files: Iterable[Path]) -> list[Case]:
     ]
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return all files of a folder and of those in it, linked ones too, in order.
-
-    Hidden ones are left out, and what BIDS keeps under `derivatives`.
-    """
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, onerror=raise_error, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [each for each in folders if each != "derivatives"]
-        if real not in seen:
-            seen.add(real)
-            within = PurePosixPath(Path(place).relative_to(folder))
-            found += [Path(place) / name for name in names if hidden_part(within / name) is None]
-    return sorted(path for path in found if path.is_file())
-
-
-def raise_error(error: OSError) -> None:
-    """Stop at a folder that cannot be read, which os.walk would pass over."""
-    raise error
-
-
 def find_cases(scan: Path) -> list[Case]:
     """Return the cases that a file or folder holds; refuse what holds none."""
     if scan.is_file():
@@ -259,7 +215,7 @@ def find_cases(scan: Path) -> list[Case]:
         return [Case(stem(scan), (Candidate(scan, taken),))]
     if not scan.is_dir():
         raise Refusal(f"{scan}: no such file or folder")
-    files = files_below(scan)
+    files = [path for path in files_below(scan, skip="derivatives").values() if path.is_file()]
     images = [path for path in files if is_nifti(path)]
     slices = [path for path in files if path.suffix.lower() in (".tif", ".tiff")]
     known = {*images, *slices}

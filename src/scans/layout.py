@@ -18,6 +18,8 @@ from pipeline.refusals import print_list, refuse
 Member = TypeVar("Member", Path, zipfile.ZipInfo)  # a file of a folder or of a zip
 
 CLINICAL_FILE = "data.csv"
+GEOMETRY_FILE = "geometry.csv"  # optional
+TABLES = (CLINICAL_FILE, GEOMETRY_FILE)
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -33,6 +35,34 @@ def not_utf8(path: PurePosixPath) -> bool:
 def hidden_part(path: PurePosixPath) -> str | None:
     """Return the part of a path that an operating system or a program hides, if there is one."""
     return next((part for part in path.parts if part.startswith(".") or part in JUNK), None)
+
+
+def raise_error(error: OSError) -> None:
+    """Stop at a folder that cannot be read, which os.walk would pass over."""
+    raise error
+
+
+def files_below(folder: Path, *, skip: str | None = None) -> dict[str, Path]:
+    """Return all files below a folder by their path in it, linked ones too, in order.
+
+    Hidden ones are left out, and what is in a folder of the name `skip`. Links to files that are
+    not there are among them.
+    """
+    found: dict[str, Path] = {}
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=raise_error, followlinks=True):
+        real = os.path.realpath(place)
+        within = PurePosixPath(Path(place).relative_to(folder).as_posix())
+        entered = [each for each in folders if each != skip and hidden_part(within / each) is None]
+        folders[:] = [] if real in seen else entered
+        if real not in seen:
+            seen.add(real)
+            found |= {
+                (within / name).as_posix(): Path(place) / name
+                for name in names
+                if hidden_part(within / name) is None
+            }
+    return dict(sorted(found.items()))
 
 
 def normalized(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
@@ -95,7 +125,7 @@ def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPat
     for path, member in named.items():
         if (hidden := hidden_part(path)) is not None:
             left_out["._*" if hidden.startswith("._") else hidden] += 1
-        elif path.is_relative_to(root) and (path.parent != root or path.name == CLINICAL_FILE):
+        elif path.is_relative_to(root) and (path.parent != root or path.name in TABLES):
             chosen[path.relative_to(root)] = member
         else:
             apart = (set(path.parents) | {path}) - above

@@ -1,7 +1,7 @@
 """NIfTI files: a series each, read and written."""
 
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import nibabel
@@ -16,7 +16,7 @@ ENDINGS = (".nii", ".nii.gz")
 DIFFERENT = 1.0  # mm by which positions of a corner may differ between qform and sform
 
 
-def is_nifti(path: Path) -> bool:
+def is_nifti(path: PurePath) -> bool:
     """Return whether a file is named as NIfTI."""
     return path.name.lower().endswith(ENDINGS)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 
+import segment as command
 from application import page, results
 from heads import (
     ALL,
@@ -21,6 +23,7 @@ from heads import (
     HEIGHT,
     VOXEL,
     WIDTH,
+    BrightTumor,
     Head,
     axial_affine,
     join_frames,
@@ -31,6 +34,7 @@ from heads import (
     write_head,
     write_slices,
 )
+from pipeline.refusals import Refusal
 
 Run = Callable[..., Any]
 
@@ -397,3 +401,27 @@ def test_what_cannot_be_used_beside_flair_is_warned_of(
     summary = json.loads((tmp_path / "result/result.json").read_text())
     assert summary["missing"] == ["pre_contrast"]
     assert any("pre-contrast T1 is not used" in warning for warning in summary["warnings"])
+
+
+def test_a_model_of_t2_and_flair_takes_those(
+    monkeypatch: pytest.MonkeyPatch, run: Run, patient: Path, tmp_path: Path
+) -> None:
+    """T2 is in the first channel; FLAIR fills the last, which is no missing sequence."""
+    model = partial(BrightTumor, sequences=("t2", "flair", "flair"))
+    monkeypatch.setattr(command, "ReleasedModel", model)
+    (patient / "t1.nii.gz").rename(patient / "t2.nii.gz")
+    found = run(patient, "--out", tmp_path / "out")
+    assert found.code == 0, found.error
+    assert "T2: " in found.output
+    assert "not used: " in found.output
+    summary = json.loads((tmp_path / "out/result.json").read_text())
+    assert summary["missing"] == []
+    assert summary["n_voxels"] > 0
+    page = (tmp_path / "out/index.html").read_text()
+    assert "<span>T2</span>" in page
+    assert "Post-contrast" not in page
+
+
+def test_a_model_without_flair_as_its_main_sequence_is_refused() -> None:
+    with pytest.raises(Refusal, match="main sequence is T2"):
+        BrightTumor(sequences=("t2", "t2", "t2")).check_sequences()

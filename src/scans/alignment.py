@@ -1,0 +1,90 @@
+"""The sequences of one examination, brought to one grid, turned axial, and brought to 8 bits."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.refusals import Refusal
+from scans.intensity import distinct, normalized, tissue_statistics
+from scans.sequences import NAMES
+from scans.series import Axial, Series, check_plane, name_of, resampled
+from scans.tiff import LEVELS
+
+FEW_VALUES = 8  # distinct values; a mask or a map of labels has no more than these
+NEGATIVE = 0.01  # share of voxels below 0, from which 0 is not the darkest
+BACKGROUND = 0.1  # share of voxels that are exactly 0, from which these are the background
+COVERED = 0.95  # share of the main sequence's grid that another sequence should cover
+
+
+def checked_values(series: Series, warnings: list[str]) -> NDArray[Any]:
+    """Return a series' values, from 0 up; refuse labels."""
+    values = series.values
+    if len(np.unique(values[:: max(1, len(values) // 16)])) <= FEW_VALUES:
+        n_values = len(np.unique(values))
+        if n_values <= FEW_VALUES:
+            raise Refusal(f"{name_of(series)}: only {n_values} values: a mask, not a scan?")
+    lowest = values.min()
+    if lowest >= 0 or float((values < 0).mean()) <= NEGATIVE:
+        return values
+    shifted = values.astype(np.float32) - np.float32(lowest)
+    black = f"{lowest:g}, is"
+    background = values == 0
+    if float(background.mean()) > BACKGROUND:  # as of z-scores of a brain whose skull was removed
+        shifted[background] = 0
+        black = f"{lowest:g}, and the many voxels of 0 are"
+    warnings.append(
+        f"{name_of(series)}: has negative intensities; its lowest, {black} taken for black"
+    )
+    return shifted
+
+
+def on_one_grid(
+    series: Mapping[str, Series],
+    warnings: list[str],
+    *,
+    main: str = "flair",
+    required: Collection[str] = ("flair",),
+) -> tuple[dict[str, NDArray[Any]], Axial]:
+    """Return the sequences as axial slices (D, H, W) on the main one's grid, and how to turn them.
+
+    A sequence that cannot be brought there is refused if it is `required`, else left out with a
+    warning.
+    """
+    reference = series[main]
+    check_plane(reference)
+    axial = Axial.of(reference.affine)
+    found = {}
+    for sequence, each in series.items():
+        warnings.extend(each.notes)
+        try:
+            values = checked_values(each, warnings)
+            values, covered = resampled(each._replace(values=values), reference)
+        except Refusal as refusal:
+            if sequence in required:
+                raise
+            warnings.append(f"{NAMES[sequence]} is not used: {refusal}")
+            continue
+        if covered < COVERED:
+            warnings.append(
+                f"{NAMES[sequence]} covers {covered:.0%} of {NAMES[main]}'s grid; elsewhere it is 0"
+            )
+        found[sequence] = axial.turn(values)
+    return found, axial
+
+
+def eight_bit(volume: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Return the values (D, H, W) of one sequence as levels of 0 to 255; None if all are alike.
+
+    Whole numbers from 0 to 255 stay as they are. Others are multiplied so that the 99th percentile
+    of tissue becomes 191, then rounded and clipped: what `segment` does, and what
+    `train.normalize: percentile` would do again without changing it.
+    """
+    values, counts = distinct(volume)
+    statistics = tissue_statistics(values, counts)
+    if not statistics["tissue_p99"] > 0:
+        return None
+    if values[0] >= 0 and values[-1] < LEVELS and np.array_equal(values, np.rint(values)):
+        return volume.astype(np.uint8)
+    return np.stack([normalized(each, statistics, "percentile") for each in volume])
