@@ -9,6 +9,7 @@ missing the folder's name without a date or session at its end (`scans.names.per
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,22 +23,26 @@ from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
 from pipeline.refusals import print_list, refuse
 from scans.clinical import read_clinical, rows_of_patients
+from scans.cohort import MISSING, missing_columns
 from scans.layout import CLINICAL_FILE
 from scans.names import SliceName, institution, slice_path, sorted_slices
+from scans.params import AcquireParams
+from scans.sequences import MAIN
 from scans.tiff import read_image, read_mask
 
-HELPERS = ["pre_contrast_is_flair", "post_contrast_is_flair", "digest"]  # not in the manifest
+IS_MAIN = "_is_main"  # ends the columns that say which sequences equal the main one
 
 
-def slice_row(name: SliceName, images: Path, masks: Path) -> dict[str, object]:
-    """Return the slice's row, with two flags for sequences that equal FLAIR at every pixel.
+def slice_row(
+    name: SliceName, images: Path, masks: Path, sequences: Sequence[str]
+) -> dict[str, object]:
+    """Return the slice's row, with a flag for each sequence that equals the main one everywhere.
 
-    `digest` is that of the scan's pixels, "" of a blank scan.
+    `sequences` are those of the channels; `digest` is that of the scan's pixels, "" of a blank one.
     """
     image_path = slice_path(images, name.slice_id)
     mask_path = slice_path(masks, name.slice_id)
     image, mask = read_image(image_path), read_mask(mask_path)
-    flair = image[..., 1]
     return {
         "slice_id": name.slice_id,
         "patient_id": name.patient_id,
@@ -47,8 +52,11 @@ def slice_row(name: SliceName, images: Path, masks: Path) -> dict[str, object]:
         "mask": mask_path.as_posix(),
         "abnormal": int(mask.any()),
         "tumor_area": int(mask.sum()),
-        "pre_contrast_is_flair": bool((image[..., 0] == flair).all()),
-        "post_contrast_is_flair": bool((image[..., 2] == flair).all()),
+        **{
+            f"{name}{IS_MAIN}": np.array_equal(channel, image[..., MAIN])
+            for name, channel in zip(sequences, np.moveaxis(image, -1, 0), strict=True)
+            if name != sequences[MAIN]
+        },
         "digest": hashlib.sha256(image.tobytes()).hexdigest() if np.ptp(image) else "",
     }
 
@@ -73,8 +81,8 @@ def check_scans(slices: pd.DataFrame, persons: pd.Series) -> None:
 def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame:
     """Return one row a patient, sorted by id: counts, missing sequences, clinical columns.
 
-    `clinical` is by patient. A sequence is missing where its channel equals FLAIR in all slices:
-    the data set fills it so.
+    `clinical` is by patient. A sequence is missing where its channel equals that of the main one in
+    all slices, with which the data set fills it.
     """
     grouped = slices.groupby("patient_id", sort=True)
     patients = grouped.agg(
@@ -82,13 +90,16 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
         n_slices=("slice_id", "size"),
         n_abnormal=("abnormal", "sum"),
         tumor_volume=("tumor_area", "sum"),
-        missing_pre_contrast=("pre_contrast_is_flair", "all"),
-        missing_post_contrast=("post_contrast_is_flair", "all"),
+        **{
+            f"{MISSING}{name.removesuffix(IS_MAIN)}": (name, "all")
+            for name in slices.columns.astype(str)
+            if name.endswith(IS_MAIN)
+        },
     ).reset_index()
-    patients = patients.astype({"missing_pre_contrast": int, "missing_post_contrast": int})
+    patients = patients.astype(dict.fromkeys(missing_columns(patients), int))
     patients.insert(1, "case_id", patients["patient_id"].map(clinical["case_id"]))
     codes = clinical.drop(columns=["row", "case_id", "subject", "institution"], errors="ignore")
-    ours = {name: f"clinical_{name}" for name in patients}
+    ours = {name: f"clinical_{name}" for name in (*patients, *missing_columns(codes))}
     return patients.join(codes.rename(columns=ours), on="patient_id")
 
 
@@ -103,9 +114,18 @@ def print_odd_ones(clinical: Path, table: pd.DataFrame, known: pd.DataFrame) -> 
     print_list(f"{len(several)} persons with several folders, which stay together", several)
 
 
-def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Path) -> None:
+def main(
+    images: Path,
+    masks: Path,
+    clinical: Path,
+    manifest: Path,
+    patients: Path,
+    *,
+    acquire: AcquireParams,
+) -> None:
     names = sorted_slices(images)
-    rows = in_parallel(partial(slice_row, images=images, masks=masks), names, "label", unit="slice")
+    label = partial(slice_row, images=images, masks=masks, sequences=acquire.channels)
+    rows = in_parallel(label, names, "label", unit="slice")
     slices = pd.DataFrame(rows)
     table = read_clinical(clinical)
     known = rows_of_patients(sorted(set(slices["patient_id"])), table)
@@ -115,7 +135,8 @@ def main(images: Path, masks: Path, clinical: Path, manifest: Path, patients: Pa
         slices["institution"] = named.fillna(slices["institution"])
     described = patients_table(slices, known)
     with replacing(manifest, patients) as [manifest_partial, patients_partial]:
-        slices.drop(columns=HELPERS).to_csv(manifest_partial, index=False)
+        helpers = slices.columns[slices.columns.str.endswith(IS_MAIN)]
+        slices.drop(columns=[*helpers, "digest"]).to_csv(manifest_partial, index=False)
         described.to_csv(patients_partial, index=False)
     print(f"{len(slices)} slices, {slices['abnormal'].sum()} abnormal, of {len(known)} patients")
     print_odd_ones(clinical, table, known)

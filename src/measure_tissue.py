@@ -6,6 +6,8 @@
 """
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +21,33 @@ from pipeline.parallel import in_parallel
 from pipeline.refusals import Refusal, remake
 from scans.intensity import tissue_statistics
 from scans.manifest import read_manifest
-from scans.tiff import LEVELS, SEQUENCES, read_image
+from scans.params import AcquireParams
+from scans.tiff import LEVELS, read_image
 
 
-def measure_volume(slices: pd.DataFrame) -> list[dict[str, str | float]]:
-    """Return a row for each sequence of the patient whose slices these are."""
-    counts = np.zeros((len(SEQUENCES), LEVELS), dtype=np.int64)
+def measure_volume(slices: pd.DataFrame, sequences: Sequence[str]) -> list[dict[str, str | float]]:
+    """Return a row for each channel of the patient whose slices these are, by its sequence."""
+    counts = np.zeros((len(sequences), LEVELS), dtype=np.int64)
     for path in slices["image"]:
         image = read_image(Path(path))
         counts += [np.bincount(channel.ravel(), minlength=LEVELS) for channel in image.T]
     patient_id, levels = slices["patient_id"].iloc[0], np.arange(LEVELS)
     return [
         {"patient_id": patient_id, "sequence": sequence, **tissue_statistics(levels, pixels)}
-        for sequence, pixels in zip(SEQUENCES, counts, strict=True)
+        for sequence, pixels in zip(sequences, counts, strict=True)
     ]
 
 
-def main(manifest: Path, intensities: Path) -> None:
+def main(manifest: Path, intensities: Path, *, acquire: AcquireParams) -> None:
     slices = read_manifest(manifest, "image")
     if slices.empty:
         raise Refusal(f"{manifest}: no slices there; {remake('build_manifest')}")
     volumes = [rows for _, rows in slices.groupby("patient_id")]
-    rows = in_parallel(measure_volume, volumes, "measure")
+    measure = partial(measure_volume, sequences=acquire.channels)
+    rows = in_parallel(measure, volumes, "measure")
     table = pd.DataFrame([row for patient in rows for row in patient])
-    with replacing(intensities) as [partial]:
-        table.round(DECIMALS).to_csv(partial, index=False, na_rep="")
+    with replacing(intensities) as [written]:
+        table.round(DECIMALS).to_csv(written, index=False, na_rep="")
     print(table.groupby("sequence", sort=False).mean(numeric_only=True).round(1).to_string())
 
 

@@ -33,9 +33,10 @@ from helpers import (
 from learning.network import Encoder, build_encoder
 from learning.weights import save_tensors
 from pipeline import command
+from scans.geometry import write_geometry
 from scans.manifest import read_manifest
 from scans.names import slice_path
-from scans.params import SplitParams
+from scans.params import AcquireParams, SplitParams
 from scans.phantom import write_phantom
 from scans.tiff import read_mask
 
@@ -103,12 +104,16 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         folder / "intensities.csv",
         folder / "findings.csv",
         folder / "splits.csv",
+        folder / "geometry.csv",
     )
     restructure.main(paths.raw, paths.images, paths.masks)
+    acquired = section(AcquireParams)
+    write_geometry(paths.geometry, [])
     build_manifest.main(
-        paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients
+        *(paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients),
+        acquire=acquired,
     )
-    measure_tissue.main(paths.manifest, paths.intensities)
+    measure_tissue.main(paths.manifest, paths.intensities, acquire=acquired)
     paths.findings.write_text("kind,file,patient_id,value,other\n")
     params = section(SplitParams, val_fraction=0.15)
     split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=params)

@@ -74,6 +74,7 @@ class Data(NamedTuple):
     intensities: Path
     findings: Path  # of explore: none
     splits: Path
+    geometry: Path  # of no patient
 
 
 class Stub(nn.Module):

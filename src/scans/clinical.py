@@ -41,6 +41,11 @@ CLINICAL_COLUMNS = {
     "death01": "death",
 }
 OWN = ("subject", "institution")  # optional columns that say more than a folder's name does
+# What others call the columns by which scores are grouped, in small letters.
+OTHERS = {
+    **{name: name for name in (*OWN, "age", "gender", "grade")},
+    **{"sex": "gender", "who_grade": "grade", "site": "institution", "center": "institution"},
+}
 
 ODD = re.compile(r"[^\w .,;%/()+-]")  # what no code needs, but HTML, Markdown or a formula does
 SIGNED = re.compile(r"[-+](?![\d.,]+$)")  # a sign before anything but a number begins a formula
@@ -87,8 +92,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def column_name(column: str) -> str:
     """Return the readable name of a column of data.csv."""
-    lowered = column.strip().lower()
-    return lowered if lowered in OWN else CLINICAL_COLUMNS.get(column) or clean(column)
+    known = OTHERS.get(column.strip().lower()) or CLINICAL_COLUMNS.get(column)
+    return known or clean(column)
 
 
 def read_column(

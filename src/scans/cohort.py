@@ -4,19 +4,29 @@ Clinical values stay the codes of data.csv, which comes without a code book; ano
 have none of them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from scans.sequences import lacking
+
 AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years
 UNKNOWN = "unknown"
+MISSING = "missing_"  # begins the columns that flag a sequence as missing
+
+
+def missing_columns(columns: Iterable[Any]) -> list[str]:
+    """Return the columns of patients.csv that flag a sequence as missing, in their order."""
+    return [name for name in columns if name.startswith(MISSING)]
 
 
 def read_patients(path: Path) -> pd.DataFrame:
     """Return data/patients.csv; names and codes stay text, "" where there is none."""
-    counts = ["n_slices", "n_abnormal", "tumor_volume", "missing_pre_contrast"]
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.astype(dict.fromkeys([*counts, "missing_post_contrast"], int))
+    counts = ["n_slices", "n_abnormal", "tumor_volume", *missing_columns(table)]
+    return table.astype(dict.fromkeys(counts, int))
 
 
 def age_band(age: str) -> str:
@@ -28,12 +38,8 @@ def age_band(age: str) -> str:
 
 def missing_sequence(patient: pd.Series) -> str:
     """Return which sequences a patient lacks, as a phrase."""
-    lacking = [
-        name
-        for name, column in (("pre", "missing_pre_contrast"), ("post", "missing_post_contrast"))
-        if patient[column]
-    ]
-    return " and ".join(lacking) + "-contrast" if lacking else "none"
+    flagged = [name for name in missing_columns(patient.index) if patient[name]]
+    return lacking([name.removeprefix(MISSING) for name in flagged]) or "none"
 
 
 def groups(patients: pd.DataFrame, *codes: str) -> pd.DataFrame:

@@ -41,16 +41,18 @@ def read_normalization(
     try:
         table = pd.read_csv(intensities, dtype={"patient_id": str}, keep_default_na=False)
         table[list(STATISTICS)] = table[list(STATISTICS)].apply(pd.to_numeric)
-        rows = table.set_index(["patient_id", "sequence"]).to_dict("index")
+        rows = {
+            patient_id: rows.to_dict("records") for patient_id, rows in table.groupby("patient_id")
+        }
     except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
         reason = " ".join(str(error).split())
         raise Refusal(f"{intensities}: no table of intensities ({reason}); {HINT}") from None
     patients = sorted(set(patient_ids))
     problems = [
-        f"{intensities}: {patient_id} has no {sequence}"
+        f"{intensities}: {patient_id} has {len(rows.get(patient_id, []))} rows, not one for each "
+        "channel"
         for patient_id in patients
-        for sequence in SEQUENCES
-        if (patient_id, sequence) not in rows
+        if len(rows.get(patient_id, [])) != len(SEQUENCES)
     ]
     if problems:
         refuse(problems, HINT)
@@ -58,8 +60,7 @@ def read_normalization(
     return Normalization(
         {
             patient_id: np.stack(
-                [normalized(levels, rows[patient_id, each], normalize) for each in SEQUENCES],
-                axis=-1,
+                [normalized(levels, row, normalize) for row in rows[patient_id]], axis=-1
             )[None]
             for patient_id in patients
         }

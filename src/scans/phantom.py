@@ -146,18 +146,29 @@ def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDAr
     return volume.clip(0, 1), lesion
 
 
-def write_patient(index: int, folder: Path, *, seed: int, image_size: int) -> None:
-    """Write a patient's slices and masks; FLAIR fills a missing sequence, as in the real data."""
+def draw_patient(
+    index: int, *, seed: int, image_size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return a patient's slices (D, H, W, 3) and the lesion (D, H, W).
+
+    FLAIR fills a missing sequence, as in the real data.
+    """
     rng = np.random.default_rng([seed, index])
     volume, lesion = make_volume(rng, image_size)
     for channel, sequence in ((0, "pre_contrast"), (2, "post_contrast")):
         if sequence in MISSING.get(index, ()):
             volume[..., channel] = volume[..., 1]
+    return (volume * 255).round().astype(np.uint8), lesion
+
+
+def write_patient(index: int, folder: Path, *, seed: int, image_size: int) -> None:
+    """Write a patient's slices and masks."""
     name = patient_id(index)
     (folder / name).mkdir(parents=True)
-    for number, (scan, mask) in enumerate(zip(volume, lesion, strict=True), start=1):
+    slices = zip(*draw_patient(index, seed=seed, image_size=image_size), strict=True)
+    for number, (scan, mask) in enumerate(slices, start=1):
         stem = folder / name / f"{name}_{number}"
-        Image.fromarray((scan * 255).round().astype(np.uint8)).save(f"{stem}.tif")
+        Image.fromarray(scan).save(f"{stem}.tif")
         Image.fromarray(mask.astype(np.uint8) * 255).save(f"{stem}_mask.tif")
 
 

@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": {"pipeline", "scans", "scoring"},
     "application": {"pipeline", "scans", "page"},
 }
-COMMANDS = {"build_page", "demo", "segment", "verify"}  # scripts that are no stage of the graph
+# Scripts that are no stage of the graph.
+COMMANDS = {"build_page", "demo", "segment", "verify", "write_phantom"}
 BROWSER = "browser"  # JavaScript
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 300  # lines
 

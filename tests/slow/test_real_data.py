@@ -99,7 +99,7 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
     metrics, out = tmp_path / "evaluate.json", tmp_path / "evaluate"
     splits = tmp_path / "splits.csv"
     in_folder(real, read_manifest(real / "data/splits.csv")).to_csv(splits, index=False)
-    paths = [splits, real / "data/patients.csv", maps, metrics, out]
+    paths = [real / "data/geometry.csv", splits, real / "data/patients.csv", maps, metrics, out]
     options = {"evaluate__resamples": 100, "evaluate__component_share": 0}
     outcome = run_stage(evaluate.main, paths, **options)
     assert outcome.code == 0, outcome.error

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import acquire
 from helpers import Outcome, RunStage
-from scans import lgg
+from scans import lgg, sources
 from servers import kaggle, serving
 
 
@@ -40,7 +40,7 @@ def zipped(phantom: Path, *roots: str, extra: dict[str, bytes] | None = None) ->
 
 
 def run_acquire(run_stage: RunStage, tmp_path: Path, dataset: str, **overrides: object) -> Outcome:
-    paths = [tmp_path / "data/raw"]
+    paths = [tmp_path / "data/raw", tmp_path / "data/geometry.csv"]
     return run_stage(acquire.main, paths, acquire__dataset=dataset, **overrides)
 
 
@@ -302,7 +302,7 @@ def test_whatever_is_left_out_is_named(
         (source / junk).touch()
     (source / "kaggle_3m/README.md").touch()
     (source / "kaggle_3m/.git/refs").mkdir(parents=True)  # empty, and nobody's patient
-    acquire.copy_dataset(source, tmp_path / "raw", "acquire.dataset")
+    sources.copy_dataset(source, tmp_path / "raw", "acquire.dataset")
     assert files(tmp_path / "raw") == files(phantom)
     n_hidden, n_copied = len(list(hidden.iterdir())), len(files(phantom))
     assert capsys.readouterr().out == (

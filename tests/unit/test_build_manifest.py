@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import build_manifest
-from helpers import Data, Outcome, RunStage
+from helpers import Data, Outcome, RunStage, section
 from scans.clinical import clean, read_clinical, years
 from scans.manifest import SPLITS, TEXT, read_manifest
+from scans.params import AcquireParams
 from scans.tiff import read_mask
 
 COLUMNS = [
@@ -193,7 +194,7 @@ def test_rows_without_folder_folders_without_row_and_odd_cells_are_told(
 ) -> None:
     clinical = 'Patient,age_at_initial_pathologic,gender\nA,30 months,=1+1\n\nB,"30,5",2\nGone,7,\n'
     paths = folders(tmp_path, data, "A", "B", "C", "C_20010101", clinical=clinical)
-    build_manifest.main(*paths)
+    build_manifest.main(*paths, acquire=section(AcquireParams))
     told = capsys.readouterr().out
     assert "row 2, age_at_initial_pathologic: '30 months' is no age in years, and left out" in told
     assert "row 2, gender: '=1+1' has become '_1+1'" in told

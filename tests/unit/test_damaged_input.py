@@ -230,14 +230,13 @@ SINGLE_PAGE = {"save_all": True, "append_images": [pixels(SIZE, SIZE)]}
 # What is done to the source, the stage that refuses it, and what it says.
 DAMAGED: dict[str, tuple[Damage, str, str]] = {
     "no such source": (absent, "acquire", "nowhere', which is neither a folder nor a zip file"),
-    "nothing in it": (removed("*"), "acquire", "no folder with TIFF files in it"),
-    "no patient": (removed("PHANTOM*"), "acquire", "no folder with TIFF files in it"),
+    "nothing in it": (removed("*"), "acquire", "no data set in "),
+    "no patient": (removed("PHANTOM*"), "acquire", "no data set in "),
     "two folders of patients": (
         two_sites,
         "acquire",
         "a folder of patients: siteA\na folder of patients: siteB\n",
     ),
-    "no data.csv": (removed("data.csv"), "acquire", "no data.csv beside the patients' folders"),
     "link out": (
         linked(f"{P1}/{P1}_99.tif", "/etc/hostname"),
         "acquire",
@@ -282,7 +281,7 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
     "zip without files": (
         zipped(lambda _: b"PK\x05\x06" + bytes(18)),
         "acquire",
-        "no folder with TIFF files in it",
+        "no data set in ",
     ),
     "zip of an unknown compression": (zipped(unknown_compression), "acquire", NO_ZIP),
     "zip bomb": (
@@ -452,6 +451,7 @@ WAYS_OUT = (
     "or put all patients into one folder.",
     "Put the files themselves in their place, or take away what is none.",
     "source.zip anew.",
+    "docs/own-data.md shows each with an example.",
     "keep or rename one",
     "keep one row a patient",
     "needs that column alone",
@@ -469,7 +469,7 @@ def travel(run_stage: RunStage, source: Path, folder: Path) -> tuple[str, Outcom
     manifest, table = folder / "manifest.csv", folder / "patients.csv"
     findings = folder.parent / "findings.csv"
     stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
-        "acquire": (acquire.main, [raw]),
+        "acquire": (acquire.main, [raw, folder / "geometry.csv"]),
         "restructure": (restructure.main, [raw, images, masks]),
         "build_manifest": (build_manifest.main, [images, masks, raw / "data.csv", manifest, table]),
         "measure_tissue": (measure_tissue.main, [manifest, folder / "intensities.csv"]),
@@ -498,7 +498,7 @@ def test_a_damaged_source_is_refused_by_name_and_nothing_written(
     assert "error: " in outcome.error
     assert "Traceback" not in outcome.error
     assert any(way_out in outcome.error for way_out in WAYS_OUT)
-    made = {"acquire": {"raw"}, "restructure": {"images", "masks"}}
+    made = {"acquire": {"geometry.csv", "raw"}, "restructure": {"images", "masks"}}
     made |= {"build_manifest": {"manifest.csv", "patients.csv"}, "split": {"splits.csv"}}
     made |= {"measure_tissue": {"intensities.csv"}}
     before = DATA_STAGES[: DATA_STAGES.index(stage)]
@@ -570,12 +570,13 @@ class Files:
 
     def run(self, run_stage: RunStage, stage: str) -> Outcome:
         out, tables = self.folder / "out", (self.intensities, self.splits)
+        answers = out / "a", out / "b"
         stages: dict[str, tuple[Callable[..., None], list[Path]]] = {
             "train": (train.main, [*tables, self.encoder, out / "unet", out / "metrics"]),
             "predict": (predict.main, [*tables, self.encoder, self.unet, out / "maps"]),
             "evaluate": (
                 evaluate.main,
-                [self.splits, self.data.patients, self.predictions, out / "a", out / "b"],
+                [self.data.geometry, self.splits, self.data.patients, self.predictions, *answers],
             ),
         }
         main, paths = stages[stage]
@@ -690,7 +691,7 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
     "intensities without a patient": (
         bytes_of("intensities", lambda b: b[: b.index(b"\n") + 1]),
         "train",
-        "has no flair\n",
+        "has 0 rows, not one for each channel\n",
     ),
     "intensities that are no numbers": (
         bytes_of("intensities", lambda b: b.replace(b"1", b"x")),
