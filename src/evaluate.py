@@ -1,6 +1,6 @@
 """Score the predictions on train, val (if there is one) and test, by every common definition.
 
-    python src/evaluate.py data/splits.csv data/patients.csv data/predictions \
+    python src/evaluate.py data/geometry.csv data/splits.csv data/patients.csv data/predictions \
         metrics/evaluate.json metrics/evaluate
 
 Every slice is scored at its own size. Nothing here looks at the network: another predictor's
@@ -8,6 +8,7 @@ probability maps in the place of data/predictions are scored alike.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,11 @@ from pipeline.parallel import in_parallel
 from pipeline.params import Seed
 from pipeline.refusals import Refusal
 from scans.cohort import groups, read_patients
+from scans.geometry import read_geometry
 from scans.manifest import read_manifest, splits_of
 from scans.probability_maps import PROBABILITIES, check_levels
 from scans.tiff import LEVELS
+from scans.volume import stack
 from scoring.bootstrap import Bootstrap
 from scoring.calibration import (
     area_under_risk_coverage,
@@ -39,6 +42,7 @@ from scoring.definitions import NETWORK, definitions, trivial_counts
 from scoring.detection import detection
 from scoring.overlap import COUNTS, iou
 from scoring.params import EvaluateParams
+from scoring.physical import in_one_piece, joined, physical_scores, summarize_physical
 from scoring.scores import per_patient, subgroups, summarize
 from scoring.segmentation import read_pair, segment_volume
 from scoring.surface import surface_scores
@@ -53,6 +57,7 @@ class Assessed(NamedTuple):
     slices: pd.DataFrame  # one row a slice
     pixels: NDArray[np.int64]  # (D, 2, LEVELS) healthy and tumor pixels of each level
     trivial: list[dict[str, dict[str, int]]]  # COUNTS of each slice by predictor
+    physical: dict[str, dict[str, float]]  # scores in mm and mL by patient, where sizes are known
 
 
 def pixel_counts(levels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -84,10 +89,18 @@ def choose_threshold(slices: pd.DataFrame, predictions: Path) -> float:
     return best_threshold(pixels)
 
 
-def assess(volume: pd.DataFrame, predictions: Path, *, threshold: float, share: float) -> Assessed:
+def assess(
+    volume: pd.DataFrame,
+    predictions: Path,
+    voxels: Mapping[str, Sequence[float]],
+    *,
+    threshold: float,
+    share: float,
+) -> Assessed:
     """Compare a patient's predictions with the reference.
 
-    `volume` holds `slice_id`, `slice_number`, `mask` and `split` of all its slices, in order.
+    `volume` holds `patient_id`, `slice_id`, `slice_number`, `mask` and `split` of all its slices,
+    in order; `voxels` has the known sizes of patients' voxels, in mm.
     """
     segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
     rows = []
@@ -106,7 +119,11 @@ def assess(volume: pd.DataFrame, predictions: Path, *, threshold: float, share: 
     numbers, splits = volume["slice_number"].tolist(), volume["split"].tolist()
     pixels = np.stack([pixel_counts(each.levels, each.mask) for each in segmented])
     trivial = trivial_counts([each.mask for each in segmented], numbers, splits)
-    return Assessed(slices, pixels, trivial)
+    patient_id, physical = volume["patient_id"].iloc[0], {}
+    if patient_id in voxels and in_one_piece(numbers, splits):
+        masks = (stack([each.predicted for each in segmented]), stack([m.mask for m in segmented]))
+        physical = {patient_id: physical_scores(*masks, voxels[patient_id])}
+    return Assessed(slices, pixels, trivial, physical)
 
 
 def definition_table(
@@ -157,17 +174,25 @@ def side_by_side(tables: dict[str, pd.DataFrame], key: str, value: str) -> pd.Da
 
 
 def assess_all(
-    manifest: pd.DataFrame, predictions: Path, *, threshold: float, share: float
+    manifest: pd.DataFrame,
+    predictions: Path,
+    voxels: Mapping[str, Sequence[float]],
+    *,
+    threshold: float,
+    share: float,
 ) -> Assessed:
     """Compare the predictions of all patients with the reference, several at once."""
     volumes = [rows for _, rows in manifest.groupby("patient_id")]
-    compare = partial(assess, predictions=predictions, threshold=threshold, share=share)
+    compare = partial(
+        assess, predictions=predictions, voxels=voxels, threshold=threshold, share=share
+    )
     assessed = in_parallel(compare, volumes, "evaluate")
     joined = [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
     return Assessed(
         pd.concat(joined),
         np.concatenate([each.pixels for each in assessed]),
         [counts for each in assessed for counts in each.trivial],
+        {name: scores for each in assessed for name, scores in each.physical.items()},
     )
 
 
@@ -182,7 +207,17 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def print_unmeasured(n_patients: int, geometry: Path) -> None:
+    """Print of how many patients there are no scores in mm and mL, and why."""
+    if n_patients:
+        print(
+            f"{n_patients} patients have no scores in mm and mL: {geometry} has no voxel sizes for "
+            "them, or their slices are on several sides of the split, or some are missing"
+        )
+
+
 def main(
+    geometry: Path,
     splits: Path,
     patients: Path,
     predictions: Path,
@@ -201,11 +236,12 @@ def main(
                 "number, or split.val_fraction above 0"
             )
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
-    slices, pixels, trivial = assess_all(
-        manifest, predictions, threshold=threshold, share=evaluate.component_share
+    voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
+    slices, pixels, trivial, physical = assess_all(
+        manifest, predictions, voxels, threshold=threshold, share=evaluate.component_share
     )
     check_levels(pixels.sum(axis=(0, 1)), predictions)
-    table = per_patient(slices)
+    table = joined(per_patient(slices), physical)
 
     scores, bins, curves = {}, {}, {}
     for split in splits_of(slices):
@@ -216,6 +252,7 @@ def main(
         scores[split] = {
             **summarize(of_slices, of_patients, bootstrap),
             **detection(of_slices, bootstrap),
+            **summarize_physical(of_patients, bootstrap),
             "ece": expected_calibration_error(bins[split]),
             "ece_above_first_bin": expected_calibration_error(bins[split][1:]),
             "aurc": area_under_risk_coverage(*doubt),
@@ -234,6 +271,7 @@ def main(
         write_tables(folder, tables)
     write_metrics(metrics, scores)
     print_scores(scores)
+    print_unmeasured(manifest["patient_id"].nunique() - len(physical), geometry)
 
 
 if __name__ == "__main__":

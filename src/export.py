@@ -10,6 +10,7 @@ file's metadata under `model`. `src/segment.py` uses it.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, t
 from learning.onnx_export import INPUT, OUTPUT, onnx_bytes
 from learning.params import PredictParams
 from learning.weights import Model, load_network
-from page.facts import SHOWN, data_license, data_name, limits, read_table
+from page.facts import SHOWN, data_license, data_name, is_measured, limits, read_table
 from pipeline.command import run
 from pipeline.outputs import file_sha256, json_text, read_metrics, replacing, rounded
 from pipeline.params import Section
@@ -30,7 +31,6 @@ from scans.fitting import padded_size
 from scans.intensity import P99
 from scans.manifest import read_manifest
 from scans.params import AcquireParams
-from scans.tiff import SEQUENCES
 from scoring.params import EvaluateParams
 
 SCORES = ("dice_patient_mean", "dice_patient_median", "iou")
@@ -45,17 +45,17 @@ class ExportParams(Section):
     slice_spacing: Annotated[float, Field(gt=0)]
 
 
-def interface(model: Model, export: ExportParams) -> dict[str, Any]:
+def interface(model: Model, export: ExportParams, sequences: Sequence[str]) -> dict[str, Any]:
     """Return what a program must know to call the network."""
     size = padded_size(model.image_size)
     return {
         "input": {
             "name": INPUT,
             "type": "uint8",
-            "shape": ["n_slices", size, size, len(SEQUENCES)],
+            "shape": ["n_slices", size, size, len(sequences)],
             "order": "slices from inferior to superior, rows from anterior to posterior, columns "
             "from the patient's right to left, channels as sequences",
-            "sequences": SEQUENCES,
+            "sequences": list(sequences),
             "image_size": model.image_size,
             "field_of_view_mm": export.field_of_view,
             "slice_spacing_mm": export.slice_spacing,
@@ -107,7 +107,7 @@ def main(
         "purpose": "outlines in MRI of the head what readers outlined as lower-grade glioma",
         "warning": "Not a medical device, not for clinical use.",
         "license": data_license(acquire.dataset),
-        **interface(model, export),
+        **interface(model, export, acquire.channels),
         "threshold": scores[SHOWN]["threshold"],
         "component_share": evaluate.component_share,
         "trained_on": {
@@ -121,6 +121,7 @@ def main(
             n_institutions=slices["institution"].nunique(),
             context=model.context,
             calibration=scores[SHOWN]["ece_above_first_bin"],
+            measured=is_measured(scores[SHOWN]),
         ),
         "sha256": {"unet": file_sha256(model_file), "encoder": file_sha256(encoder_file)},
     }

@@ -26,10 +26,12 @@ from page.charts import all_charts
 from page.facts import (
     FIGURES,
     FINDINGS,
+    MIXED,
     SHOWN,
     cohort_facts,
     data_license,
     encoder_facts,
+    exploration_facts,
     file_facts,
     limits,
     param_facts,
@@ -45,6 +47,7 @@ from pipeline.refusals import Refusal, remake
 from scans.cohort import read_patients
 from scans.manifest import read_manifest, splits_of
 from scans.params import AcquireParams, SplitParams
+from scans.sequences import MAIN
 from scoring.params import EvaluateParams
 
 HINT = remake("report")
@@ -85,14 +88,16 @@ def picture(path: Path) -> str:
 def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tuple[str, str]:
     """Return the page and the card; `shown` is what only the page has."""
     jinja = template_environment()
+    counts, name = facts["explored"]["findings"], facts["params"]["acquire"].channels[MAIN]
+    main = {"main": facts["main_sequence"], "main_intensity": facts["explored"]["intensity"][name]}
     html = jinja.get_template("report.html").render(
         facts | shown,
-        findings=FINDINGS,
+        findings=FINDINGS | {key: words for key, words in MIXED.items() if counts[key]},
         figures=[
             (
                 picture(explored / "figures" / f"{name}.png"),
                 caption,
-                alt.format_map(facts["explored"]),
+                alt.format_map(facts["explored"] | main),
             )
             for name, (caption, alt) in FIGURES.items()
         ],
@@ -107,6 +112,7 @@ def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tupl
             n_institutions=facts["institutions"],
             context=facts["params"]["train"].context,
             calibration=facts["calibration"].value,
+            measured=facts["measured"],
         ),
     )
     return html, card
@@ -144,7 +150,7 @@ def main(
     tables, kept = read_tables(evaluated), read_metrics(trained, HINT)["kept"]
     facts = {
         "dataset": acquire.dataset,
-        "explored": read_metrics(exploration, HINT),
+        **exploration_facts(read_metrics(exploration, HINT), acquire.channels),
         "kept": kept,
         "model": file_facts(model_file),
         "encoder_training": "frozen" if encoder.frozen else "trained too",
@@ -164,7 +170,7 @@ def main(
     )
     charts = all_charts(read_curves(curves, manifest), kept["epoch"], tables, cohort, SHOWN)
     shown = {
-        "patients": cards(chosen, cohort, slices),
+        "patients": cards(chosen, cohort, slices, acquire.channels),
         "n_tested": len(tables["per_patient"]),
         **{"slices": script_json(slices), "charts": script_json(charts)},
     }

@@ -18,6 +18,7 @@ from learning.weights import Model, save_tensors
 from pipeline.outputs import file_sha256
 from pipeline.params import check_params
 from scans.manifest import read_manifest
+from scans.params import AcquireParams
 from scoring.params import EvaluateParams
 
 N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them
@@ -92,6 +93,7 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     patient_of = dict(zip(manifest["slice_id"], manifest["patient_id"], strict=True))
     write_maps(found.predictions, answers(masks, patient_of))
     evaluate.main(
+        data.geometry,
         found.splits,
         found.patients,
         found.predictions,
@@ -100,7 +102,10 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
         seed=1,
         evaluate=section(EvaluateParams, resamples=100, component_share=0),
     )
-    explore.main(data.manifest, found.patients, found.exploration, found.explored)
+    explore.main(
+        *(data.geometry, data.manifest, found.patients, found.exploration, found.explored),
+        acquire=section(AcquireParams),
+    )
     write_curves(found.curves)
     found.trained.write_text(json.dumps({"kept": {"epoch": 2, "val_iou": 0.5}}))
     encoder = build_encoder("mobilenet_v2").state_dict()

@@ -1,17 +1,32 @@
 """What page and model card say, in rows and words, from the results of the stages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from page.wording import DEFINITIONS, HEADLINE, SCORES, format_score, formatted
+from page.wording import (
+    DEFINITIONS,
+    HEADLINE,
+    SCORES,
+    channels_in_words,
+    format_score,
+    formatted,
+    shown_sequences,
+)
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
 from pipeline.refusals import Refusal, remake
+from scans.cohort import MISSING
 from scans.manifest import count_near_duplicates, splits_of
+from scans.sequences import others, short_name
 
+OF_OWN_DATA = ("acquire.layout", "acquire.labels", "acquire.sequences")
+NOT_MEASURED = (
+    "The files have no voxel spacing: distances are in pixels and in 2-D, volumes are counts of "
+    "pixels."
+)
 SHOWN = "test"  # the split whose patients and charts are shown
 TABULATED = ("test", "val", "train")  # in the order of a table's columns
 COUNTED = ("slices", "patients", "batches")
@@ -34,8 +49,8 @@ FIGURES = {
     ),
     "intensity": (
         "How bright tumor and healthy tissue are in each sequence",
-        "Three histograms; in FLAIR the mean is {intensity[flair][tumor_mean]:.0f} in tumor and "
-        "{intensity[flair][healthy_mean]:.0f} in healthy tissue, of 255",
+        "Three histograms; in {main} the mean is {main_intensity[tumor_mean]:.0f} in tumor and "
+        "{main_intensity[healthy_mean]:.0f} in healthy tissue, of 255",
     ),
     "hue": (
         "Hue of tumor and healthy tissue, of all patients and by institution",
@@ -49,6 +64,10 @@ FINDINGS = {
     "near_duplicate": "near-duplicate slices of two patients",
     "slice_gap": "gaps in the numbers of slices",
     "mask_shifted": "patients whose masks fit the slice before or after better",
+}
+MIXED = {  # named only where there are some
+    "skull_stripped": "patients whose skull was removed, among whole heads",
+    "voxel_size": "patients whose voxels differ in size from those of most",
 }
 
 
@@ -76,9 +95,17 @@ def data_license(dataset: str) -> str:
 
 
 def limits(
-    dataset: str, *, n_institutions: int, context: int, calibration: float | None
+    dataset: str,
+    *,
+    n_institutions: int,
+    context: int,
+    calibration: float | None,
+    measured: bool,
 ) -> list[str]:
-    """Return what a model's scores leave open; `calibration` is its error from 5 % on test."""
+    """Return what a model's scores leave open.
+
+    `calibration` is its error from 5 % on test; `measured` says whether voxel sizes are known.
+    """
     of_data = {
         "lgg": [
             "Every patient of the data has a tumor, found before the scan was chosen: how often it "
@@ -93,14 +120,25 @@ def limits(
     seen = "a slice and the two beside it, not the whole volume"
     return [
         *of_data.get(dataset, ["What the scores hold for beyond patients like these is unknown."]),
-        "The files have no voxel spacing: distances are in pixels and in 2-D, volumes are counts "
-        "of pixels.",
+        *([] if measured else [NOT_MEASURED]),
         f"The network sees {seen if context else 'one slice at a time, not those beside it'}.",
         f"Probabilities are off by {formatted(calibration)} on average among pixels of 5 % and "
         "more.",
         "Groups that have few patients say little about such patients. Grade, gender and the like "
         "are the codes of `data.csv`, which comes without a code book.",
     ]
+
+
+def exploration_facts(explored: dict[str, Any], sequences: Sequence[str]) -> dict[str, Any]:
+    """Return what page and card say about the images and the sequences of their channels."""
+    return {
+        "explored": explored,
+        **shown_sequences(sequences),
+        "takes": channels_in_words(sequences),
+        "missing_counts": [
+            (short_name(name), explored[f"n_{MISSING}{name}"]) for name in others(sequences)
+        ],
+    }
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -121,14 +159,20 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
 
 
 def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
-    """Return the params, and rows of the dotted name and the value of each, as YAML writes it."""
+    """Return the params, and rows of the dotted name and the value of each, as YAML writes it.
+
+    What is read for a data set of the user's own alone has rows only there.
+    """
     values = {
         name: value.model_dump() if isinstance(value, Section) else value
         for name, value in params.items()
     }
+    shown = dict(leaves(values))
+    if shown["acquire.dataset"] in ("lgg", "phantom"):
+        shown = {name: value for name, value in shown.items() if name not in OF_OWN_DATA}
     rows = [
         (name, str(value).lower() if isinstance(value, bool) else value)
-        for name, value in leaves(values)
+        for name, value in shown.items()
     ]
     return {"params": params, "param_rows": rows}
 
@@ -183,16 +227,24 @@ def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def is_measured(scores: dict[str, Any]) -> bool:
+    """Return whether all patients of a split have scores in mm and mL."""
+    return bool(scores.get("n_patients_volume_ml") == scores["n_patients"])
+
+
 def score_facts(
     scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
     """Return what page and card say about the scores; rows of `tables` are of SHOWN alone."""
     tabulated = [split for split in TABULATED if split in scores]
     rows = [
-        (score, [format_score(score, scores[split]) for split in tabulated]) for score in SCORES
+        (score, [format_score(score, scores[split]) for split in tabulated])
+        for score in SCORES
+        if any(score.key in scores[split] for split in tabulated)
     ]
     first = {score.key: (score, values[tabulated.index(SHOWN)]) for score, values in rows}
     return {
+        "measured": is_measured(scores[SHOWN]),
         "tabulated": tabulated,
         "score_rows": rows,
         "headline": [first[key] for key in HEADLINE],

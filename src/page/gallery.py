@@ -1,5 +1,6 @@
 """The gallery: which patients a page shows, and their slices with outlines and errors."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from page.drawing import area, bars, outline, webp
 from page.wording import formatted
 from pipeline.parallel import in_parallel
-from scans.cohort import missing_sequence
-from scans.tiff import SEQUENCES, read_image
+from scans.cohort import MISSING, missing_sequence
+from scans.sequences import MAIN, others
+from scans.tiff import read_image
 from scoring.overlap import COUNTS
 from scoring.segmentation import segment_volume
 
@@ -31,11 +33,11 @@ def overlay(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, 
 
 
 def views(image: NDArray[np.uint8]) -> list[str]:
-    """Return the sequences of a scan, (H, W, 3), each as webp does; a copy of FLAIR is ""."""
-    flair = image[..., SEQUENCES.index("flair")]
+    """Return the channels of a scan, (H, W, 3), each as webp does; a copy of the main one is ""."""
+    main = image[..., MAIN]
     return [
-        "" if name != "flair" and np.array_equal(channel, flair) else webp(channel)
-        for name, channel in zip(SEQUENCES, np.moveaxis(image, -1, 0), strict=True)
+        "" if at != MAIN and np.array_equal(channel, main) else webp(channel)
+        for at, channel in enumerate(np.moveaxis(image, -1, 0))
     ]
 
 
@@ -131,9 +133,15 @@ def area_steps(counts: list[list[int]]) -> dict[str, str]:
 
 
 def cards(
-    shown: pd.DataFrame, cohort: pd.DataFrame, slices: list[list[dict[str, Any]]]
+    shown: pd.DataFrame,
+    cohort: pd.DataFrame,
+    slices: list[list[dict[str, Any]]],
+    sequences: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return what the page shows of each patient, beside its slices: scores and facts."""
+    """Return what the page shows of each patient, beside its slices: scores and facts.
+
+    `sequences` are those of the three channels.
+    """
     facts = cohort.set_index("patient_id")
     found = []
     for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
@@ -144,9 +152,9 @@ def cards(
                 "patient_id": row["patient_id"],
                 "missing": missing_sequence(patient),
                 "missing_channels": [
-                    SEQUENCES.index(name)
-                    for name in ("pre_contrast", "post_contrast")
-                    if patient[f"missing_{name}"]
+                    sequences.index(name)
+                    for name in others(sequences)
+                    if patient[f"{MISSING}{name}"]
                 ],
                 "rank": row["rank"],
                 "place": row["place"],

@@ -2,8 +2,11 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from scans.sequences import MAIN, channel_of, short_name
 
 
 class Score(NamedTuple):
@@ -53,6 +56,26 @@ def kept_components(share: float) -> str:
         "of that each patient's connected components in 3-D of at least "
         f"{100 * share:g} % of the largest one's pixels"
     )
+
+
+def shown_sequences(sequences: Sequence[str]) -> dict[str, Any]:
+    """Return for the viewer the channel and name of each sequence, and the main one's name."""
+    names = {
+        name: short_name(name)[0].upper() + short_name(name)[1:] for name in channel_of(sequences)
+    }
+    return {
+        "shown_sequences": [(at, names[name]) for name, at in channel_of(sequences).items()],
+        "main_sequence": names[sequences[MAIN]],
+    }
+
+
+def channels_in_words(sequences: Sequence[str]) -> str:
+    """Return what a slice of three channels consists of."""
+    names = [short_name(name) for name in channel_of(sequences)]
+    if len(names) == 1:
+        return f"a slice of {names[0]}, three times"
+    number = {2: "two sequences", 3: "three sequences"}[len(names)]
+    return f"a slice of {number}, {', '.join(names[:-1])} and {names[-1]}"
 
 
 class FormattedScore(NamedTuple):

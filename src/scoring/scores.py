@@ -47,21 +47,29 @@ def slice_mean(slices: pd.DataFrame, values: pd.Series, bootstrap: Bootstrap) ->
     return bootstrap.ratio(by_patient.sum(), by_patient.count())
 
 
+def limits_of_agreement(
+    name: str, bias: Estimate, differences: "pd.Series[float]"
+) -> dict[str, float]:
+    """Return bias, with its interval, and the limits between which 95 % of the differences lie.
+
+    That is mean ± 1.96 standard deviations, if the differences are normal (Bland and Altman, Lancet
+    327:307, 1986).
+    """
+    spread = 1.96 * float(differences.std(ddof=1))
+    return {
+        **bias.named(f"{name}_bias"),
+        f"{name}_limit_lower": bias.value - spread,
+        f"{name}_limit_upper": bias.value + spread,
+    }
+
+
 def agreement(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float]:
     """Return bias and limits of agreement of abnormal slices' areas: predicted - reference, pixels.
 
-    95 % of the differences lie within mean ± 1.96 standard deviations if they are normal (Bland and
-    Altman, Lancet 327:307, 1986). The limits take slices for independent, the bias's interval does
-    not.
+    The limits take slices for independent, the bias's interval does not.
     """
     differences = (slices["fp"] - slices["fn"]).where(slices["abnormal"] == 1)
-    bias = slice_mean(slices, differences, bootstrap)
-    spread = 1.96 * float(differences.std(ddof=1))
-    return {
-        **bias.named("area_bias"),
-        "area_limit_lower": bias.value - spread,
-        "area_limit_upper": bias.value + spread,
-    }
+    return limits_of_agreement("area", slice_mean(slices, differences, bootstrap), differences)
 
 
 # Scores of patients, each with its interval, from their rows: micro IoU, precision and recall over

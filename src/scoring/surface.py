@@ -1,10 +1,13 @@
-"""Distances between the borders of a predicted mask P and the reference R, in 2-D and in pixels.
+"""Distances between the borders of a predicted mask P and the reference R.
 
-The data set's files carry no voxel spacing: nothing here is in millimeters, and slices are measured
-one by one. Definitions follow Maier-Hein et al., Metrics Reloaded, Nature Methods 21 (2024).
-The results are those of MONAI in single precision, which a test checks. MONAI itself takes four
-seconds to import, and four times as long for a slice.
+The Kaggle data set's files carry no voxel spacing, so slices are measured one by one, in pixels;
+`physical` measures volumes in millimeters where the spacing is known. Definitions follow
+Maier-Hein et al., Metrics Reloaded, Nature Methods 21 (2024). The results are those of MONAI in
+single precision, which a test checks. MONAI itself takes four seconds to import, and four times as
+long for a slice.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +19,19 @@ QUANTILE = float(np.float32(0.95))  # distances are in single precision too, as 
 
 
 def border(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the positions (N, 2) of a mask's pixels that have one of four neighbors outside it."""
+    """Return the positions (N, 2 or 3) of a mask's pixels with a direct neighbor outside it."""
     return np.argwhere(mask & ~binary_erosion(mask))
 
 
 def border_distances(
-    predicted: NDArray[np.bool_], mask: NDArray[np.bool_]
+    predicted: NDArray[np.bool_], mask: NDArray[np.bool_], spacing: Sequence[float] = (1.0, 1.0)
 ) -> list[NDArray[np.float32]]:
-    """Return the distance of each border pixel from the nearest one of the other mask, in pixels.
+    """Return the distance of each border pixel from the nearest one of the other mask.
 
-    First those of `predicted`, then those of `mask`; neither mask is empty.
+    First those of `predicted`, then those of `mask`; neither mask is empty. `spacing` has the
+    distance between neighbors along each axis, in the unit of the result.
     """
-    borders = border(predicted), border(mask)
+    borders = border(predicted) * np.array(spacing), border(mask) * np.array(spacing)
     return [
         KDTree(other).query(own)[0].astype(np.float32)
         for own, other in (borders, reversed(borders))

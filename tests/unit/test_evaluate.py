@@ -42,7 +42,7 @@ def run_evaluate(
     run_stage: RunStage, data: Data, maps: Path, splits: Path | None = None, **options: Any
 ) -> Evaluated:
     out = maps.parent / "evaluate"
-    paths = [splits or data.splits, data.patients, maps]
+    paths = [data.geometry, splits or data.splits, data.patients, maps]
     options = {"resamples": 100, "component_share": 0} | options
     overrides = {f"evaluate__{name}": value for name, value in options.items()}
     metrics = out.with_suffix(".json")
@@ -280,7 +280,7 @@ def test_maps_that_do_not_fit_are_refused(
     write_maps(maps, noisy(masks))
     first = next(iter(masks))
     out = maps.parent / "evaluate"
-    paths = [data.splits, data.patients, maps, out.with_suffix(".json"), out]
+    paths = [data.geometry, data.splits, data.patients, maps, out.with_suffix(".json"), out]
     write_levels(np.zeros((3, 4), np.uint8), maps, first)
     outcome = run_stage(evaluate.main, paths)
     assert outcome.code == 1
@@ -332,7 +332,8 @@ def test_answers_in_another_convention_are_refused(
     for number, (slice_id, mask) in enumerate(masks.items()):
         tumor = values[1 + number % (len(values) - 1)]
         write_levels(np.where(mask, tumor, values[0]).astype(np.uint8), maps, slice_id)
-    paths = [data.splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]
+    paths = [data.geometry, data.splits, data.patients, maps]
+    paths += [tmp_path / "m.json", tmp_path / "metrics"]
     outcome = run_stage(evaluate.main, paths)
     assert outcome.code == 1
     assert f"the maps hold nothing but the values {list(values)}; a mask is of 0 and 255" in (
@@ -354,7 +355,7 @@ def test_a_split_without_val_is_scored_and_has_no_threshold_of_its_own(
     for each in found.tables.values():
         assert "val" not in each
         assert "val" not in set(each.get("split", []))
-    paths = [splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]
+    paths = [data.geometry, splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]
     outcome = run_stage(evaluate.main, paths, evaluate__threshold="val")
     assert outcome.code == 1
     assert f"evaluate.threshold is val, and {splits} has no slices of val" in outcome.error
