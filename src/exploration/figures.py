@@ -1,5 +1,6 @@
 """The figures of explore: plots of counts, never of a scan."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from exploration.measurements import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Measurements
-from scans.tiff import SEQUENCES
+from scans.sequences import channel_of, short_name
 
 # Of two tissues in one plot: told apart without color too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -101,7 +102,9 @@ def draw_hue(axes: Axes, measured: Measurements) -> None:
     axes.set(xlim=(0, 360), xticks=range(0, 361, 60))
 
 
-def hue_figure(measured: Measurements, by_institution: dict[str, Measurements]) -> Figure:
+def hue_figure(
+    measured: Measurements, by_institution: dict[str, Measurements], sequences: Sequence[str]
+) -> Figure:
     """Return the hue histograms of tumor and healthy tissue, of all and by institution."""
     panels = {"all institutions": measured, **by_institution}
     figure = Figure(figsize=(7.4, 1 + 1.9 * -(-len(panels) // 2)), layout="constrained")
@@ -112,17 +115,20 @@ def hue_figure(measured: Measurements, by_institution: dict[str, Measurements]) 
         draw_hue(axes, each)
         axes.set_title(f"{name}, n = {each.hue[0].sum():,} tumor pixels", fontsize=9)
     grid[0, 0].legend(fontsize=8)
-    figure.suptitle("Hue of pre-contrast, FLAIR and post-contrast as red, green and blue")
+    red, green, blue = map(short_name, sequences)
+    figure.suptitle(f"Hue of {red}, {green} and {blue} as red, green and blue")
     figure.supxlabel("hue, degrees (0 red, 120 green, 240 blue)", fontsize=9)
     figure.supylabel("% of the tissue's colored pixels in 2 degrees", fontsize=9)
     return figure
 
 
-def intensity_figure(measured: Measurements) -> Figure:
+def intensity_figure(measured: Measurements, sequences: Sequence[str]) -> Figure:
     """Return the histogram of each sequence's intensities in tumor and healthy tissue."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(SEQUENCES), sharey=True)
-    for axes, sequence, tissues in zip(panels, SEQUENCES, measured.levels, strict=True):
+    shown = channel_of(sequences)
+    [panels] = figure.subplots(1, len(shown), sharey=True, squeeze=False)
+    for axes, (sequence, channel) in zip(panels, shown.items(), strict=True):
+        tissues = measured.levels[channel]
         for tissue, counts in zip(TISSUES, tissues, strict=True):
             axes.plot(shares(counts), label=LABELS[tissue], **STYLES[tissue])
         axes.set(
@@ -141,12 +147,16 @@ def draw(
     by_institution: dict[str, Measurements],
     tables: dict[str, pd.DataFrame],
     area: NDArray[np.float64],
+    sequences: Sequence[str],
 ) -> dict[str, Figure]:
-    """Return the figures by name; `area` is of each abnormal slice, as a fraction of it."""
+    """Return the figures by name.
+
+    `area` is of each abnormal slice, as a fraction of it; `sequences` are those of the channels.
+    """
     return {
         "location": location_figure(measured),
         "position": position_figure(tables["position"]),
         "tumor_area": area_figure(area, tables["per_patient"]["tumor_fraction"].to_numpy()),
-        "hue": hue_figure(measured, by_institution),
-        "intensity": intensity_figure(measured),
+        "hue": hue_figure(measured, by_institution, sequences),
+        "intensity": intensity_figure(measured, sequences),
     }

@@ -1,5 +1,6 @@
 """What a person should be warned of before trusting the data: each finding names its file."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -8,6 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exploration.measurements import Volume
+from scans.intensity import normalized, tissue_statistics
+from scans.sequences import MAIN
+from scans.skull import LEAST_BONE, skull_share
+from scans.tiff import LEVELS
 from scans.volume import components, stack
 
 SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
@@ -20,7 +25,11 @@ SHIFTS = (-2, -1, 0, 1, 2)  # slices by which masks may be off
 
 KINDS = (
     "no_tumor", "mask_touches_border", "speck", "near_duplicate", "slice_gap", "mask_shifted",
+    "skull_stripped", "voxel_size",
 )  # fmt: skip
+OTHER_SIZE = 0.1  # by which a voxel's size differs from the median of all patients
+FALSE_ALARMS = 0.05  # share of whole heads that may pass for stripped: of LGG's 110, two do
+USUAL_FIELD = 230.0  # mm along a slice's longer side, where the size of pixels is not known
 
 
 class Finding(NamedTuple):
@@ -30,7 +39,8 @@ class Finding(NamedTuple):
     file: str  # the mask or scan that shows it; the first one where it is about all slices
     patient_id: str
     # Pixels on the border, pixels of the speck, correlation, slices that are missing, slices that
-    # masks are off (+1: they belong to the next slice); of no tumor the number of slices.
+    # masks are off (+1: they belong to the next slice); of no tumor the number of slices; share of
+    # dark voxels where a skull would be; mm of a voxel along the axis that differs most.
     value: float
     other: str  # the near-duplicate's file
 
@@ -145,4 +155,45 @@ def near_duplicates(slices: pd.DataFrame, thumbnails: NDArray[np.float32]) -> li
             found.append(
                 Finding("near_duplicate", files[own[row]], patient_id, value, files[other])
             )
+    return found
+
+
+def bone_share(volume: Volume, pixel: float | None) -> float:
+    """Return `skull_share` of a patient; `pixel` is its pixels' size in mm, None if unknown."""
+    main = [image[..., MAIN] for image in volume.images]
+    counts = sum(np.bincount(image.ravel(), minlength=LEVELS) for image in main)
+    statistics = tissue_statistics(np.arange(LEVELS), np.asarray(counts))
+    images = [normalized(image, statistics, "percentile") for image in main]
+    size = pixel or USUAL_FIELD / max(max(image.shape) for image in main)
+    return skull_share(images, size)
+
+
+def mixed_findings(
+    volumes: Sequence[pd.DataFrame],
+    bone: Sequence[float],
+    voxels: Mapping[str, tuple[float, float, float]],
+) -> list[Finding]:
+    """Return who is unlike others: without a skull among whole heads, or with other voxel sizes.
+
+    `volumes` has the rows of each patient, `bone` its `bone_share`, `voxels` the sizes that are
+    known by patient, in mm.
+    """
+    firsts = [(rows["image"].iloc[0], rows["patient_id"].iloc[0]) for rows in volumes]
+    stripped = [
+        Finding("skull_stripped", file, patient_id, share, "")
+        for (file, patient_id), share in zip(firsts, bone, strict=True)
+        if share < LEAST_BONE
+    ]
+    is_mixed = FALSE_ALARMS < len(stripped) / len(firsts) < 1 - FALSE_ALARMS
+    found = stripped if is_mixed else []
+    if not voxels:
+        return found
+    usual = np.median(list(voxels.values()), axis=0)
+    for file, patient_id in firsts:
+        if patient_id in voxels:
+            sizes = np.array(voxels[patient_id])
+            differences = np.abs(sizes / usual - 1)
+            if differences.max() > OTHER_SIZE:
+                value = float(sizes[differences.argmax()])
+                found.append(Finding("voxel_size", file, patient_id, value, ""))
     return found

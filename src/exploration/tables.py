@@ -1,6 +1,6 @@
 """The tables of explore, from what was measured in each patient."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ from exploration.measurements import (
     level_quantile,
     peak,
 )
-from scans.cohort import groups
-from scans.tiff import SEQUENCES
+from scans.cohort import groups, missing_columns
+from scans.sequences import channel_of
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 HUE_FIGURES = {"mean": circular_mean, "concentration": concentration, "peak": peak}
@@ -37,6 +37,7 @@ class Examined(NamedTuple):
     n_components: int
     findings: list[Finding]
     thumbnails: NDArray[np.float32]  # (D, THUMBNAIL²)
+    bone: float  # share of dark voxels where a skull is, as `skull_share` returns it
 
 
 def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
@@ -72,7 +73,7 @@ def patient_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFr
         n_components=[each.n_components for each in examined],
         **pd.DataFrame([hues(each.measured) for each in examined]).add_prefix("hue_"),
     )
-    joined = ["missing_pre_contrast", "missing_post_contrast", *CODES, "age"]
+    joined = [*missing_columns(patients), *CODES, "age"]
     return table.join(patients[[name for name in joined if name in patients]])
 
 
@@ -101,16 +102,19 @@ def cohort_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def sequence_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFrame:
+def sequence_table(
+    patients: pd.DataFrame, examined: list[Examined], sequences: Sequence[str]
+) -> pd.DataFrame:
     """Return the intensities of each institution, sequence and tissue, 0 to 255.
 
-    Patients that lack a sequence do not count in it.
+    `sequences` are those of the three channels. Patients that lack a sequence do not count in it.
     """
     institutions = {"all": patients.index} | dict(patients.groupby("institution").groups)
     rows = []
     for institution, members in institutions.items():
         measured = Measurements.sum(examined[member].measured for member in members)
-        for channel, (sequence, tissues) in enumerate(zip(SEQUENCES, measured.levels, strict=True)):
+        for sequence, channel in channel_of(sequences).items():
+            tissues = measured.levels[channel]
             for tissue, counts in zip(TISSUES, tissues, strict=True):
                 rows.append(
                     {
@@ -156,13 +160,14 @@ def summary(
     measured: Measurements,
     area: NDArray[np.float64],
     findings: pd.DataFrame,
+    sequences: Sequence[str],
 ) -> dict[str, object]:
     """Return the figures of explore.json; areas are fractions of a slice, hues in degrees.
 
     `measured` and `area` are those of all patients together.
     """
     abnormal = area[area > 0]
-    missing = patients[["missing_pre_contrast", "missing_post_contrast"]]
+    missing = patients[missing_columns(patients)]
     return {
         "n_patients": len(patients),
         "n_slices": len(area),
@@ -181,12 +186,10 @@ def summary(
                 "healthy_mean": level_mean(healthy),
                 "n_patients": n_with(each.measured.levels[channel] for each in examined),
             }
-            for channel, (sequence, (tumor, healthy)) in enumerate(
-                zip(SEQUENCES, measured.levels, strict=True)
-            )
+            for sequence, channel in channel_of(sequences).items()
+            for tumor, healthy in [measured.levels[channel]]
         },
-        "n_missing_pre_contrast": int(missing["missing_pre_contrast"].sum()),
-        "n_missing_post_contrast": int(missing["missing_post_contrast"].sum()),
+        **{f"n_{name}": int(flags.sum()) for name, flags in missing.items()},
         "n_complete": int((missing.sum(axis=1) == 0).sum()),
         "n_several_components": sum(each.n_components > 1 for each in examined),
         "findings": {kind: int((findings["kind"] == kind).sum()) for kind in KINDS},

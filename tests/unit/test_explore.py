@@ -14,12 +14,13 @@ from scipy import ndimage
 import build_manifest
 import explore
 from exploration.figures import area_figure, hue_figure, location_figure, shares
-from exploration.findings import KINDS
-from exploration.measurements import GRID, HUE_BINS, POSITIONS, Measurements
-from helpers import SIZE, Data, RunStage
+from exploration.findings import KINDS, bone_share, mixed_findings
+from exploration.measurements import GRID, HUE_BINS, POSITIONS, Measurements, Volume
+from helpers import SIZE, Data, RunStage, section
 from scans.manifest import read_manifest
 from scans.names import slice_path
-from scans.tiff import LEVELS, read_image, read_mask
+from scans.params import AcquireParams
+from scans.tiff import LEVELS, SEQUENCES, read_image, read_mask
 
 TABLES = ["cohort", "findings", "hue", "per_patient", "position", "sequences"]
 FIGURES = ["hue", "intensity", "location", "position", "tumor_area"]
@@ -29,7 +30,7 @@ def test_the_figures_equal_those_counted_by_hand(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [data.manifest, data.patients, metrics, explored]
+    paths = [data.geometry, data.manifest, data.patients, metrics, explored]
     assert run_stage(explore.main, paths).code == 0
     found = json.loads(metrics.read_text())
     slices = read_manifest(data.manifest)
@@ -122,7 +123,7 @@ def test_figures_are_drawn_and_everything_repeats_to_the_byte(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [data.manifest, data.patients, metrics, explored]
+    paths = [data.geometry, data.manifest, data.patients, metrics, explored]
     contents = []
     for _ in range(2):
         assert run_stage(explore.main, paths).code == 0
@@ -140,7 +141,13 @@ def test_tables_of_other_patients_are_refused(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     pd.read_csv(data.patients, dtype=str).iloc[1:].to_csv(tmp_path / "patients.csv", index=False)
-    paths = [data.manifest, tmp_path / "patients.csv", tmp_path / "a.json", tmp_path / "a"]
+    paths = [
+        data.geometry,
+        data.manifest,
+        tmp_path / "patients.csv",
+        tmp_path / "a.json",
+        tmp_path / "a",
+    ]
     outcome = run_stage(explore.main, paths)
     assert (outcome.code, "other patients than" in outcome.error) == (1, True)
     assert not (tmp_path / "a").exists()
@@ -164,10 +171,12 @@ def test_what_is_planted_is_reported_with_its_file(
     scan = read_image(slice_path(images, copied[10])).astype(np.float64)
     Image.fromarray((0.8 * scan).astype(np.uint8)).save(slice_path(images, twin[3]))
     manifest, patients = tmp_path / "manifest.csv", tmp_path / "patients.csv"
-    build_manifest.main(images, masks, data.raw / "data.csv", manifest, patients)
+    build_manifest.main(
+        *(images, masks, data.raw / "data.csv", manifest, patients), acquire=section(AcquireParams)
+    )
 
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
-    paths = [manifest, patients, metrics, explored]
+    paths = [data.geometry, manifest, patients, metrics, explored]
     assert run_stage(explore.main, paths).code == 0
     findings = pd.read_csv(explored / "findings.csv", keep_default_na=False)
     planted = {
@@ -219,7 +228,7 @@ def test_the_median_of_skewed_areas_is_marked() -> None:
 
 
 def test_a_histogram_of_few_pixels_is_not_drawn() -> None:
-    figure = hue_figure(measured(), {"A": measured(), "B": measured()})
+    figure = hue_figure(measured(), {"A": measured(), "B": measured()}, SEQUENCES)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [
         "all institutions, n = 2,000 tumor pixels",
@@ -228,3 +237,37 @@ def test_a_histogram_of_few_pixels_is_not_drawn() -> None:
     ]
     assert [line.get_label() for line in shown[0].lines] == ["tumor"]
     np.testing.assert_array_equal(shares(np.zeros(4, np.int64)), np.zeros(4))
+
+
+def volumes_of(names: list[str]) -> list[pd.DataFrame]:
+    return [pd.DataFrame({"image": [f"{name}_1.tif"], "patient_id": [name]}) for name in names]
+
+
+def kinds(bone: list[float], spacings: list[float] | None = None) -> list[tuple[str, str, float]]:
+    """Return kind, patient and value of what is found in patients A, B and so on."""
+    names = [chr(ord("A") + n) for n in range(len(bone))]
+    sizes = [(each, 0.9, 0.9) for each in spacings or []]
+    found = mixed_findings(volumes_of(names), bone, dict(zip(names, sizes, strict=False)))
+    return [(each.kind, each.patient_id, each.value) for each in found]
+
+
+def test_a_mixture_of_heads_and_stripped_brains_is_found_and_one_kind_alone_is_not() -> None:
+    assert kinds([0.3, 0.01, 0.4]) == [("skull_stripped", "B", 0.01)]
+    assert kinds([0.3, 0.2, 0.4]) == kinds([0.01, 0.02, 0.0]) == []
+    assert kinds([0.01, *[0.3] * 39]) == []  # as often as whole heads pass for stripped
+
+
+def test_a_mixture_of_voxel_sizes_is_found() -> None:
+    assert kinds([0.3] * 4, [5, 5, 5.2, 1]) == [("voxel_size", "D", 1)]
+    assert kinds([0.3] * 4, [5, 5, 5.2]) == []
+
+
+def test_a_head_has_bone_and_a_stripped_brain_has_none() -> None:
+    """A head of 160 mm: scalp, dark skull, brain; and its brain alone."""
+    y, x = np.mgrid[:200, :200] - 100
+    radius = np.hypot(y, x)
+    head = 120 * (radius < 68) + 200 * ((radius > 75) & (radius < 80))
+    for pixels, least, most in ((head, 0.3, 1.0), (120 * (radius < 68), 0.0, 0.02)):
+        image = np.repeat(pixels[..., None].astype(np.uint8), 3, axis=-1)
+        volume = Volume(pd.DataFrame(), [image] * 6, [])
+        assert least <= bone_share(volume, 1.0) <= most
