@@ -113,6 +113,24 @@ def test_a_change_undone_changes_no_result(encoder: Path, change: str) -> None:
     assert [name for name, is_so in undone.items() if is_so] == [change]
 
 
+def test_the_benchmark_of_volumes_says_what_it_measured(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks/volumes.py"), "--patients", "2", "4"),
+            *("--shape", "24", "24", "12", f"--json={tmp_path}/volumes.json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "volumes.json").read_text())
+    assert list(result["costs"]) == ["2", "4"]
+    for size, cost in result["costs"].items():
+        row = f"{size:>10}{cost['seconds']:10.1f}{cost['memory_mib']:10.0f}"
+        assert row in done.stdout.splitlines()
+
+
 def test_the_benchmark_of_data_stages_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(
         [
