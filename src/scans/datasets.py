@@ -182,8 +182,9 @@ def list_exams(
             f"Expected {LAYOUTS[name].title}, one file for each sequence, and one mask; "
             "docs/own-data.md shows the whole layout.",
         )
-    folders = {str(PurePosixPath(places[0]).parent) for places in found.masks.values()}
-    print_list("masks are from", sorted({each.partition("/sub-")[0] for each in folders}))
+    if name == "bids":  # which may have several folders of masks
+        folders = {places[0].partition("/sub-")[0] for places in found.masks.values()}
+        print_list("masks are from", sorted(folders))
     print_list(f"{len(found.rest)} files are not used", found.rest)
     return [
         Exam(
