@@ -110,6 +110,13 @@ def test_institutions_are_told_as_they_came_out(told: dict[str, list[str]]) -> N
         f"{without_du} patients without DU and {without_ht} without HT, against {fold} in a fold"
     )
     assert learned in text
+    second, lost = STUDY["institutions"]["context"], "difference"
+    before = next(row for row in table("by_institution") if row["institution"] == "DU")
+    assert second["n_patients_dice"] == before["n_patients_dice"]
+    means = (each["dice_patient_mean"] for each in (second, before))
+    assert "have a mean Dice of {:.3f} instead of {:.3f}".format(*means) in text
+    low, high = -second[f"{lost}_high"], -second[f"{lost}_low"]
+    assert f"lose {-second[lost]:.3f} ({low:.3f} to {high:.3f}) against" in text
 
 
 def test_candidates_are_told_as_they_came_out(told: dict[str, list[str]]) -> None:
