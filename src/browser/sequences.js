@@ -30,8 +30,8 @@ function bidsSequence(stem, words) {
   if ((entity("part") ?? "mag") !== "mag" || suffix === "t2w") return "";
   if (suffix === "flair") return "flair";
   const agents = [...words.contrast, ...words.contrast_after_t1, ...words.t1_contrast];
-  const told = (entity("acq") ?? "").split(/[^a-z0-9]+/);
-  const enhanced = (entity("ce") ?? "none") !== "none" || told.some((word) => agents.includes(word));
+  const named = (entity("acq") ?? "").split(/[^a-z0-9]+/);
+  const enhanced = (entity("ce") ?? "none") !== "none" || named.some((word) => agents.includes(word));
   return enhanced ? "post_contrast" : "pre_contrast";
 }
 

@@ -35,7 +35,7 @@ NIFTI = r"\.nii(?:\.gz)?"
 SUBJECT = r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?"
 ENTITIES = r"(?:[a-z]+-[^_/]+_)*"
 RAW = r"(?!(?:.*/)?(?:derivatives|sourcedata|code)/)"
-# Masks of BIDS that are of no lesion: of the brain, the head or a tissue, and those of time series.
+# Excludes masks of the brain, the head or a tissue, and those of time series.
 NO_LESION = r"(?!.*(?:label|desc)-(?:brain|head|skull|gm|wm|csf|tissue|aparc|aseg))(?!.*/func/)"
 LAYOUTS = {
     "slices": Layout(

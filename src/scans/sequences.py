@@ -120,8 +120,8 @@ def bids_sequence(name: str) -> Recognized | None:
     if entities.get("part", "mag") != "mag":
         return Recognized(None, f"part-{entities['part']}")
     agent = entities.get("ce", "none")
-    told = set(re.split(r"[^a-z0-9]+", entities.get("acq", "")))
-    enhanced = agent != "none" or not told.isdisjoint(CONTRAST | CONTRAST_AFTER_T1 | T1_CONTRAST)
+    words = set(re.split(r"[^a-z0-9]+", entities.get("acq", "")))
+    enhanced = agent != "none" or not words.isdisjoint(CONTRAST | CONTRAST_AFTER_T1 | T1_CONTRAST)
     if suffix == "t1w" and enhanced:
         return Recognized("post_contrast", "t1w with contrast agent")
     return Recognized(BIDS_SUFFIX[suffix], suffix)
