@@ -109,17 +109,41 @@ def test_a_script_finds_the_packages_and_loads_no_heavy_one_that_it_does_not_nee
         assert set(done.stdout.split()) & HEAVY <= MAY_LOAD[script]
 
 
-def test_segment_imports_what_its_small_environment_has() -> None:
-    """By name in the registry, which is that in Python but for Pillow."""
-    pins = (ROOT / "requirements-segment.txt").read_text().splitlines()
-    installed = {line.partition("==")[0] for line in pins if "==" in line} | {"PIL"}
+# Packages whose name in the registry is another one than in Python.
+IN_REGISTRY = {
+    "PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "lightning-fabric",
+    "segmentation_models_pytorch": "segmentation-models-pytorch", "sklearn": "scikit-learn",
+    "typing_extensions": "typing-extensions", "vl_convert": "vl-convert-python", "yaml": "pyyaml",
+}  # fmt: skip
+
+
+def needed(*scripts: str) -> set[str]:
+    """Return the packages that scripts import, at their top or late, by name in the registry."""
     names = set()
-    for module in imported("segment"):
+    for module in {name for script in scripts for name in imported(script)}:
         for node in ast.walk(ast.parse(MODULES[module].read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add((node.module or "").partition(".")[0])
     foreign = names - set(sys.stdlib_module_names) - MAY_IMPORT.keys()
-    assert foreign - {"pandas"} <= installed  # pandas: for the types of pipeline.outputs alone
-    assert "numpy" in foreign
+    return {IN_REGISTRY.get(name, name) for name in foreign}
+
+
+def pinned(file: str) -> set[str]:
+    """Return the packages that a file of requirements names."""
+    return {
+        line.partition("==")[0] for line in (ROOT / file).read_text().splitlines() if "==" in line
+    }
+
+
+def test_segment_imports_what_its_small_environment_has() -> None:
+    found = needed("segment")
+    assert found - {"pandas"} <= pinned("requirements-segment.txt")  # pandas: for types alone
+    assert "numpy" in found
+
+
+def test_all_other_scripts_import_what_requirements_txt_has() -> None:
+    found = needed(*(name for name in SCRIPTS if name != "segment"))
+    assert found <= pinned("requirements.txt")
+    assert {"nibabel", "torch"} <= found
