@@ -78,7 +78,9 @@ def by_patient(place: str, path: Path, names: set[str]) -> tuple[str, dict[str, 
 def clinical_rows(layout: str, exams: Sequence[str], files: Mapping[str, Path]) -> Rows:
     """Return the rows of data.csv, one for each examination; print what they are from."""
     persons = {exam: person_of(layout, exam) for exam in exams}
-    names = {same_name(name) for name in (*persons, *persons.values())}
+    # By the examination, else by the person, whose `sub-` is often left out.
+    called = {exam: (exam, own, own.removeprefix("sub-")) for exam, own in persons.items()}
+    names = {same_name(name) for each in called.values() for name in each}
     found: dict[str, dict[str, str]] = {exam: {"Patient": exam} for exam in exams}
     used = []
     for place, path in files.items():
@@ -86,7 +88,8 @@ def clinical_rows(layout: str, exams: Sequence[str], files: Mapping[str, Path]) 
             note, facts = by_patient(place, path, names)
             used.append(note)
             for exam, own in found.items():
-                row = facts.get(same_name(exam)) or facts.get(same_name(persons[exam])) or {}
+                found_by = (same_name(name) for name in called[exam])
+                row = next((facts[name] for name in found_by if name in facts), {})
                 for column, value in row.items():
                     name = column_name(column)  # so that Age and age are one column
                     name = f"other_{name}" if name.lower() in TAKEN else name

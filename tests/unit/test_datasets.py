@@ -296,7 +296,7 @@ def test_sessions_of_a_subject_stay_together_and_labels_may_look_like_dates(
     subjects = ["sub-v1_ses-1", "sub-v1_ses-2", "sub-v2"]
     source = renamed_sessions(written, tmp_path / "bids", subjects)
     (source / "participants.tsv").write_text(
-        "participant_id\tage\tsex\tsite\nsub-v1\t40\tF\tOslo\nsub-v2\tn/a\tM\tBergen\n"
+        "participant_id\tage\tsex\tsite\nsub-v1\t40\tF\tOslo\nv2\tn/a\tM\tBergen\n"
     )
     manifest, patients = described(run_stage, run(source))
     assert patients["patient_id"].tolist() == subjects
