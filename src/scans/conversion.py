@@ -21,37 +21,39 @@ from scans.datasets import Exam
 from scans.geometry import Geometry
 from scans.nifti import opened, read_nifti, stem
 from scans.sequences import MAIN, NAMES
-from scans.series import Axial, Series
+from scans.series import Axial, Series, corner_shifts
 
 EXACT = 1e-3  # by which a label may differ from a whole number
 SAME_PLACE = 0.1  # voxels by which the corners of a mask's and a scan's grid may lie apart
+
+
+Counts = tuple[tuple[int, int], ...]  # values of a mask, and how many voxels have each
 
 
 class Converted(NamedTuple):
     """What is known of an examination once its slices are written, or why they are not."""
 
     geometry: Geometry | None = None
-    labels: tuple[tuple[int, int], ...] = ()  # values of the mask, and voxels of each
+    labels: Counts = ()
     notes: tuple[str, ...] = ()
     problem: str = ""
 
 
 def same_grid(one: Series, other: Series) -> bool:
     """Return whether two volumes have as many voxels, and those at the same places."""
-    shape = np.array(one.values.shape)
     if one.values.shape != other.values.shape:
         return False
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    apart = (one.affine - other.affine) @ np.vstack([corners, np.ones(8)])
-    return bool(np.linalg.norm(apart[:3], axis=0).max() <= SAME_PLACE * min(one.voxel_size))
+    apart = np.linalg.norm(corner_shifts(one.affine, other.affine, one.values.shape), axis=0)
+    return bool(apart.max() <= SAME_PLACE * min(one.voxel_size))
 
 
 def read_labels(
     path: Path, main: Series, known: frozenset[int], notes: list[str]
-) -> NDArray[np.int32]:
-    """Return the labels of a mask (I, J, K) on the main sequence's grid; refuse another mask.
+) -> tuple[NDArray[np.int32], Counts]:
+    """Return a mask's labels (I, J, K) on the main sequence's grid, and how many voxels have each.
 
-    `known` are all values that the data set has a name for; none where it says nothing of that.
+    Refuses a mask on another grid, and values that are no labels. `known` are all values that the
+    data set has a name for; none where it says nothing of that.
     """
     mask = read_nifti(path)
     notes += mask.notes
@@ -62,12 +64,12 @@ def read_labels(
             "other positions); resample it to that grid with nearest-neighbor interpolation"
         )
     labels: NDArray[np.int32] = np.rint(mask.values).astype(np.int32)
-    values = np.unique(labels)
+    values, counts = np.unique(labels, return_counts=True)
     if np.abs(labels - mask.values).max() > EXACT or values[0] < 0:
         raise Refusal(f"{path}: contains values that are not labels: fractions or negative ones")
     if known and (unknown := sorted(set(values.tolist()) - known - {0})):
         raise Refusal(f"{path}: has labels {unknown}, which dataset.json does not name")
-    return labels
+    return labels, tuple(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def slice_thickness(path: Path) -> float | None:
@@ -115,7 +117,7 @@ def convert(
     """
     try:
         main, images, notes = read_slices(exam, sequences)
-        labels = read_labels(exam.mask, main, known, notes)
+        labels, counts = read_labels(exam.mask, main, known, notes)
     except Refusal as refusal:
         return Converted(problem=str(refusal))
     axial = Axial.of(main.affine)
@@ -135,9 +137,7 @@ def convert(
         (first, second, third),
         main.affine,
     )
-    values, counts = np.unique(labels, return_counts=True)
-    found = tuple(zip(values.tolist(), counts.tolist(), strict=True))
-    return Converted(geometry, found, tuple(f"{exam.name}: {note}" for note in notes))
+    return Converted(geometry, counts, tuple(f"{exam.name}: {note}" for note in notes))
 
 
 def check_disk(exams: Sequence[Exam], target: Path, main: str) -> None:

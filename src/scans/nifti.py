@@ -10,7 +10,7 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from numpy.typing import NDArray
 
 from pipeline.refusals import Refusal
-from scans.series import Series
+from scans.series import Series, corner_shifts
 
 ENDINGS = (".nii", ".nii.gz")
 DIFFERENT = 1.0  # mm by which positions of a corner may differ between qform and sform
@@ -54,9 +54,7 @@ def checked_affine(image: Nifti1Image, path: Path) -> tuple[NDArray[np.float64],
             "is read as nibabel does, with x from right to left"
         )
     if q_code and s_code:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
-        points = np.vstack([corners, np.ones(8)])
-        apart = np.abs((qform - sform) @ points)[:3].max()
+        apart = np.abs(corner_shifts(qform, sform, image.shape)).max()
         if apart > DIFFERENT:
             notes.append(
                 f"{path.name}: qform and sform differ by up to {apart:.0f} mm; sform is used"

@@ -13,10 +13,7 @@ from scans.clinical import column_name
 from scans.names import person, same_name
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-EXPECTED = (
-    "data.csv",
-    "participants.tsv",
-)  # which have to be sound; other tables may be of anything
+EXPECTED = ("data.csv", "participants.tsv")  # refused if damaged; other tables are left out
 EMPTY = ("n/a", "NA", "nan")
 TAKEN = ("patient", "case_id", "row")  # names that data.csv and its readers have for their own
 Rows = list[dict[str, str]]

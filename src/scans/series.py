@@ -79,6 +79,15 @@ class Axial(NamedTuple):
         return slices[self.directions].transpose(np.argsort(self.axes))
 
 
+def corner_shifts(
+    one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Return how far two affines place the corners of a volume apart, (3, 8) in mm."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
+    shifts: NDArray[np.float64] = ((one - other) @ np.vstack([corners, np.ones(8)]))[:3]
+    return shifts
+
+
 def tilt(affine: NDArray[np.float64]) -> float:
     """Return the degrees between the slices of a volume and the axial plane."""
     axis = affine[:3, Axial.of(affine).axes[0]]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from scans.layout import (
     files_below,
     hidden_part,
     layout_members,
+    raise_error,
 )
 from scans.nnunet import ANY_CHANNEL, DESCRIPTION, find_description
 from scans.params import AcquireParams
@@ -39,12 +40,8 @@ LAYOUT = f"Expected <patient>/<patient>_<number>.tif, their _mask.tif, and {CLIN
 
 def folder_members(folder: Path) -> dict[PurePosixPath, Path]:
     """Return the files below a folder by relative path; refuse what is no plain file."""
-
-    def unreadable(error: OSError) -> NoReturn:
-        raise error  # os.walk alone would pass over the folder
-
     members, problems = {}, []
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
+    for parent, folders, files in os.walk(folder, onerror=raise_error):
         below = PurePosixPath(Path(parent).relative_to(folder).as_posix())
         if not folders and not files and Path(parent) != folder and hidden_part(below) is None:
             problems.append(f"empty folder: {parent}")
@@ -113,8 +110,8 @@ def check_slices(sizes: Mapping[PurePosixPath, int], source: Path) -> None:
         refuse(problems, "Check where it comes from.")
 
 
-def copy_slices(source: Path, target: Path, archive: zipfile.ZipFile | None) -> None:
-    """Copy the patients' folders of slices, data.csv and geometry.csv to `target`.
+def copy_slices(source: Path, target: Path, archive: zipfile.ZipFile | None) -> list[Geometry]:
+    """Copy the patients' folders of slices and data.csv to `target`; return what geometry.csv says.
 
     Where there is no data.csv, it gets one with the patients' names.
     """
@@ -135,6 +132,23 @@ def copy_slices(source: Path, target: Path, archive: zipfile.ZipFile | None) -> 
         names = sorted(path.name for path in target.iterdir() if path.is_dir())
         write_rows(target / CLINICAL_FILE, [{"Patient": name} for name in names])
         print(f"{source}: no {CLINICAL_FILE}: patients are known by their names alone")
+    return taken_geometry(source, target)
+
+
+def taken_geometry(source: Path, target: Path) -> list[Geometry]:
+    """Return what a geometry.csv among the copied files says, and remove it from them."""
+    table = target / GEOMETRY_FILE
+    if not table.exists():
+        return []
+    try:
+        rows = read_geometry(table)
+    except Refusal as refusal:
+        raise Refusal(str(refusal).replace(str(table), f"{source}: {GEOMETRY_FILE}")) from None
+    table.unlink()
+    patients = {path.name for path in target.iterdir() if path.is_dir()}
+    if unknown := sorted(rows.keys() - patients):
+        refuse([f"{GEOMETRY_FILE}: no patient {each}" for each in unknown], "Correct it.")
+    return list(rows.values())
 
 
 def convert_volumes(
@@ -201,19 +215,7 @@ def copy_dataset(source: Path, target: Path, name: str) -> list[Geometry]:
     Returns what a geometry.csv among them says.
     """
     with opened(source, name) as archive:
-        copy_slices(source, target, archive)
-    table = target / GEOMETRY_FILE
-    if not table.exists():
-        return []
-    try:
-        rows = read_geometry(table)
-    except Refusal as refusal:
-        raise Refusal(str(refusal).replace(str(table), f"{source}: {GEOMETRY_FILE}")) from None
-    table.unlink()
-    patients = {path.name for path in target.iterdir() if path.is_dir()}
-    if unknown := sorted(rows.keys() - patients):
-        refuse([f"{GEOMETRY_FILE}: no patient {each}" for each in unknown], "Correct it.")
-    return list(rows.values())
+        return copy_slices(source, target, archive)
 
 
 def bring_dataset(source: Path, target: Path, acquire: AcquireParams) -> list[Geometry]:
@@ -224,7 +226,7 @@ def bring_dataset(source: Path, target: Path, acquire: AcquireParams) -> list[Ge
         layout = recognize(shown, source, acquire.layout)
         if layout == "slices":
             acquire.check_unread("slices in TIFF")
-            return copy_dataset(source, target, "acquire.dataset")
+            return copy_slices(source, target, archive)
         with unpacked(source, target, archive) as folder:
             try:
                 return convert_volumes(folder, target, layout, acquire)

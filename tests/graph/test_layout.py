@@ -109,7 +109,7 @@ def test_a_script_finds_the_packages_and_loads_no_heavy_one_that_it_does_not_nee
         assert set(done.stdout.split()) & HEAVY <= MAY_LOAD[script]
 
 
-# Packages whose name in the registry is another one than in Python.
+# Packages whose name in the registry differs from the name they are imported by.
 IN_REGISTRY = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "lightning-fabric",
     "segmentation_models_pytorch": "segmentation-models-pytorch", "sklearn": "scikit-learn",
