@@ -4,6 +4,7 @@
     python src/segment.py --flair f.nii.gz --pre t1.nii.gz --post t1c.nii.gz --out result/
     python src/segment.py patient/ --out result/        # one patient: NIfTI, DICOM or TIFF
     python src/segment.py cohort/ --out results/        # many patients, a folder for each
+    python src/segment.py cohort/ --out results/ --address local    # several at once, by Ray
 
 It prints which file it takes for which sequence, and writes mask.nii.gz, preview.png, index.html
 and result.json. Not a medical device, not for clinical use.
@@ -11,8 +12,11 @@ and result.json. Not a medical device, not for clinical use.
 
 import argparse
 import csv
+import io
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +24,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
-from application.model import ReleasedModel
+from application.model import ReleasedModel, loaded_once
 from application.reading import read_case
 from application.results import identity_of, kept_summary, summary_of, write_results
 from application.segmentation import segment
+from pipeline import cluster
 from pipeline.exits import ending
 from pipeline.outputs import replacing
-from pipeline.refusals import Refusal, print_list
+from pipeline.refusals import Refusal, print_list, refuse
 from scans.cases import Candidate, Case, find_cases
 from scans.dicom import find_series, is_dicom, is_volume
 from scans.layout import files_below
@@ -47,6 +52,7 @@ class Options(NamedTuple):
     model: Path
     threshold: float | None
     probability: bool
+    address: str | None = None  # of a Ray cluster
 
 
 def probability_between(text: str) -> float:
@@ -80,12 +86,17 @@ def read_options(argv: list[str] | None) -> Options:
         help="tumor is where the probability is above this; the model says what it is else",
     )
     parser.add_argument("--probability", action="store_true", help="write probability.nii.gz, too")
+    parser.add_argument(
+        "--address",
+        help="of a Ray cluster to share a cohort's work; local: this machine",
+    )
     asked = parser.parse_args(argv)
     named = {each: getattr(asked, each) for each in FLAGS if getattr(asked, each) is not None}
     if asked.scan is None and "flair" not in named:
         parser.error("name a scan, or at least --flair")
     out = asked.out.resolve()  # also `.`, and a link to another disk
-    return Options(asked.scan, named, out, asked.model, asked.threshold, asked.probability)
+    scan, model = (path and path.resolve() for path in (asked.scan, asked.model))
+    return Options(scan, named, out, model, asked.threshold, asked.probability, asked.address)
 
 
 def named_candidate(path: Path, sequence: str) -> Candidate:
@@ -171,20 +182,72 @@ def earlier_rows(table: Path) -> dict[str, dict[str, Any]]:
         return {row["name"]: row for row in reader}
 
 
+def attempt(case: Case, model: ReleasedModel, options: Options) -> dict[str, Any]:
+    """Segment one case of a cohort; return its row of results.csv, whatever happens."""
+    try:
+        return row_of(case.name, segment_case(case, options.out / case.name, model, options))
+    except Exception as error:  # whatever it is, it stops nobody else
+        told = isinstance(error, Refusal | OSError)
+        message = str(error) if told else f"unexpected {type(error).__name__}: {error}"
+        return failed_row(case.name, message)
+
+
+def failed_row(name: str, message: str) -> dict[str, Any]:
+    """Return the row of results.csv for a case that could not be segmented; say why."""
+    print(f"{name}: {message}", file=sys.stderr)
+    return {"name": name, "status": "failed", "message": message}
+
+
+def attempt_elsewhere(case: Case, options: Options) -> tuple[dict[str, Any], str]:
+    """Segment one case in a process of a Ray cluster; return its row, and what there is to read."""
+    text = io.StringIO()
+    with redirect_stdout(text), redirect_stderr(text):
+        row = attempt(case, loaded_once(options.model), options)
+    return row, text.getvalue()
+
+
+def lacking(paths: list[Path]) -> list[Path]:
+    """Return the paths that this machine does not have."""
+    return [path for path in paths if not path.exists()]
+
+
+def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
+    """Yield the row of each case, in the order in which a Ray cluster is done with them."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    needed = [Path(__file__).resolve(), options.model, options.out]
+    needed += [path for path in (options.scan, *options.named.values()) if path]
+    with cluster.joined(options.address):
+        problems = [
+            f"{machine}: has no {path}"
+            for machine, paths in cluster.on_each_machine(lacking, needed).items()
+            for path in paths
+        ]
+        if problems:
+            refuse(
+                problems, "All machines have to see them, under the same path: share the folders."
+            )
+        share = cluster.usual_share(1, 0)
+        ends = cluster.outcomes(attempt_elsewhere, cases, options, share=share)
+        with tqdm(total=len(cases), unit="case", leave=False, disable=None) as bar, closing(ends):
+            for case, outcome in ends:
+                row, text = outcome.result or (failed_row(case.name, outcome.error), "")
+                with bar.external_write_mode():
+                    print(text, end="", flush=True)
+                bar.update()
+                yield row
+
+
 def segment_cohort(cases: list[Case], model: ReleasedModel, options: Options) -> int:
     """Segment each case into a folder of its name; return how many could not be."""
     table = options.out / "results.csv"
-    rows, n_failed = earlier_rows(table), 0
-    for case in cases:
-        try:
-            summary = segment_case(case, options.out / case.name, model, options)
-            rows[case.name] = row_of(case.name, summary)
-        except Exception as error:  # whatever it is, it stops nobody else
-            told = isinstance(error, Refusal | OSError)
-            message = str(error) if told else f"unexpected {type(error).__name__}: {error}"
-            print(f"{case.name}: {message}", file=sys.stderr)
-            rows[case.name] = {"name": case.name, "status": "failed", "message": message}
-            n_failed += 1
+    rows = earlier_rows(table)
+    found = (
+        [attempt(case, model, options) for case in cases]
+        if options.address is None
+        else spread(cases, options)
+    )
+    rows |= {row["name"]: row for row in found}
+    n_failed = len([case for case in cases if rows[case.name]["status"] == "failed"])
     with replacing(table) as [partial], partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()

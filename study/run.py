@@ -3,21 +3,27 @@
     python study/run.py folds/frozen/1 folds/frozen/2     # these
     python study/run.py                                   # all that have no row yet
 
-Each is a DVC experiment of the graph as far as `evaluate`, run aside: the checkout stays as it was
-but for the tables `study/trainings.csv`, `patients.csv` and `definitions.csv`, which get its rows.
-A training that was interrupted goes on where it was when the same command is given again.
+Each is a DVC experiment of the committed graph as far as `evaluate`, run in a copy: the checkout
+stays as it was but for the tables `study/trainings.csv`, `patients.csv` and `definitions.csv`,
+which get its rows. With Ray (`requirements-cluster.txt`) as many run at once as there are cores or
+GPUs for, here or on the cluster at `--address`; without it, one after another. What was interrupted
+goes on where it was when the same command is given again. docs/cluster.md says more.
 """
 
 import argparse
+import configparser
+import io
 import json
 import re
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
-import time
+from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,12 +33,18 @@ sys.path.insert(0, str(ROOT / "src"))
 import pandas as pd  # noqa: E402
 
 from comparison.study_tables import COST, Study, add_training, read_text, training_rows  # noqa: E402
+from pipeline import cluster  # noqa: E402
+from pipeline.exits import ending  # noqa: E402
 from pipeline.params import leaves  # noqa: E402
-from pipeline.refusals import Refusal  # noqa: E402
+from pipeline.refusals import Refusal, refuse  # noqa: E402
+from progress import Progress  # noqa: E402
+from task import Source, has_inputs, train  # noqa: E402
 
 DVC = (sys.executable, "-m", "dvc")
 RUNS = ROOT / "study/runs.yaml"
+LOGS = ROOT / "study/logs"
 TABLES = [ROOT / f"study/{name}.csv" for name in Study._fields]
+STAGES = ("split", "train", "predict", "evaluate")  # that trainings differ in
 RESULTS = (  # of an experiment, that rows are made of
     "params.yaml",
     "metrics/evaluate.json",
@@ -40,6 +52,23 @@ RESULTS = (  # of an experiment, that rows are made of
     "metrics/evaluate/per_patient.csv",
     "metrics/train/metrics.json",
 )
+
+
+Endings = Generator[tuple[str, dict[str, Any]], None, None]  # experiments, and what train returned
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    names: list[str]
+    address: str | None
+    cpus: float | None  # of each training
+    gpus: float | None
+
+
+def experiment_of(name: str) -> str:
+    """Return the name of a training's experiment."""
+    return "study-" + name.replace("/", "-")
 
 
 def overrides_of(wanted: dict[str, Any]) -> list[str]:
@@ -67,28 +96,122 @@ def cost(lines: list[tuple[float, str]]) -> dict[str, float | str]:
 
 
 def output_of(*command: str) -> str:
-    """Return what a command prints in the root of the project; end with its error if it fails."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    """Return what a command prints in the root of the project; refuse to go on if it fails."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"`{' '.join(command)}` ended with {done.returncode}; it says why above")
+        raise Refusal(f"`{' '.join(command)}` ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
-def check_letters() -> None:
-    """Refuse to begin where `dvc exp run --temp` fails: it writes two files in ASCII."""
-    cache = output_of(*DVC, "cache", "dir")
-    config = ROOT / output_of("git", "rev-parse", "--git-path", "config")
-    if not cache.isascii():
-        sys.exit(
-            f"DVC's cache is in {cache}, and `dvc exp run --temp` fails in a path with "
-            "non-ASCII characters. Clone the project elsewhere, or move the cache: "
-            "`dvc config --local cache.dir /srv/dvc-cache`."
+def refuse_changes() -> None:
+    """Refuse files that differ from the last commit, but for the tables, which get rows."""
+    changed = output_of("git", "diff", "--name-only", "-z", "HEAD").split("\0")
+    prefix = output_of("git", "rev-parse", "--show-prefix")
+    own = {prefix + path.relative_to(ROOT).as_posix() for path in TABLES}
+    if problems := sorted(set(changed) - own - {""}):
+        refuse(
+            [f"{path}: differs from the last commit" for path in problems],
+            "A training is of a commit: `git commit` or `git restore` these first.",
         )
-    if not config.read_bytes().isascii():
-        sys.exit(
-            f"{config} has non-ASCII characters, with which `dvc exp run --temp` fails. Move "
-            'that line into your own settings, such as `git config --global user.name "…"`.'
+
+
+def recorded_inputs() -> dict[str, str]:
+    """Return the outputs of earlier stages that trainings read, and where each is in a cache."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    read = {path for stage in STAGES for path in stages[stage]["deps"]}
+    wanted = {
+        path
+        for name, stage in stages.items()
+        if name not in STAGES
+        for path in stage.get("outs", [])
+        if isinstance(path, str) and path in read  # others are in Git
+    }
+    digests = {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
+    if lacking := sorted(wanted - digests.keys()):
+        refuse(
+            [f"dvc.lock does not record {path}" for path in lacking],
+            "`dvc repro split fetch_encoder` makes what trainings read; commit dvc.lock then.",
         )
+    return {path: f"files/md5/{digests[path][:2]}/{digests[path][2:]}" for path in sorted(wanted)}
+
+
+def packed_commit() -> bytes:
+    """Return the last commit as a Git repository of its own, in a tar archive."""
+    buffer, root = io.BytesIO(), Path(output_of("git", "rev-parse", "--show-toplevel"))
+    with tempfile.TemporaryDirectory() as folder:
+        clone = ["git", "clone", "--quiet", "--depth=1", "--no-checkout", root.as_uri(), folder]
+        output_of(*clone)
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+def local_config() -> str:
+    """Return .dvc/config.local for a copy elsewhere: what is set here, and remotes' full paths.
+
+    Where the cache is, is not part of it.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / ".dvc/config.local", encoding="utf-8")
+    config.remove_section("cache")
+    for line in output_of(*DVC, "remote", "list").splitlines():
+        name, _, url = line.removesuffix("(default)").strip().partition(" ")
+        section = f"'remote \"{name.strip()}\"'"
+        if not config.has_section(section):
+            config.add_section(section)
+        config[section]["url"] = url.strip()
+    text = io.StringIO()
+    config.write(text)
+    return text.getvalue()
+
+
+def make_source() -> Source:
+    """Return what the copies of the project are made from; refuse uncommitted changes."""
+    refuse_changes()
+    return Source(
+        packed_commit(),
+        output_of("git", "rev-parse", "--show-prefix"),
+        local_config(),
+        str(ROOT / ".dvc"),
+        output_of(*DVC, "cache", "dir"),
+        list(recorded_inputs().values()),
+    )
+
+
+def refuse_lacking_inputs(machines: list[str]) -> None:
+    """Refuse to begin where the remote lacks what machines without this cache have to pull."""
+    status = json.loads(output_of(*DVC, "status", "--cloud", "--json", *recorded_inputs()))
+    lacking = sorted(path for path, state in status.items() if state in ("new", "missing"))
+    if lacking:
+        refuse(
+            lacking,
+            f"The remote lacks these, which trainings read, and {', '.join(machines)} has no other "
+            "way to get them: `dvc push`, or where this checkout lacks them too, first "
+            "`dvc repro split fetch_encoder`.",
+        )
+
+
+def keep(name: str, done: dict[str, Any]) -> None:
+    """Keep what a training has come to: its experiment, and its rows in all tables or in none."""
+    experiment = experiment_of(name)
+    known = output_of(*DVC, "exp", "list", "--all-commits", "--name-only")
+    if experiment in known.split():
+        output_of(*DVC, "exp", "remove", "--quiet", experiment)
+    prefix = output_of("git", "rev-parse", "--show-prefix")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "experiment.bundle"
+        bundle.write_bytes(done["experiment"])
+        output_of("git", "fetch", "--quiet", str(bundle), "refs/exps/*:refs/exps/*")
+        ref = output_of("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}")
+        for path in RESULTS:
+            target = Path(folder) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(output_of("git", "show", f"{ref}:{prefix}{path}") + "\n", "utf-8")
+        rows = training_rows(name, Path(folder), cost(done["lines"]))
+    if not rows[0]["minutes"].iloc[0]:
+        rows[0] = rows[0].assign(**kept_cost(rows[0]))
+    add_training(TABLES, rows)
 
 
 def kept_cost(row: pd.DataFrame) -> dict[str, float | str]:
@@ -101,55 +224,105 @@ def kept_cost(row: pd.DataFrame) -> dict[str, float | str]:
     return dict(found.iloc[0][COST]) if len(found) else {}
 
 
-def run(name: str, wanted: dict[str, Any]) -> None:
-    """Run one experiment and keep its rows; in all tables or in none."""
-    experiment = "study-" + name.replace("/", "-")
-    known = output_of(*DVC, "exp", "list", "--all-commits", "--name-only")
-    if experiment in known.split():
-        output_of(*DVC, "exp", "remove", "--quiet", experiment)
-    command = [*DVC, "exp", "run", "--temp", "--name", experiment, "evaluate"]
-    command += [f"--set-param={override}" for override in overrides_of(wanted)]
-    lines = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
-        for line in running.stdout or []:
-            print(line, end="", flush=True)
-            lines.append((time.monotonic(), line.rstrip()))
-    if running.returncode:
-        sys.exit(f"{name}: dvc exp run ended with {running.returncode}; see above")
-    below_git_root = output_of("git", "rev-parse", "--show-prefix")
-    with tempfile.TemporaryDirectory() as folder:
-        for path in RESULTS:
-            target = Path(folder) / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = ["--rev", experiment, ".", below_git_root + path]
-            output_of(*DVC, "get", *source, "--out", str(target))
-        rows = training_rows(name, Path(folder), cost(lines))
-    if not rows[0]["minutes"].iloc[0]:
-        rows[0] = rows[0].assign(**kept_cost(rows[0]))
-    add_training(TABLES, rows)
+def one_after_another(items: dict[str, list[str]], source: Source, progress: Progress) -> Endings:
+    """Yield each experiment with what `train` returned, in turn."""
+    if not has_inputs(source.cache, source.inputs):
+        refuse_lacking_inputs(["this machine"])
+    for item in items.items():
+        try:
+            yield item[0], train(item, source, progress.tell, None)
+        except ChildProcessError as error:
+            yield item[0], {"error": str(error)}
 
 
-def main() -> None:
-    """Run the named ones, or those that have no row."""
-    runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
+def at_once(
+    items: dict[str, list[str]], source: Source, progress: Progress, options: Options
+) -> Endings:
+    """Yield each experiment with what `train` returned on a machine of the cluster, as they end."""
+    cluster.ship(sys.modules[train.__module__])
+    share = cluster.usual_share(options.cpus, options.gpus)
+    print(
+        f"{len(items)} trainings on {len(cluster.machines())} machines, {share.cpus:g} cores and "
+        f"{share.gpus:g} GPUs for each",
+        flush=True,
+    )
+    reached = cluster.on_each_machine(has_inputs, source.cache, source.inputs)
+    if lacking := [machine for machine, reaches in reached.items() if not reaches]:
+        refuse_lacking_inputs(lacking)
+    listener = cluster.Listener()
+
+    def work(item: tuple[str, list[str]], source: Source, actor: Any) -> dict[str, Any]:
+        return train(item, source, actor.tell.remote, max(1, int(share.cpus)))
+
+    def listen() -> None:
+        for told in listener.take():
+            progress.tell(told)
+
+    common = cluster.common(source), listener.actor
+    for (experiment, _), outcome in cluster.outcomes(
+        work, items.items(), *common, share=share, meanwhile=listen
+    ):
+        listen()
+        yield experiment, outcome.result or {"error": outcome.error}
+
+
+def run(options: Options, runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Run trainings and keep what they come to; return a message for each that failed."""
+    source = make_source()
+    names = {experiment_of(name): name for name in options.names}
+    items = {experiment: overrides_of(runs[name]) for experiment, name in names.items()}
+    failed = []
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(names, LOGS))
+        wants_ray = (options.address, options.cpus, options.gpus) != (None, None, None)
+        if cluster.is_installed() or wants_ray:
+            stack.enter_context(cluster.joined(options.address))
+            ended = at_once(items, source, progress, options)
+        else:
+            ended = one_after_another(items, source, progress)
+        stack.callback(ended.close)
+        for experiment, done in ended:
+            name = names[experiment]
+            if not done["error"]:
+                keep(name, done)
+            else:
+                failed.append(f"{name}: {done['error']}\n  see {progress.log_of(experiment)}")
+            progress.end(experiment, "failed" if done["error"] else "done")
+    return failed
+
+
+def read_options(runs: dict[str, dict[str, Any]]) -> Options:
+    """Return what the command line asks for: trainings by name, or those that have no row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
-    asked = parser.parse_args().names
+    parser.add_argument("--address", help="of a running Ray cluster; else Ray is started here")
+    parser.add_argument("--cpus-per-training", type=float, metavar="N", help="cores, by default 1")
+    parser.add_argument(
+        "--gpus-per-training",
+        type=float,
+        metavar="N",
+        help="GPUs, 0.25 for four trainings on each; by default 1 where there are any",
+    )
+    asked = parser.parse_args()
     done = set(read_text(TABLES[0])["training"]) if TABLES[0].exists() else set()
-    names = asked or [name for name in runs if name not in done]
+    names = asked.names or [name for name in runs if name not in done]
     unknown = [name for name in names if name not in runs]
     if unknown:
         parser.error(f"{RUNS} has no {', '.join(unknown)}, but {', '.join(runs)}")
-    if names:
-        check_letters()
-    for name in names:
-        run(name, runs[name])
+    return Options(names, asked.address, asked.cpus_per_training, asked.gpus_per_training)
+
+
+def main() -> None:
+    """Run what the command line names; exit with 1 if a training failed."""
+    runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
+    with ending("study/run.py"):
+        options = read_options(runs)
+        failed = run(options, runs) if options.names else []
+        if failed:
+            refuse(failed, f"{len(failed)} of {len(options.names)} trainings failed")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Refusal as refusal:
-        sys.exit(str(refusal))
+    main()

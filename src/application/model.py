@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipeline.outputs import file_sha256
+from pipeline.parallel import n_threads
 from pipeline.refusals import Refusal
 from scans.sequences import MAIN, NAMES, lacking
 
@@ -25,6 +27,7 @@ class ReleasedModel:
             raise Refusal(f"{path}: no such model. {HINT}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = n_threads()
         # Threads that wait by spinning would hold up whatever else the machine does.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -82,3 +85,9 @@ class ReleasedModel:
                 mean = f"Dice {group['dice_patient_mean']:.3f}"
                 return f"{mean} in the {patients} of the test without {wanted}"
         return f"the test had no patient without {wanted}, so how well it does is not known"
+
+
+@lru_cache
+def loaded_once(path: Path) -> ReleasedModel:
+    """Return the model in a file, which a process that segments many patients loads once."""
+    return ReleasedModel(path)

@@ -22,7 +22,13 @@ def in_parallel(
     size = 32 if unit == "slice" else 1  # items that a process is handed at a time
     try:
         results: list[Result] = process_map(
-            work, list(items), chunksize=size, desc=title, unit=unit, disable=None
+            work,
+            list(items),
+            max_workers=n_threads(),
+            chunksize=size,
+            desc=title,
+            unit=unit,
+            disable=None,
         )
     except BrokenProcessPool:
         raise Refusal(
@@ -33,9 +39,15 @@ def in_parallel(
 
 
 def n_threads() -> int:
-    """Return how many threads or workers a process may have: its share of the cores."""
+    """Return how many threads or workers a process may have: its share of the cores.
+
+    Those that the system lets it use, or fewer if OMP_NUM_THREADS says so, as it does in a task of
+    Ray; processes that torchrun has started share them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    n = min(cores or 1, int(asked)) if asked.isdigit() else cores or 1
+    return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def ahead(

@@ -131,6 +131,25 @@ def test_the_benchmark_of_volumes_says_what_it_measured(tmp_path: Path) -> None:
         assert row in done.stdout.splitlines()
 
 
+def test_the_benchmark_of_tasks_goes_through_them_all() -> None:
+    few = ("--machines", "1", "2", "--tasks", "20", "--listed", "50", "--repeats", "1")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/tasks.py"), *few],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "1 machines",
+        "head and driver",
+        "2 machines",
+    ]
+    for line in (lines[0], lines[2]):
+        assert float(line.split()[2]) > 0
+
+
 def test_the_benchmark_of_data_stages_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -8,15 +8,22 @@ import pandas as pd
 import yaml
 
 from comparison.study_tables import Study, read_study
-from helpers import SMALL, clone_with_outputs, dvc_environment, put_into_larger_repository
+from helpers import (
+    SMALL,
+    clone_with_outputs,
+    dvc_environment,
+    git,
+    put_into_larger_repository,
+)
 
 
 def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
-    """Also where the project is a subfolder of a larger Git repository."""
-    folder = clone_with_outputs(committed_run, tmp_path / "larger/brain")
+    """Also in a subfolder of a larger Git repository, with names outside of ASCII."""
+    folder = clone_with_outputs(committed_run, tmp_path / "größer und größer/brain")
     wanted = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
     (folder / "study/runs.yaml").write_text(yaml.safe_dump(wanted))
-    put_into_larger_repository(folder)
+    larger = put_into_larger_repository(folder)
+    git(larger, "config", "user.name", "Jörg")
 
     def take(*names: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "study/run.py", *names]

@@ -1,7 +1,6 @@
 """The study: its list of trainings, what they cost, and what is kept of them."""
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -177,24 +176,3 @@ def test_a_cost_is_kept_where_the_same_training_came_from_the_cache(
     pd.DataFrame([row]).to_csv(run.TABLES[0], index=False)
     assert run.kept_cost(again) == {name: row[name] for name in COST}
     assert run.kept_cost(again.assign(**{"x.y": "2"})) == {}
-
-
-@pytest.mark.parametrize("place", ["the path of the cache", "the settings of Git"])
-def test_letters_outside_of_ascii_are_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    folder = tmp_path / ("Jörg" if "path" in place else "ascii")
-    folder.mkdir()
-    for words in (["git", "init", "-q"], [*run.DVC, "init", "-q"]):
-        subprocess.run(words, cwd=folder, check=True)
-    monkeypatch.setattr(run, "ROOT", folder)
-    if "Git" in place:
-        run.check_letters()
-        subprocess.run(["git", "config", "user.name", "Jörg"], cwd=folder, check=True)
-    told = (
-        "cache is in .*Jörg.*dvc config --local cache.dir"
-        if "path" in place
-        else "config has non-ASCII characters"
-    )
-    with pytest.raises(SystemExit, match=told):
-        run.check_letters()

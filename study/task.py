@@ -1,0 +1,170 @@
+"""One training of the study, on whatever machine it is started.
+
+It needs nothing of the project there, for it makes its own copy: a clone of one commit, in which
+DVC runs the graph. As a script it runs a command, and ends it when its own parent ends:
+
+    python study/task.py FOLDER COMMAND...
+"""
+
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MODEL = "models/unet.safetensors"
+ENDED = 10.0  # seconds that a command has to end in
+KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # exit codes
+
+
+class Source(NamedTuple):
+    """What the copies of the project are made from."""
+
+    commit: bytes  # a Git repository of that commit, as a tar archive
+    prefix: str  # of the project in it
+    config: str  # .dvc/config.local, with remotes that can be reached from anywhere
+    repository: str  # the .dvc of the checkout that the study belongs to
+    cache: str
+    inputs: list[str]  # what trainings read, as paths in the cache
+
+
+def has_inputs(cache: str, inputs: list[str]) -> bool:
+    """Return whether this machine reaches the cache, and it has what trainings read."""
+    return all((Path(cache) / path).exists() for path in inputs)
+
+
+def make_copy(source: Source, folder: Path) -> Path:
+    """Check the commit out in a folder; return where the project is in it."""
+    with tarfile.open(fileobj=io.BytesIO(source.commit)) as archive:
+        archive.extractall(folder, filter="data")
+    project = folder / source.prefix
+    subprocess.run(["git", "checkout", "--quiet", "--force", "HEAD"], cwd=folder, check=True)
+    (project / ".dvc/config.local").write_text(source.config, encoding="utf-8")
+    (project / ".dvc/tmp").mkdir(exist_ok=True)
+    if Path(source.repository).is_dir():  # there a training that was interrupted has its checkpoint
+        states = Path(source.repository) / "tmp/training"
+        states.mkdir(parents=True, exist_ok=True)
+        (project / ".dvc/tmp/training").symlink_to(states)
+    if has_inputs(source.cache, source.inputs):
+        (project / ".dvc/cache").symlink_to(source.cache)
+    return project
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """Return the environment of a command: this Python first, and as many threads as it may have.
+
+    What a Git hook or a stage of DVC has set speaks of another repository.
+    """
+    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    if threads is not None:
+        own["OMP_NUM_THREADS"] = str(threads)
+    foreign = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    return {name: value for name, value in os.environ.items() if name not in foreign} | own
+
+
+def lines_of(command: list[str], project: Path, folder: Path, threads: int | None) -> Iterator[str]:
+    """Run a command in the project and yield its lines; raise CalledProcessError if it fails.
+
+    ChildProcessError where something has killed it.
+    """
+    lines: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "study/task.py", str(folder), *command],
+        cwd=project,
+        env=environment(threads),
+        stdin=subprocess.PIPE,  # at whose end the command is ended
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as running:
+        for line in running.stdout or []:
+            lines.append(line.rstrip())
+            yield lines[-1]
+    if running.returncode in KILLED or re.search(r"exited with -(9|15)\b", "\n".join(lines[-5:])):
+        raise ChildProcessError(f"it was killed: {' '.join(lines[-1:])}")
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command, "\n".join(lines))
+
+
+def reason(lines: list[str]) -> str:
+    """Return the lines that say why a training failed: those of errors, or else the last ones."""
+    errors = [line for line in lines if re.match(r"(\w+\.py: error|ERROR|\w*Error): ", line)]
+    return "\n  ".join(errors or [line for line in lines if line][-4:])
+
+
+def train(
+    training: tuple[str, list[str]],
+    source: Source,
+    tell: Callable[[tuple[str, str, str]], object],
+    threads: int | None,
+) -> dict[str, Any]:
+    """Run a training, given by the experiment's name and its overrides of params.
+
+    Returns `lines`, each with the second at which it came, and `experiment`, a Git bundle of what
+    DVC has recorded; where it failed, `error` says why. Each line is told with the names of the
+    experiment and the machine.
+    """
+    name, overrides = training
+    told: list[tuple[float, str]] = []
+    machine = socket.gethostname()
+    dvc = [sys.executable, "-m", "dvc"]
+    with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch)
+        project = make_copy(source, folder)
+        is_shared = (project / ".dvc/cache").is_symlink()
+        run = [*dvc, "exp", "run", "--allow-missing", "--name", name, "evaluate"]
+        run += [f"--set-param={override}" for override in overrides]
+        commands = [run] if is_shared else [[*run, "--pull"], [*dvc, "push", MODEL]]
+        try:
+            for command in commands:
+                for line in lines_of(command, project, folder, threads):
+                    told.append((time.monotonic(), line))
+                    tell((name, machine, line))
+        except subprocess.CalledProcessError:
+            return {"lines": told, "error": reason([line for _, line in told])}
+        bundle = folder / "experiment.bundle"
+        refs = subprocess.run(
+            ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}"],
+            cwd=folder, check=True, capture_output=True, text=True,
+        ).stdout.split()  # fmt: skip
+        pack = ["git", "bundle", "create", "--quiet", str(bundle), *refs, "^HEAD", "--"]
+        subprocess.run(pack, cwd=folder, check=True)
+        return {"lines": told, "experiment": bundle.read_bytes(), "error": ""}
+
+
+def run_while_parent_lives(folder: str, command: list[str]) -> int:
+    """Run a command; end it, and remove the folder, once standard input has ended."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # which is for the command alone
+    running = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    orphaned = threading.Event()
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        orphaned.set()
+        os.killpg(0, signal.SIGINT)
+        time.sleep(ENDED)
+        running.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    code = running.wait()
+    if orphaned.is_set():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)  # whatever the command has started
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(run_while_parent_lives(sys.argv[1], sys.argv[2:]))
