@@ -95,7 +95,9 @@ def read_options(argv: list[str] | None) -> Options:
     if asked.scan is None and "flair" not in named:
         parser.error("name a scan, or at least --flair")
     out = asked.out.resolve()  # also `.`, and a link to another disk
-    scan, model = (path and path.resolve() for path in (asked.scan, asked.model))
+    scan, model = asked.scan, asked.model
+    if asked.address is not None:  # other processes may be in other folders
+        scan, model = scan and scan.absolute(), model.absolute()
     return Options(scan, named, out, model, asked.threshold, asked.probability, asked.address)
 
 
@@ -198,12 +200,12 @@ def failed_row(name: str, message: str) -> dict[str, Any]:
     return {"name": name, "status": "failed", "message": message}
 
 
-def attempt_elsewhere(case: Case, options: Options) -> tuple[dict[str, Any], str]:
-    """Segment one case in a process of a Ray cluster; return its row, and what there is to read."""
-    text = io.StringIO()
-    with redirect_stdout(text), redirect_stderr(text):
+def attempt_elsewhere(case: Case, options: Options) -> tuple[dict[str, Any], str, str]:
+    """Segment one case in a process of a Ray cluster; return its row, and output and errors."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
         row = attempt(case, loaded_once(options.model), options)
-    return row, text.getvalue()
+    return row, output.getvalue(), errors.getvalue()
 
 
 def lacking(paths: list[Path]) -> list[Path]:
@@ -213,13 +215,11 @@ def lacking(paths: list[Path]) -> list[Path]:
 
 def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
     """Yield the row of each case, in the order in which a Ray cluster is done with them."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    needed = [Path(__file__).resolve(), options.model, options.out]
-    needed += [path for path in (options.scan, *options.named.values()) if path]
-    with cluster.joined(options.address):
+    with cluster.marked(options.out) as mark, cluster.joined(options.address):
+        needed = [Path(__file__).resolve(), options.model, mark, *filter(None, [options.scan])]
         problems = [
             f"{machine}: has no {path}"
-            for machine, paths in cluster.on_each_machine(lacking, needed).items()
+            for machine, paths in cluster.on_each_machine(lacking, needed)
             for path in paths
         ]
         if problems:
@@ -230,9 +230,14 @@ def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
         ends = cluster.outcomes(attempt_elsewhere, cases, options, share=share)
         with tqdm(total=len(cases), unit="case", leave=False, disable=None) as bar, closing(ends):
             for case, outcome in ends:
-                row, text = outcome.result or (failed_row(case.name, outcome.error), "")
+                row, output, errors = outcome.result or (
+                    failed_row(case.name, outcome.error),
+                    "",
+                    "",
+                )
                 with bar.external_write_mode():
-                    print(text, end="", flush=True)
+                    print(output, end="", flush=True)
+                    print(errors, end="", flush=True, file=sys.stderr)
                 bar.update()
                 yield row
 

@@ -27,7 +27,7 @@ class Progress:
         return self.logs / f"{experiment.removeprefix('study-')}.log"
 
     def tell(self, told: tuple[str, str, str]) -> None:
-        """Take note of a line, told with the names of its experiment and machine."""
+        """Log a line of output and show what it says; it comes with experiment and machine."""
         experiment, machine, line = told
         self.logs.mkdir(exist_ok=True)
         with self.log_of(experiment).open("a", encoding="utf-8") as log:

@@ -166,15 +166,15 @@ def local_config() -> str:
     return text.getvalue()
 
 
-def make_source() -> Source:
-    """Return what the copies of the project are made from; refuse uncommitted changes."""
-    refuse_changes()
+def make_source(mark: Path) -> Source:
+    """Return what the copies of the project are made from; `mark` is a file in the cache."""
     return Source(
         packed_commit(),
         output_of("git", "rev-parse", "--show-prefix"),
         local_config(),
         str(ROOT / ".dvc"),
-        output_of(*DVC, "cache", "dir"),
+        str(mark.parent),
+        mark.name,
         list(recorded_inputs().values()),
     )
 
@@ -226,12 +226,12 @@ def kept_cost(row: pd.DataFrame) -> dict[str, float | str]:
 
 def one_after_another(items: dict[str, list[str]], source: Source, progress: Progress) -> Endings:
     """Yield each experiment with what `train` returned, in turn."""
-    if not has_inputs(source.cache, source.inputs):
+    if not has_inputs(source.cache, source.mark, source.inputs):
         refuse_lacking_inputs(["this machine"])
     for item in items.items():
         try:
             yield item[0], train(item, source, progress.tell, None)
-        except ChildProcessError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             yield item[0], {"error": str(error)}
 
 
@@ -242,12 +242,12 @@ def at_once(
     cluster.ship(sys.modules[train.__module__])
     share = cluster.usual_share(options.cpus, options.gpus)
     print(
-        f"{len(items)} trainings on {len(cluster.machines())} machines, {share.cpus:g} cores and "
-        f"{share.gpus:g} GPUs for each",
+        f"trainings: {len(items)}, machines: {len(cluster.machines())}; each training gets "
+        f"CPU cores: {share.cpus:g}, GPUs: {share.gpus:g}",
         flush=True,
     )
-    reached = cluster.on_each_machine(has_inputs, source.cache, source.inputs)
-    if lacking := [machine for machine, reaches in reached.items() if not reaches]:
+    reached = cluster.on_each_machine(has_inputs, source.cache, source.mark, source.inputs)
+    if lacking := [machine for machine, reaches in reached if not reaches]:
         refuse_lacking_inputs(lacking)
     listener = cluster.Listener()
 
@@ -268,11 +268,13 @@ def at_once(
 
 def run(options: Options, runs: dict[str, dict[str, Any]]) -> list[str]:
     """Run trainings and keep what they come to; return a message for each that failed."""
-    source = make_source()
+    refuse_changes()
     names = {experiment_of(name): name for name in options.names}
     items = {experiment: overrides_of(runs[name]) for experiment, name in names.items()}
     failed = []
     with ExitStack() as stack:
+        cache = Path(output_of(*DVC, "cache", "dir"))
+        source = make_source(stack.enter_context(cluster.marked(cache)))
         progress = stack.enter_context(Progress(names, LOGS))
         wants_ray = (options.address, options.cpus, options.gpus) != (None, None, None)
         if cluster.is_installed() or wants_ray:
@@ -282,13 +284,24 @@ def run(options: Options, runs: dict[str, dict[str, Any]]) -> list[str]:
             ended = one_after_another(items, source, progress)
         stack.callback(ended.close)
         for experiment, done in ended:
-            name = names[experiment]
-            if not done["error"]:
-                keep(name, done)
-            else:
-                failed.append(f"{name}: {done['error']}\n  see {progress.log_of(experiment)}")
-            progress.end(experiment, "failed" if done["error"] else "done")
+            name, error = names[experiment], done["error"]
+            if not error:
+                try:
+                    keep(name, done)
+                except Exception as reason:  # whatever it is, it stops no other training
+                    error = f"its result could not be kept: {reason}"
+            if error:
+                failed.append(f"{name}: {error}\n  see {progress.log_of(experiment)}")
+            progress.end(experiment, "failed" if error else "done")
     return failed
+
+
+def amount(text: str) -> float:
+    """Return a whole number above 0, or a fraction of 1, for argparse."""
+    value = float(text)
+    if not (0 < value < 1 or (value >= 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError("must be a whole number, or between 0 and 1")
+    return value
 
 
 def read_options(runs: dict[str, dict[str, Any]]) -> Options:
@@ -298,10 +311,10 @@ def read_options(runs: dict[str, dict[str, Any]]) -> Options:
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--address", help="of a running Ray cluster; else Ray is started here")
-    parser.add_argument("--cpus-per-training", type=float, metavar="N", help="cores, by default 1")
+    parser.add_argument("--cpus-per-training", type=amount, metavar="N", help="cores, by default 1")
     parser.add_argument(
         "--gpus-per-training",
-        type=float,
+        type=amount,
         metavar="N",
         help="GPUs, 0.25 for four trainings on each; by default 1 where there are any",
     )

@@ -19,12 +19,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 MODEL = "models/unet.safetensors"
 ENDED = 10.0  # seconds that a command has to end in
-KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # exit codes
+PUSHES = 3  # attempts to push a model
+DEADLY = (signal.SIGKILL, signal.SIGTERM)
+KILLED = {code for number in DEADLY for code in (-number, 128 + number)}  # exit codes
 
 
 class Source(NamedTuple):
@@ -35,12 +38,13 @@ class Source(NamedTuple):
     config: str  # .dvc/config.local, with remotes that can be reached from anywhere
     repository: str  # the .dvc of the checkout that the study belongs to
     cache: str
+    mark: str  # a file in it, by which it is known elsewhere
     inputs: list[str]  # what trainings read, as paths in the cache
 
 
-def has_inputs(cache: str, inputs: list[str]) -> bool:
-    """Return whether this machine reaches the cache, and it has what trainings read."""
-    return all((Path(cache) / path).exists() for path in inputs)
+def has_inputs(cache: str, mark: str, inputs: list[str]) -> bool:
+    """Return whether this machine reaches that very cache, and it has what trainings read."""
+    return all((Path(cache) / path).exists() for path in (mark, *inputs))
 
 
 def make_copy(source: Source, folder: Path) -> Path:
@@ -48,16 +52,24 @@ def make_copy(source: Source, folder: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(source.commit)) as archive:
         archive.extractall(folder, filter="data")
     project = folder / source.prefix
-    subprocess.run(["git", "checkout", "--quiet", "--force", "HEAD"], cwd=folder, check=True)
+    git(folder, "checkout", "--quiet", "--force", "HEAD")
     (project / ".dvc/config.local").write_text(source.config, encoding="utf-8")
     (project / ".dvc/tmp").mkdir(exist_ok=True)
     if Path(source.repository).is_dir():  # there a training that was interrupted has its checkpoint
         states = Path(source.repository) / "tmp/training"
         states.mkdir(parents=True, exist_ok=True)
         (project / ".dvc/tmp/training").symlink_to(states)
-    if has_inputs(source.cache, source.inputs):
+    if has_inputs(source.cache, source.mark, source.inputs):
         (project / ".dvc/cache").symlink_to(source.cache)
     return project
+
+
+def git(folder: Path, *words: str) -> str:
+    """Return what Git prints in a folder."""
+    return subprocess.run(
+        ["git", *words], cwd=folder, env=environment(None), check=True, stdout=subprocess.PIPE,
+        text=True,
+    ).stdout.strip()  # fmt: skip
 
 
 def environment(threads: int | None) -> dict[str, str]:
@@ -92,7 +104,8 @@ def lines_of(command: list[str], project: Path, folder: Path, threads: int | Non
         for line in running.stdout or []:
             lines.append(line.rstrip())
             yield lines[-1]
-    if running.returncode in KILLED or re.search(r"exited with -(9|15)\b", "\n".join(lines[-5:])):
+    codes = re.findall(r"exited with (-?\d+)$", "\n".join(lines[-5:]), re.MULTILINE)
+    if KILLED & {running.returncode, *map(int, codes)}:
         raise ChildProcessError(f"it was killed: {' '.join(lines[-1:])}")
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command, "\n".join(lines))
@@ -126,43 +139,51 @@ def train(
         is_shared = (project / ".dvc/cache").is_symlink()
         run = [*dvc, "exp", "run", "--allow-missing", "--name", name, "evaluate"]
         run += [f"--set-param={override}" for override in overrides]
-        commands = [run] if is_shared else [[*run, "--pull"], [*dvc, "push", MODEL]]
-        try:
-            for command in commands:
+        commands = [run] if is_shared else [[*run, "--pull"]] + PUSHES * [[*dvc, "push", MODEL]]
+        for number, command in enumerate(commands):
+            try:
                 for line in lines_of(command, project, folder, threads):
                     told.append((time.monotonic(), line))
                     tell((name, machine, line))
-        except subprocess.CalledProcessError:
-            return {"lines": told, "error": reason([line for _, line in told])}
+            except subprocess.CalledProcessError:
+                if number in (0, PUSHES):
+                    return {"lines": told, "error": reason([line for _, line in told])}
+            else:
+                if number:
+                    break
         bundle = folder / "experiment.bundle"
-        refs = subprocess.run(
-            ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}"],
-            cwd=folder, check=True, capture_output=True, text=True,
-        ).stdout.split()  # fmt: skip
-        pack = ["git", "bundle", "create", "--quiet", str(bundle), *refs, "^HEAD", "--"]
-        subprocess.run(pack, cwd=folder, check=True)
+        ref = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
+        git(folder, "bundle", "create", "--quiet", str(bundle), ref, "^HEAD", "--")
         return {"lines": told, "experiment": bundle.read_bytes(), "error": ""}
 
 
+def end(group: int, number: signal.Signals) -> None:
+    """Send a signal to whatever is left of a process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
 def run_while_parent_lives(folder: str, command: list[str]) -> int:
-    """Run a command; end it, and remove the folder, once standard input has ended."""
-    signal.signal(signal.SIGINT, lambda *_: None)  # which is for the command alone
-    running = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    """Run a command; end it, and remove the folder, once standard input has ended.
+
+    Whatever the command has started ends with it.
+    """
+    running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     orphaned = threading.Event()
 
     def watch() -> None:
         while os.read(0, 1):
             pass
         orphaned.set()
-        os.killpg(0, signal.SIGINT)
+        end(running.pid, signal.SIGINT)
         time.sleep(ENDED)
-        running.kill()
+        end(running.pid, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
     code = running.wait()
+    end(running.pid, signal.SIGKILL)
     if orphaned.is_set():
         shutil.rmtree(folder, ignore_errors=True)
-        os.killpg(0, signal.SIGKILL)  # whatever the command has started
     return code if code >= 0 else 128 - code
 
 

@@ -13,9 +13,11 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+from pipeline.parallel import n_cores
 from pipeline.refusals import Refusal, refuse
 
 Item = TypeVar("Item")
@@ -25,6 +27,8 @@ REPEATS = 3  # of an item whose process or machine is lost
 TIMEOUT = 10.0  # seconds in which a cluster has to answer
 POLL = 0.5  # seconds between two looks at what has been done
 STORE = 2**29  # bytes of shared memory for what is handed over, where Ray is started here
+# How often Ray repeats what it has ended itself to save memory; by default without end.
+MEMORY_REPEATS = {"RAY_task_oom_retries": str(REPEATS)}
 # Ray that is started here listens on the loopback interface alone (the variable is named after the
 # systems where that is the default), asks for a token, and reports to nobody.
 PRIVATE = {
@@ -72,16 +76,20 @@ def joined(address: str | None) -> Iterator[None]:
     if not is_installed():
         raise Refusal("Ray is not installed: `pip install --requirement requirements-cluster.txt`")
     started = address in (None, "local")
+    os.environ |= MEMORY_REPEATS
     if started:
         os.environ |= {**PRIVATE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     elif address != "auto":
         refuse_unreachable(str(address))
     import ray
 
-    own = {"include_dashboard": False, "object_store_memory": STORE} if started else {}
+    own = {"include_dashboard": False, "num_cpus": n_cores(), "object_store_memory": STORE}
     try:
         ray.init(
-            address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **(own if started else {}),
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Refusal(
@@ -90,8 +98,22 @@ def joined(address: str | None) -> Iterator[None]:
     ship(sys.modules[__name__])
     try:
         yield
+    except ray.exceptions.RayError as error:
+        raise Refusal(f"the Ray cluster was lost: {first_line(error)}") from None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[Path]:
+    """Yield a new file in a folder, by which other machines know that they see the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f".{secrets.token_hex(8)}.partial"
+    mark.touch()
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def ship(module: ModuleType) -> None:
@@ -141,21 +163,22 @@ def usual_share(cpus: float | None, gpus: float | None) -> Share:
     return Share(cpus, gpus)
 
 
-def on_each_machine(look: Callable[..., Result], *arguments: Any) -> dict[str, Result]:
-    """Return what a function returns on every machine, by the machine's name."""
+def on_each_machine(look: Callable[..., Result], *arguments: Any) -> list[tuple[str, Result]]:
+    """Return what a function returns on every machine, with the machine's name."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    looks = {
-        name_of(machine): ray.remote(look)
+    nodes = machines()
+    looks = [
+        ray.remote(look)
         .options(
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False),
         )
         .remote(*arguments)
-        for machine in machines()
-    }
-    return dict(zip(looks, ray.get(list(looks.values())), strict=True))
+        for machine in nodes
+    ]
+    return list(zip(map(name_of, nodes), ray.get(looks), strict=True))
 
 
 def common(value: object) -> Any:
@@ -166,7 +189,7 @@ def common(value: object) -> Any:
 
 
 class Told:
-    """What those who work have told since it was last asked for: an actor on this machine."""
+    """What tasks have reported since the last look: an actor on the machine of the command."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -182,7 +205,7 @@ class Told:
 
 
 class Listener:
-    """Hears in this process what is told on any machine."""
+    """Brings to this process what tasks report on any machine."""
 
     def __init__(self) -> None:
         import ray
@@ -192,7 +215,7 @@ class Listener:
         self.actor = ray.remote(Told).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def take(self) -> list[Any]:
-        """Return what was told since the last time."""
+        """Return what was reported since the last time."""
         import ray
 
         told: list[Any] = ray.get(self.actor.take.remote())
@@ -212,9 +235,15 @@ def outcome(reference: Any) -> Outcome:
         return Outcome(ray.get(reference))
     except ray.exceptions.RayTaskError as error:
         return Outcome(None, f"{type(error.cause).__name__}: {first_line(error.cause)}")
-    except ray.exceptions.RayError as error:
+    except (
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.WorkerCrashedError,
+    ) as error:
         reason = first_line(error)
         return Outcome(None, f"lost {REPEATS + 1} times, with its process or machine: {reason}")
+    except ray.exceptions.RayError as error:
+        return Outcome(None, f"{type(error).__name__}: {first_line(error)}")
 
 
 def outcomes(
@@ -227,7 +256,7 @@ def outcomes(
     """Yield each item with what `work(item, *shared)` came to, in the order in which they end.
 
     An item is repeated if its process or machine is lost, or if `work` raises ChildProcessError.
-    `meanwhile` is called about twice a second. Whoever stops early ends what is running.
+    `meanwhile` is called about twice a second. Closing the generator cancels what is not done.
     """
     import ray
 

@@ -38,15 +38,20 @@ def in_parallel(
     return results
 
 
+def n_cores() -> int:
+    """Return how many cores the system lets this process use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
 def n_threads() -> int:
     """Return how many threads or workers a process may have: its share of the cores.
 
     Those that the system lets it use, or fewer if OMP_NUM_THREADS says so, as it does in a task of
     Ray; processes that torchrun has started share them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    n = min(cores or 1, int(asked)) if asked.isdigit() else cores or 1
+    n = min(n_cores(), int(asked)) if asked.isdigit() else n_cores()
     return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
