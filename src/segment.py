@@ -215,7 +215,7 @@ def lacking(paths: list[Path]) -> list[Path]:
 
 def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
     """Yield the row of each case, in the order in which a Ray cluster is done with them."""
-    with cluster.marked(options.out) as mark, cluster.joined(options.address):
+    with cluster.joined(options.address), cluster.marked(options.out) as mark:
         needed = [Path(__file__).resolve(), options.model, mark, *filter(None, [options.scan])]
         problems = [
             f"{machine}: has no {path}"
