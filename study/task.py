@@ -6,6 +6,7 @@ DVC runs the graph. As a script it runs a command, and ends it when its own pare
     python study/task.py FOLDER COMMAND...
 """
 
+import fcntl
 import io
 import os
 import re
@@ -19,10 +20,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SCRATCH, LOCK = "study-", "in-use"  # names of temporary folders, and of a file in each
 MODEL = "models/unet.safetensors"
 ENDED = 10.0  # seconds that a command has to end in
 PUSHES = 3  # attempts to push a model
@@ -45,6 +47,27 @@ class Source(NamedTuple):
 def has_inputs(cache: str, mark: str, inputs: list[str]) -> bool:
     """Return whether this machine reaches that very cache, and it has what trainings read."""
     return all((Path(cache) / path).exists() for path in (mark, *inputs))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a new temporary folder, and remove those that killed processes have left.
+
+    A living process has locked a file in its folder.
+    """
+    for lock in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{LOCK}"):
+        with suppress(OSError), lock.open() as file:  # it may be locked, or another user's
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
+        (Path(folder) / "new").open("w") as file,
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (Path(folder) / "new").rename(Path(folder) / LOCK)
+        copy = Path(folder) / "copy"
+        copy.mkdir()
+        yield copy
 
 
 def make_copy(source: Source, folder: Path) -> Path:
@@ -133,8 +156,7 @@ def train(
     told: list[tuple[float, str]] = []
     machine = socket.gethostname()
     dvc = [sys.executable, "-m", "dvc"]
-    with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch)
+    with scratch() as folder:
         project = make_copy(source, folder)
         is_shared = (project / ".dvc/cache").is_symlink()
         run = [*dvc, "exp", "run", "--allow-missing", "--name", name, "evaluate"]
