@@ -26,9 +26,9 @@ class Progress:
         """Return the log file of a training."""
         return self.logs / f"{experiment.removeprefix('study-')}.log"
 
-    def tell(self, told: tuple[str, str, str]) -> None:
+    def tell(self, report: tuple[str, str, str]) -> None:
         """Log a line of output and show what it says; it comes with experiment and machine."""
-        experiment, machine, line = told
+        experiment, machine, line = report
         self.logs.mkdir(exist_ok=True)
         with self.log_of(experiment).open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")

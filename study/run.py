@@ -155,12 +155,12 @@ def local_config() -> str:
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / ".dvc/config.local", encoding="utf-8")
     config.remove_section("cache")
-    for line in output_of(*DVC, "remote", "list").splitlines():
-        name, _, url = line.removesuffix("(default)").strip().partition(" ")
-        section = f"'remote \"{name.strip()}\"'"
+    settings = output_of(*DVC, "config", "--list")  # `dvc remote list` breaks long lines
+    for name, url in re.findall(r"^remote\.(.+)\.url=(.+)$", settings, re.MULTILINE):
+        section = f"'remote \"{name}\"'"
         if not config.has_section(section):
             config.add_section(section)
-        config[section]["url"] = url.strip()
+        config[section]["url"] = url
     text = io.StringIO()
     config.write(text)
     return text.getvalue()
@@ -195,15 +195,15 @@ def refuse_lacking_inputs(machines: list[str]) -> None:
 def keep(name: str, done: dict[str, Any]) -> None:
     """Keep what a training has come to: its experiment, and its rows in all tables or in none."""
     experiment = experiment_of(name)
-    known = output_of(*DVC, "exp", "list", "--all-commits", "--name-only")
-    if experiment in known.split():
+    find = ("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}")
+    if output_of(*find):
         output_of(*DVC, "exp", "remove", "--quiet", experiment)
     prefix = output_of("git", "rev-parse", "--show-prefix")
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "experiment.bundle"
         bundle.write_bytes(done["experiment"])
         output_of("git", "fetch", "--quiet", str(bundle), "refs/exps/*:refs/exps/*")
-        ref = output_of("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}")
+        ref = output_of(*find)
         for path in RESULTS:
             target = Path(folder) / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,8 +255,8 @@ def at_once(
         return train(item, source, actor.tell.remote, max(1, int(share.cpus)))
 
     def listen() -> None:
-        for told in listener.take():
-            progress.tell(told)
+        for report in listener.take():
+            progress.tell(report)
 
     common = cluster.common(source), listener.actor
     for (experiment, _), outcome in cluster.outcomes(

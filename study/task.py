@@ -140,6 +140,18 @@ def reason(lines: list[str]) -> str:
     return "\n  ".join(errors or [line for line in lines if line][-4:])
 
 
+def push(execute: Callable[..., None]) -> None:
+    """Push the model to the remote; the network may fail, but not every time."""
+    for left in reversed(range(PUSHES)):
+        try:
+            execute("push", MODEL)
+        except subprocess.CalledProcessError:
+            if not left:
+                raise
+        else:
+            return
+
+
 def train(
     training: tuple[str, list[str]],
     source: Source,
@@ -149,34 +161,35 @@ def train(
     """Run a training, given by the experiment's name and its overrides of params.
 
     Returns `lines`, each with the second at which it came, and `experiment`, a Git bundle of what
-    DVC has recorded; where it failed, `error` says why. Each line is told with the names of the
-    experiment and the machine.
+    DVC has recorded; where it failed, `error` says why. `tell` is called with the names of the
+    experiment and the machine, and each line.
     """
     name, overrides = training
-    told: list[tuple[float, str]] = []
+    lines: list[tuple[float, str]] = []
     machine = socket.gethostname()
-    dvc = [sys.executable, "-m", "dvc"]
+
+    def execute(*words: str) -> None:
+        for line in lines_of([sys.executable, "-m", "dvc", *words], project, folder, threads):
+            lines.append((time.monotonic(), line))
+            tell((name, machine, line))
+
     with scratch() as folder:
         project = make_copy(source, folder)
         is_shared = (project / ".dvc/cache").is_symlink()
-        run = [*dvc, "exp", "run", "--allow-missing", "--name", name, "evaluate"]
+        run = ["exp", "run", "--allow-missing", "--name", name, "evaluate"]
         run += [f"--set-param={override}" for override in overrides]
-        commands = [run] if is_shared else [[*run, "--pull"]] + PUSHES * [[*dvc, "push", MODEL]]
-        for number, command in enumerate(commands):
-            try:
-                for line in lines_of(command, project, folder, threads):
-                    told.append((time.monotonic(), line))
-                    tell((name, machine, line))
-            except subprocess.CalledProcessError:
-                if number in (0, PUSHES):
-                    return {"lines": told, "error": reason([line for _, line in told])}
+        try:
+            if is_shared:
+                execute(*run)
             else:
-                if number:
-                    break
+                execute(*run, "--pull")
+                push(execute)
+        except subprocess.CalledProcessError:
+            return {"lines": lines, "error": reason([line for _, line in lines])}
         bundle = folder / "experiment.bundle"
         ref = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
         git(folder, "bundle", "create", "--quiet", str(bundle), ref, "^HEAD", "--")
-        return {"lines": told, "experiment": bundle.read_bytes(), "error": ""}
+        return {"lines": lines, "experiment": bundle.read_bytes(), "error": ""}
 
 
 def end(group: int, number: signal.Signals) -> None:

@@ -160,9 +160,10 @@ def test_after_ctrl_c_the_same_command_does_the_rest_and_a_failure_stops_nobody(
 def test_inputs_come_from_the_remote_where_the_cache_lacks_them(
     committed_run: Path, tmp_path: Path
 ) -> None:
+    """Also where the remote's path is longer than a line of the terminal."""
     runs = {"tiny/fold/0": fold(0)}
-    folder = study(clone_with_outputs(committed_run, tmp_path / "brain"), runs)
-    kept = folder.rename(tmp_path / "kept")
+    folder = study(clone_with_outputs(committed_run, tmp_path / ("long" * 30) / "brain"), runs)
+    kept = folder.rename(folder.with_name("kept"))
     subprocess.run(["git", "clone", "--quiet", kept, folder], check=True)
 
     done = run(folder, ray=False)
@@ -314,6 +315,23 @@ def test_a_command_ends_with_its_parent_and_its_folder_goes(project: Path) -> No
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("n_failures", [0, 2, 3])
+def test_a_push_that_fails_is_repeated_twice(n_failures: int) -> None:
+    calls = []
+
+    def execute(*words: str) -> None:
+        calls.append(words)
+        if len(calls) <= n_failures:
+            raise subprocess.CalledProcessError(1, words)
+
+    if n_failures < 3:
+        task.push(execute)
+    else:
+        with pytest.raises(subprocess.CalledProcessError):
+            task.push(execute)
+    assert calls == [("push", task.MODEL)] * min(n_failures + 1, 3)
+
+
 def test_a_cache_is_known_by_its_mark_as_another_machine_may_have_one_at_the_same_path(
     tmp_path: Path,
 ) -> None:
@@ -357,9 +375,8 @@ import json, os, sys
 sys.path.insert(0, "src")
 import psutil
 from pipeline import cluster
-from pipeline.refusals import Refusal
 with cluster.joined(None):
-    list(cluster.outcomes(abs, [-1], share=cluster.Share(1)))
+    list(cluster.outcomes(lambda number: -number, [1], share=cluster.Share(1)))
     family = psutil.Process().children(recursive=True)
     family += [each for each in psutil.process_iter() if each.ppid() in [p.pid for p in family]]
     open_ = [c.laddr.ip for p in {p.pid: p for p in [psutil.Process(), *family]}.values()
@@ -369,9 +386,8 @@ print(json.dumps([open_, os.environ["RAY_AUTH_MODE"], os.environ["RAY_USAGE_STAT
 
 
 def test_ray_started_here_is_reached_from_here_alone() -> None:
-    code = PRIVATE.replace("outcomes(abs,", "outcomes(lambda number: -number,")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PRIVATE], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     addresses, mode, statistics = json.loads(done.stdout)
