@@ -174,7 +174,7 @@ class Contender:
     n_trained: int
     loading_per_s: float
     watch: Stopwatch
-    take_epoch: Callable[[int], Any]
+    run_epoch: Callable[[int], Any]
 
 
 def loading_rate(batches: Callable[[], Iterable[Any]], n_images: int) -> float:
@@ -237,13 +237,13 @@ def make_ours(job: Job, without: str = "") -> Contender:
 
     step = make_step(trainer)
 
-    def take_epoch(epoch: int) -> None:
+    def run_epoch(epoch: int) -> None:
         order.epoch = epoch
         train_epoch(trainer, Awaited(batches, watch), step, epoch=epoch)
 
     description = precision_name(fabric) + (", compiled" if job.compiled else "")
     return Contender(
-        fabric.device, description, n_trained(network), loading_per_s, watch, take_epoch
+        fabric.device, description, n_trained(network), loading_per_s, watch, run_epoch
     )
 
 
@@ -265,7 +265,7 @@ def make_reference(job: Job) -> Contender:
     loss_function, watch = make_loss(job.params.loss), Stopwatch(where)
     watch.watch([network, loss_function], optimizer)
 
-    def take_epoch(_: int) -> None:
+    def run_epoch(_: int) -> None:
         reference.train_epoch(
             network,
             Awaited(batches, watch),  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def make_reference(job: Job) -> Contender:
             where,
         )
 
-    return Contender(where, "32-true", n_trained(network), loading_per_s, watch, take_epoch)
+    return Contender(where, "32-true", n_trained(network), loading_per_s, watch, run_epoch)
 
 
 def make_contender(name: str, job: Job) -> Contender:
@@ -294,7 +294,7 @@ def serve(name: str, job: Job, pipe: Connection) -> None:
     for epoch, watch.waits in iter(pipe.recv, None):
         watch.seconds = dict.fromkeys(PHASES, 0.0)
         begin = time.perf_counter()
-        contender.take_epoch(epoch)
+        contender.run_epoch(epoch)
         if contender.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
@@ -315,7 +315,7 @@ class Runner:
         self.device, self.description, self.n_trained, self.loading_per_s = self.pipe.recv()
         self.n_epochs = 0
 
-    def take_epoch(self, waits: bool = False) -> dict[str, float]:
+    def run_epoch(self, waits: bool = False) -> dict[str, float]:
         """Return the seconds of one epoch and of its phases."""
         self.n_epochs += 1
         self.pipe.send((self.n_epochs, waits))
@@ -324,9 +324,9 @@ class Runner:
 
     def warm_up(self) -> dict[str, float]:
         """Return the seconds of the first epoch, and the peak memory of another."""
-        took = self.take_epoch()
+        took = self.run_epoch()
         with PeakMemory(self.process.pid or 0) as peak:
-            self.take_epoch()
+            self.run_epoch()
         return {**took, "peak_bytes": peak.bytes}
 
     def __enter__(self) -> "Runner":
@@ -356,9 +356,9 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
     split: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
-            took[name].append(runner.take_epoch())
+            took[name].append(runner.run_epoch())
             split[name].append(
-                runner.take_epoch(waits=True) if runner.device == "cuda" else took[name][-1]
+                runner.run_epoch(waits=True) if runner.device == "cuda" else took[name][-1]
             )
     ratios = [
         theirs["epoch_s"] / ours["epoch_s"]

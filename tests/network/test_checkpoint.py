@@ -22,11 +22,11 @@ from helpers import MODULES, QUICK, ROOT, Data, Outcome, RunStage, moved
 from learning import checkpoint
 from learning.checkpoint import (
     Progress,
-    State,
+    Checkpoint,
     fingerprint,
-    locked_state,
+    locked_checkpoint,
     main_repository,
-    state_lock,
+    checkpoint_lock,
 )
 from learning.epochs import train_epoch
 from learning.network import Encoder, build_encoder
@@ -183,7 +183,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def finish(key: str, model: Path) -> None:
     """Leave the state of a finished training."""
-    with locked_state(key) as state:
+    with locked_checkpoint(key) as state:
         state.file.write_text("checkpoint")
         state.finish(model)
 
@@ -195,14 +195,14 @@ def test_the_state_of_a_finished_training_serves_until_dvc_holds_the_model(
     model = tmp_path / "model"
     model.write_bytes(b"weights")
     finish("key", model)
-    with locked_state("key") as state:
+    with locked_checkpoint("key") as state:
         assert state.file.exists()
     finish("key", model)
     md5 = hashlib.md5(b"weights").hexdigest()  # noqa: S324
     cached = tmp_path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"weights")
-    with locked_state("key") as state:
+    with locked_checkpoint("key") as state:
         assert not state.file.exists()
 
 
@@ -214,11 +214,11 @@ def test_a_second_trainer_waits_and_takes_what_the_first_has_come_to(
     seen: list[bool] = []
 
     def second() -> None:
-        with locked_state("key") as state:
+        with locked_checkpoint("key") as state:
             seen.append(state.file.exists())
 
     thread = threading.Thread(target=second)
-    with locked_state("key") as state:
+    with locked_checkpoint("key") as state:
         thread.start()
         told, deadline = "", time.monotonic() + 30
         while not told and time.monotonic() < deadline:
@@ -231,7 +231,7 @@ def test_a_second_trainer_waits_and_takes_what_the_first_has_come_to(
     thread.join(30)
     assert seen == [True]
     finish("key", ROOT / "LICENSE")
-    with locked_state("key") as state:
+    with locked_checkpoint("key") as state:
         assert not state.file.exists()
 
 
@@ -239,11 +239,11 @@ def test_old_and_finished_states_are_removed_unless_held(states: Path) -> None:
     for name in ("finished", "held", "old", "new"):
         (states / name).mkdir(parents=True)
         if name != "new":
-            (states / name / checkpoint.WRITTEN).write_text("md5")
-    (states / "old" / checkpoint.WRITTEN).unlink()
+            (states / name / checkpoint.MODEL_MD5).write_text("md5")
+    (states / "old" / checkpoint.MODEL_MD5).unlink()
     long_ago = time.time() - 31 * 24 * 3600
     os.utime(states / "old", (long_ago, long_ago))
-    with state_lock(states / "held"), locked_state("key"):
+    with checkpoint_lock(states / "held"), locked_checkpoint("key"):
         pass
     assert sorted(path.name for path in states.iterdir() if path.is_dir()) == ["held", "key", "new"]
 
@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_starts_over_and_says_so(
     else:
         content = {"cut off": kept.read_bytes()[:-100], "empty": b"", "text": b"no checkpoint"}
         kept.write_bytes(content[damage])
-    with locked_state(kept.parent.name) as state:
+    with locked_checkpoint(kept.parent.name) as state:
         assert state.read() is None
     printed = capsys.readouterr().out
     assert re.search(
@@ -343,8 +343,8 @@ def test_outside_of_a_repository_nothing_is_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    with locked_state("key") as state:
-        assert state == State(None)
+    with locked_checkpoint("key") as state:
+        assert state == Checkpoint(None)
         assert state.hint(3).startswith("0 epochs are kept")
     assert list(tmp_path.iterdir()) == []
 

@@ -10,11 +10,11 @@ import torch
 from helpers import section
 from learning.device import (
     environment,
-    explained_failures,
+    explain_failures,
     has_fast_bf16,
     make_fabric,
     precision_name,
-    repeat_exactly,
+    make_deterministic,
 )
 from learning.params import ComputeParams, Precision
 from pipeline.refusals import Refusal
@@ -66,14 +66,14 @@ def test_auto_takes_bf16_where_the_cpu_computes_it(
     ],
 )
 def test_the_error_message_says_which_param_to_lower(error: Exception, message: str) -> None:
-    with pytest.raises(Refusal, match=message), explained_failures("predict.batch_size"):
+    with pytest.raises(Refusal, match=message), explain_failures("predict.batch_size"):
         raise error
 
 
 def test_other_failures_are_passed_on() -> None:
-    with pytest.raises(RuntimeError, match="a mistake"), explained_failures("predict.batch_size"):
+    with pytest.raises(RuntimeError, match="a mistake"), explain_failures("predict.batch_size"):
         raise RuntimeError("a mistake")
-    with pytest.raises(Refusal, match=r"^two\nlines$"), explained_failures("predict.batch_size"):
+    with pytest.raises(Refusal, match=r"^two\nlines$"), explain_failures("predict.batch_size"):
         raise Refusal("two\nlines")
 
 
@@ -90,7 +90,7 @@ def test_the_environment_is_what_a_result_depends_on() -> None:
 def test_exact_repetition_is_asked_of_gpus_where_it_is_wanted(everywhere: bool) -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:
-        repeat_exactly(also_on_gpus=everywhere)
+        make_deterministic(on_gpus=everywhere)
         assert torch.are_deterministic_algorithms_enabled() is everywhere
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:

@@ -144,6 +144,6 @@ def test_without_network_and_copy_three_ways_out_are_told(tmp_path: Path) -> Non
     done = as_a_process(tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "the weights of 'mobilenet_v2' could not be downloaded: " in done.stderr
-    assert fetch_encoder.WAYS_OUT in done.stderr
+    assert fetch_encoder.DOWNLOAD_HINT in done.stderr
     assert "Traceback" not in done.stderr
     assert not outputs(tmp_path)[0].exists()

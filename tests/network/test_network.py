@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import SRC
 from learning.decoder import transposed_kernel
-from learning.network import Encoder, Network, build_encoder, folded
+from learning.network import Encoder, Network, build_encoder, fold_batch_norms
 from learning.optimization import make_loss
 from learning.weights import Model, load_encoder, load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
@@ -304,7 +304,7 @@ def test_an_encoder_that_learns_is_not_folded(tmp_path: Path) -> None:
 
 def test_an_encoder_whose_code_cannot_be_followed_is_used_as_it_is() -> None:
     encoder = build_encoder("mit_b0")  # branches on the values of its shapes
-    assert folded(encoder) is encoder
+    assert fold_batch_norms(encoder) is encoder
 
 
 def test_features_that_do_not_double_are_enlarged_as_smp_does() -> None:

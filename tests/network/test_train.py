@@ -24,9 +24,9 @@ import train
 from helpers import QUICK, Data, Outcome, RunStage, moved
 from learning import captured, optimization
 from learning.batches import Batches, BatchMaker, TrainBatch
-from learning.epochs import refuse_bad_steps, take_step, train_epoch
+from learning.epochs import check_losses, take_step, train_epoch
 from learning.network import Encoder, Network, build_encoder
-from learning.optimization import Average, Trainer, make_schedule
+from learning.optimization import MovingAverage, Trainer, make_schedule
 from learning.params import TrainParams
 from learning.weights import load_network, new_network, save_tensors
 from pipeline.outputs import file_sha256
@@ -269,8 +269,8 @@ def test_the_step_before_a_bad_loss_counts_as_good() -> None:
     losses, ids = torch.tensor([1.0, float("inf"), float("nan")]), [["a"], ["b", "c"], ["d"]]
     told = "the loss is inf in epoch 4, step 2 of 3, slices b, c; try"
     with pytest.raises(Refusal, match=told):
-        refuse_bad_steps(losses, ids, epoch=4)
-    refuse_bad_steps(losses[:1], ids[:1], epoch=4)
+        check_losses(losses, ids, epoch=4)
+    check_losses(losses[:1], ids[:1], epoch=4)
 
 
 def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
@@ -298,7 +298,7 @@ def test_micro_iou_of_an_epoch_counts_pixels_over_batches() -> None:
         nn.BCEWithLogitsLoss(),
         optimizer,
         make_schedule("constant", optimizer, n_steps=2),
-        Average(network, 0),
+        MovingAverage(network, 0),
         torch.zeros(3, dtype=torch.int64),
     )
     batches = [batch([1, 1, 0, 0], [1, 0, 0, 0]), batch([1, 0, 0, 0], [1, 1, 1, 1])]

@@ -22,7 +22,7 @@ from helpers import QUICK, ROOT, Data, params, section
 from learning.augmentation import augmentation
 from learning.batches import BatchMaker, BatchOrder
 from learning.epochs import validate
-from learning.optimization import Average, make_loss, make_schedule
+from learning.optimization import MovingAverage, make_loss, make_schedule
 from learning.params import AugmentParams, TrainParams
 from learning.weights import new_network
 from scans.fitted import FittedSlices, Slices
@@ -117,7 +117,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
     )
     n_steps = train["epochs"] * len(orders[0])
     rates = make_schedule("one_cycle", optimizer, n_steps=n_steps)
-    average = Average(first, train["average"])
+    average = MovingAverage(first, train["average"])
     trainer = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), network=first)
     curves: dict[str, Any] = {"loss": [], "val": [], "tensors": []}
     for epoch in range(1, train["epochs"] + 1):
@@ -148,7 +148,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
                 own.copy_((own + other) / 2)
                 other.copy_(own)
         curves["loss"].append(sum(losses) / len(losses))
-        with average.in_place():
+        with average.applied():
             score = validate(trainer, val, TrainParams(**train))  # type: ignore[arg-type]
             curves["val"].append(score)
             curves["tensors"].append(first.trained_tensors())
