@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
-from learning.device import explain_failures, make_fabric, make_deterministic
+from learning.device import explain_failures, make_deterministic, make_fabric
 from learning.inference import predict_slices
 from learning.params import ComputeParams, PredictParams
 from learning.weights import load_network

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder
 from learning.captured import make_step
-from learning.checkpoint import Progress, Checkpoint, fingerprint, locked_checkpoint
+from learning.checkpoint import Checkpoint, Progress, fingerprint, locked_checkpoint
 from learning.device import (
     environment,
     explain_failures,
+    make_deterministic,
     make_fabric,
     precision_name,
-    make_deterministic,
 )
 from learning.epochs import Step, average_batch_norm, train_epoch, validate
 from learning.inference import check_image_size

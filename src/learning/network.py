@@ -121,7 +121,7 @@ class Network(nn.Module):
         return self
 
     def load_encoder(self, tensors: Tensors) -> None:
-        """Set the encoder's tensors; for a frozen encoder, also make the faster copy to compute with."""
+        """Set the encoder's tensors; a frozen encoder also gets a faster copy for computations."""
         self.unet.encoder.load_state_dict(tensors)
         if self.frozen:
             self.used_encoder = fold_batch_norms(self.unet.encoder)

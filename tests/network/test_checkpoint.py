@@ -21,12 +21,12 @@ import train
 from helpers import MODULES, QUICK, ROOT, Data, Outcome, RunStage, moved
 from learning import checkpoint
 from learning.checkpoint import (
-    Progress,
     Checkpoint,
+    Progress,
+    checkpoint_lock,
     fingerprint,
     locked_checkpoint,
     main_repository,
-    checkpoint_lock,
 )
 from learning.epochs import train_epoch
 from learning.network import Encoder, build_encoder

@@ -12,9 +12,9 @@ from learning.device import (
     environment,
     explain_failures,
     has_fast_bf16,
+    make_deterministic,
     make_fabric,
     precision_name,
-    make_deterministic,
 )
 from learning.params import ComputeParams, Precision
 from pipeline.refusals import Refusal
