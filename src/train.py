@@ -5,7 +5,7 @@
 
 DVCLive writes curves during training; `dvc plots show` in another shell plots them. To train on
 several devices or machines, start the script with `torchrun` and the same arguments. A training
-that was killed resumes after its last complete epoch when the same command runs again.
+that was killed resumes after its last complete epoch when it is started again.
 """
 
 import sys

@@ -57,7 +57,7 @@ class CapturedStep:
         except RuntimeError as error:
             self.trainer.optimizer.zero_grad(set_to_none=True)  # left by the failed capture
             reason = str(error).partition("\n")[0]
-            print(f"training continues without a CUDA graph, which failed to capture: {reason}")
+            print(f"CUDA graph capture failed; training continues without a graph: {reason}")
         else:
             self.graph = graph
 

@@ -92,7 +92,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training's checkpoint and its folder, which is None where nothing is saved.
+    """A training's checkpoint and its folder, which is None if nothing is saved.
 
     Nothing is saved outside of a repository, or by any but the first of several processes.
     """
@@ -106,7 +106,7 @@ class Checkpoint:
         return self.folder / "checkpoint.pt"
 
     def save(self, progress: Progress, trainer: Trainer) -> None:
-        """Replace the checkpoint by the current state, after an epoch."""
+        """Replace the checkpoint by one of the current epoch."""
         if self.folder is None:
             return
         content = {
