@@ -3,8 +3,8 @@
     python src/fetch_encoder.py models/encoder.safetensors metrics/fetch_encoder.json
 
 `encoder.weights` is `imagenet`, `none` (random) or the path of a safetensors file. With `imagenet`,
-the first available source is used: the local copy that the environment variable ENCODER_WEIGHTS
-names, the copy in DVC's cache or remote, or the Hugging Face hub through smp's own loader.
+the environment variable ENCODER_WEIGHTS can name a local copy. If it is not set, the weights come
+from DVC's cache or remote, or else from the Hugging Face hub through smp's own loader.
 """
 
 import json
