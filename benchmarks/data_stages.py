@@ -1,11 +1,11 @@
-"""Time and memory of the data stages as the number of patients grows, and of a repro with no work.
+"""Time and memory of the data stages for growing numbers of patients, and of a no-op repro.
 
     python benchmarks/data_stages.py --patients 110 330 1100
 
-Phantom patients of 128 px are made first, as a folder to acquire; then each stage runs as `dvc
-repro` would start it. Its memory is that of its process and children together, looked at every
-20 ms. Afterwards the whole graph of the fewest patients runs once, and `dvc repro` with nothing to
-do is timed against `dvc status`, in turn.
+The benchmark writes phantom patients of 128 px to a folder, and runs each stage on it with the
+command that `dvc repro` uses. The memory of a stage is that of its process and its children,
+sampled every 20 ms. Finally, the whole graph runs once with the smallest number of patients, and
+`dvc repro` with nothing to do is timed alternately with `dvc status`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from scans.phantom import write_phantom
 
 TO_SPLIT = ("acquire", "restructure", "build_manifest", "split")
 STAGES = (*TO_SPLIT, "explore")
-# The whole graph, with as little training as there can be.
+# Overrides that keep the training in the whole graph as short as possible.
 QUICK = ("encoder.weights=none", "encoder.frozen=false", "train.epochs=1", "train.image_size=32")
 
 
 def make_clone(folder: Path, archive: Path) -> Path:
-    """Return a copy of the working tree, as a Git and DVC repository that acquires `archive`."""
+    """Copy the working tree to `folder`, as a Git and DVC repository that acquires `archive`."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -62,7 +62,7 @@ def make_clone(folder: Path, archive: Path) -> Path:
 
 
 def stage_costs(clone: Path) -> dict[str, dict[str, float]]:
-    """Return each data stage's seconds and its peak memory in MiB, run one after the other."""
+    """Run the data stages one after another; return the seconds and peak MiB of each."""
     graph = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
     costs = {}
     for stage in STAGES:
@@ -76,13 +76,13 @@ def stage_costs(clone: Path) -> dict[str, dict[str, float]]:
     return costs
 
 
-def no_work(clone: Path, repeats: int) -> dict[str, Any]:
-    """Return the seconds of `dvc status` and of `dvc repro` once everything is up to date."""
+def time_no_op(clone: Path, repeats: int) -> dict[str, Any]:
+    """Return the seconds of `dvc status` and `dvc repro` when everything is up to date."""
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "repro", "--quiet"], cwd=clone, check=True)
-    took: dict[str, list[float]] = {"status": [], "repro": []}
+    times: dict[str, list[float]] = {"status": [], "repro": []}
     for _ in range(repeats):
-        for command, seconds in took.items():
+        for command, seconds in times.items():
             begin = time.perf_counter()
             done = subprocess.run(
                 [*dvc, command], cwd=clone, check=True, capture_output=True, text=True
@@ -90,10 +90,10 @@ def no_work(clone: Path, repeats: int) -> dict[str, Any]:
             seconds.append(time.perf_counter() - begin)
             if "up to date" not in done.stdout:
                 raise RuntimeError(f"dvc {command} had work to do:\n{done.stdout}")
-    ratios = [repro / status for status, repro in zip(took["status"], took["repro"], strict=True)]
+    ratios = [repro / status for status, repro in zip(times["status"], times["repro"], strict=True)]
     return {
-        "status_s": statistics.median(took["status"]),
-        "repro_s": statistics.median(took["repro"]),
+        "status_s": statistics.median(times["status"]),
+        "repro_s": statistics.median(times["repro"]),
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
@@ -102,7 +102,7 @@ def no_work(clone: Path, repeats: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the result as a person reads it."""
+    """Return the result as a readable table."""
     sizes = list(result["stages"])
     first, last = sizes[0], sizes[-1]
     head = "".join(f"{size:>10}" for size in sizes)
@@ -114,31 +114,31 @@ def table(result: dict[str, Any]) -> str:
             cells = "".join(f"{value:10.{1 if key == 'seconds' else 0}f}" for value in values)
             power = f"{result['growth'][stage][key]:10.2f}"
             lines.append(f"{stage:20}{cells}{power}{values[-1] / values[0]:12.2f}")
-    nothing = result["no_work"]
+    no_op = result["no_work"]
     lines += [
         "",
-        "growth: the power of the number of patients that fits best; 1 is linear",
-        f"nothing to do: dvc status {nothing['status_s']:.2f} s, dvc repro "
-        f"{nothing['repro_s']:.2f} s, ratio {nothing['ratio']:.2f} "
-        f"({nothing['ratio_low']:.2f} to {nothing['ratio_high']:.2f}, n = {nothing['repeats']})",
+        "growth: exponent of the best-fitting power of the number of patients; 1 is linear",
+        f"nothing to do: dvc status {no_op['status_s']:.2f} s, dvc repro "
+        f"{no_op['repro_s']:.2f} s, ratio {no_op['ratio']:.2f} "
+        f"({no_op['ratio_low']:.2f} to {no_op['ratio_high']:.2f}, n = {no_op['repeats']})",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--patients", type=int, nargs="+", default=[110, 330, 1100])
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5, help="of dvc status and repro")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of dvc status and repro")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     sizes = sorted(set(arguments.patients))
     if len(sizes) < 2:
-        parser.error("--patients: two numbers or more")
+        parser.error("--patients needs at least two different numbers")
     stages: dict[int, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
@@ -148,10 +148,10 @@ def main() -> None:
             )
             clone = make_clone(Path(scratch) / f"clone {size}", archive)
             stages[size] = stage_costs(clone)
-            if size > sizes[0]:  # the first one is needed again
+            if size > sizes[0]:  # time_no_op needs the first one
                 shutil.rmtree(archive)
                 shutil.rmtree(clone)
-        nothing = no_work(Path(scratch) / f"clone {sizes[0]}", arguments.repeats)
+        no_op = time_no_op(Path(scratch) / f"clone {sizes[0]}", arguments.repeats)
     result = {
         "stages": stages,
         "growth": {
@@ -161,7 +161,7 @@ def main() -> None:
             }
             for stage in stages[sizes[0]]
         },
-        "no_work": nothing,
+        "no_work": no_op,
     }
     print(table(result))
     if arguments.json:

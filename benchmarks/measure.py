@@ -1,4 +1,4 @@
-"""Time and memory of what the benchmarks run."""
+"""Measurement of time and memory for the benchmarks."""
 
 import threading
 import time
@@ -10,9 +10,10 @@ import psutil
 
 
 def memory(process: psutil.Process) -> int:
-    """Return the bytes that a process and its children occupy, pages that they share once.
+    """Return the bytes that a process and its children occupy, counting shared pages once.
 
-    Where the system does not tell such proportional sizes (Linux does), shared pages count in each.
+    This needs proportional set sizes, which Linux reports. On other systems, shared pages count
+    for every process.
     """
     try:
         family = [process, *process.children(recursive=True)]
@@ -22,14 +23,14 @@ def memory(process: psutil.Process) -> int:
     for member in family:
         try:
             sizes = member.memory_full_info()
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
         occupied += getattr(sizes, "pss", sizes.rss)
     return occupied
 
 
 class PeakMemory:
-    """The most memory that a process and its children occupied within the `with` block."""
+    """The peak memory of a process and its children within a `with` block."""
 
     def __init__(self, pid: int, interval_s: float = 0.2) -> None:
         self.process, self.interval_s, self.bytes = psutil.Process(pid), interval_s, 0
@@ -37,7 +38,7 @@ class PeakMemory:
         self.thread = threading.Thread(target=self.sample, daemon=True)
 
     def sample(self) -> None:
-        """Look until the block ends."""
+        """Sample the memory until the block ends."""
         while not self.ended.is_set():
             self.bytes = max(self.bytes, memory(self.process))
             self.ended.wait(self.interval_s)
@@ -57,14 +58,14 @@ class PeakMemory:
 
 
 def run_command(command: Sequence[str], cwd: str) -> tuple[float, int]:
-    """Return a command's seconds and the most bytes that it occupied; raise when it fails."""
+    """Return a command's seconds and peak memory in bytes; raise an error if it fails."""
     begin = time.perf_counter()
     process = psutil.Popen(command, cwd=cwd, stdout=-3, stderr=-3)
     with PeakMemory(process.pid, interval_s=0.02) as peak:
         code = process.wait()
     seconds = time.perf_counter() - begin
     if code:
-        raise RuntimeError(f"{' '.join(command)} ended with {code}")
+        raise RuntimeError(f"{' '.join(command)} failed with exit code {code}")
     return seconds, peak.bytes
 
 

@@ -1,11 +1,11 @@
-"""The loop that `src/train.py` is measured against: as one writes it by hand from smp's examples.
+"""The reference loop for the speed of `src/train.py`, handwritten from smp's examples.
 
     python benchmarks/reference.py data/slices/images data/slices/masks data/splits.csv \
         models/encoder.safetensors --epochs 3
 
-fp32, parameters of the encoder with `requires_grad = False`, a Dataset that reads and augments one
-slice at a time, the default DataLoader, Adam. Loss, augmentation, schedule and batches of
-params.yaml are those of the train stage. Prints the validation IoU after each epoch.
+It uses fp32, `requires_grad = False` for the encoder, a Dataset that reads and augments one slice
+at a time, the default DataLoader, and Adam. Loss, augmentation, learning-rate schedule and batch
+size are those in params.yaml. It prints the validation IoU after each epoch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # stops its online check for a newer version
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import albumentations
 
@@ -37,7 +37,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Slices(Dataset[Pair]):
-    """Scans (3, S, S) float32, normalized as ImageNet's images, and masks (S, S) float32."""
+    """Scans (3, S, S) float32 with ImageNet's normalization, and masks (S, S) float32."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Slices(Dataset[Pair]):
 
 
 def make_network(encoder_name: str, encoder: Path | None) -> nn.Module:
-    """Return a U-Net with a frozen encoder, of random weights without a file of them."""
+    """Return a U-Net with a frozen encoder; without a weights file, its weights are random."""
     network = smp.Unet(encoder_name, encoder_weights=None, classes=1)
     if encoder:
         network.encoder.load_state_dict(load_file(encoder))
@@ -87,7 +87,7 @@ def train_epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> float:
-    """Take one pass over the batches; return the mean loss of its steps."""
+    """Train on all batches; return the mean loss of the steps."""
     network.train()
     losses = 0.0
     for images, masks in batches:
@@ -104,7 +104,7 @@ def train_epoch(
 
 @torch.no_grad()
 def validate(network: nn.Module, batches: "DataLoader[Pair]", device: torch.device) -> float:
-    """Return the IoU over all pixels of all batches together."""
+    """Return the IoU over all pixels of all batches."""
     network.eval()
     overlap = union = 0
     for images, masks in batches:
@@ -116,7 +116,7 @@ def validate(network: nn.Module, batches: "DataLoader[Pair]", device: torch.devi
 
 
 def main() -> None:
-    """Train on the train slices, validate on the val slices."""
+    """Train on the train slices and validate on the val slices."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

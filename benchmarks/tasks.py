@@ -1,10 +1,10 @@
-"""What Ray costs for each task, and the memory of its head as tasks are listed.
+"""Ray's overhead per task, and the memory of Ray's head as the number of queued tasks grows.
 
     python benchmarks/tasks.py --machines 1 2 4
 
-For each number of machines, simulated on this one with one core each, tasks that do nothing go
-through pipeline.cluster as a study's trainings do. The memory is that of Ray's processes of the
-head and of this one, while so many more tasks wait for a core.
+The benchmark simulates each number of machines on this machine, with one core each, and runs tasks
+that do nothing through pipeline.cluster, like the trainings of a study. The memory is that of the
+head's processes and of this process, before and after `--listed` tasks are queued.
 """
 
 import argparse
@@ -21,35 +21,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from pipeline import cluster
 
 
-def nothing(item: int) -> int:
-    """Do nothing."""
+def do_nothing(item: int) -> int:
+    """Return the item."""
     return item
 
 
-def seconds_of(n_tasks: int) -> float:
-    """Return the seconds until so many tasks are done."""
+def time_tasks(n_tasks: int) -> float:
+    """Return the seconds until `n_tasks` tasks are done."""
     begin = time.perf_counter()
-    done = list(cluster.outcomes(nothing, range(n_tasks), share=cluster.Share(1)))
+    done = list(cluster.outcomes(do_nothing, range(n_tasks), share=cluster.Share(1)))
     seconds = time.perf_counter() - begin
     if sorted(outcome.result for _, outcome in done) != list(range(n_tasks)):
-        raise RuntimeError("not every task was done once")
+        raise RuntimeError("not every task ran exactly once")
     return seconds
 
 
 def memory(names: tuple[str, ...]) -> float:
-    """Return the MiB of this process, and of those of these names that it has started."""
+    """Return the MiB of this process and of its child processes with one of the names."""
     family = psutil.Process().children(recursive=True)
-    chosen = [each for each in family if each.is_running() and each.name() in names]
-    return float(sum(each.memory_info().rss for each in [psutil.Process(), *chosen])) / 2**20
+    chosen = [process for process in family if process.is_running() and process.name() in names]
+    return float(sum(p.memory_info().rss for p in [psutil.Process(), *chosen])) / 2**20
 
 
-def listed_memory(n_tasks: int) -> tuple[float, float]:
-    """Return the MiB of head and driver before so many tasks are listed, and with all of them."""
+def queue_memory(n_tasks: int) -> tuple[float, float]:
+    """Return the MiB of head and driver before and after `n_tasks` tasks are queued."""
     import ray
 
     head = ("gcs_server", "raylet")
     before = memory(head)
-    waiting = ray.remote(nothing).options(num_cpus=1, resources={"nowhere": 1})
+    waiting = ray.remote(do_nothing).options(num_cpus=1, resources={"nowhere": 1})
     references = [waiting.remote(number) for number in range(n_tasks)]
     time.sleep(5)
     after = memory(head)
@@ -59,7 +59,7 @@ def listed_memory(n_tasks: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     from ray.cluster_utils import Cluster
 
     parser = argparse.ArgumentParser(
@@ -67,28 +67,29 @@ def main() -> None:
     )
     parser.add_argument("--machines", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tasks", type=int, default=1000)
-    parser.add_argument("--listed", type=int, default=10_000)
+    parser.add_argument("--listed", type=int, default=10_000, help="tasks that are queued")
     parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
-    for n_machines in asked.machines:
-        made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    arguments = parser.parse_args()
+    for n_machines in arguments.machines:
+        machines: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         for _ in range(n_machines - 1):
-            made.add_node(num_cpus=1)
-        with cluster.joined(made.address):
-            seconds_of(10 * n_machines)  # which starts the processes
-            each = [seconds_of(asked.tasks) / asked.tasks for _ in range(asked.repeats)]
-            times = f"{1000 * min(each):.2f} to {1000 * max(each):.2f}"
+            machines.add_node(num_cpus=1)
+        with cluster.joined(machines.address):
+            time_tasks(10 * n_machines)  # starts the processes
+            n_tasks = arguments.tasks
+            times = [1000 * time_tasks(n_tasks) / n_tasks for _ in range(arguments.repeats)]
             print(
-                f"{n_machines} machines: {1000 * statistics.median(each):.2f} ms a task ({times}, "
-                f"{asked.repeats} times {asked.tasks})"
+                f"{n_machines} machines: {statistics.median(times):.2f} ms per task "
+                f"({min(times):.2f} to {max(times):.2f}, {arguments.repeats} runs of {n_tasks})"
             )
-            if n_machines == asked.machines[0]:
-                before, after = listed_memory(asked.listed)
+            if n_machines == arguments.machines[0]:
+                before, after = queue_memory(arguments.listed)
+                per_task = 1024 * (after - before) / arguments.listed
                 print(
-                    f"head and driver: {before:.0f} MiB, with {asked.listed} tasks listed "
-                    f"{after:.0f} MiB, {1024 * (after - before) / asked.listed:.1f} KiB a task"
+                    f"head and driver: {before:.0f} MiB, with {arguments.listed} queued tasks "
+                    f"{after:.0f} MiB, {per_task:.1f} KiB per task"
                 )
-        made.shutdown()
+        machines.shutdown()
 
 
 if __name__ == "__main__":

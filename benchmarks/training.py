@@ -1,12 +1,13 @@
-"""Training speed of `src/train.py` against the loop of reference.py, in turn, in one run.
+"""Training speed of `src/train.py` relative to the loop in reference.py.
 
     python benchmarks/training.py --encoder mobilenet_v2 --image-size 256 --steps 10 --repeats 5
 
-Both train the decoder of the same U-Net on the same phantom slices in batches of the same size,
-each in a process of its own, one at a time. A repeat is an epoch of `--steps` steps of each; two
-epochs before them are left out: one to prepare, one to look at the memory, which slows it down. The
-ratio is that of images per second within a repeat. With `--without CHANGE` the other contender is
-not reference.py but ours with one change undone (of CHANGES below).
+Both loops train the decoder of the same U-Net on the same phantom slices with the same batch size,
+each in a separate process, and take turns. In a repeat, each loop trains one epoch of `--steps`
+steps. Two epochs before the first repeat are not counted: one for warming up, and one for measuring
+memory, which slows training down. The result is the ratio of images per second within a repeat.
+With `--without CHANGE`, train.py is not compared to reference.py, but to itself without one of its
+optimizations (CHANGES below).
 """
 
 import argparse
@@ -54,20 +55,20 @@ from scans.normalization import NONE
 from scans.phantom import FEWEST_SLICES, write_phantom
 
 PHASES = ("wait", "forward", "backward", "step")
-# What ours does otherwise than smp and PyTorch left to themselves, for --without.
+# Differences between train.py and the defaults of smp and PyTorch, for --without.
 CHANGES = {
     "context": "the slices before and after, with --context 1",
-    "decoder": "transposed convolutions in the place of enlarging, joining and convolving",
+    "decoder": "transposed convolutions instead of upsampling, concatenation and convolution",
     "folding": "batch norm folded into the frozen encoder's convolutions",
-    "layout": "channels last in memory",
-    "memory": "freed memory is kept for the next tensor; CPUs alone",
-    "precision": "bf16 where the hardware has it",
+    "layout": "channels-last memory layout",
+    "memory": "reuse of freed memory by the next tensor; only on CPUs",
+    "precision": "bf16 if the hardware supports it",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """What both train."""
+    """The training that both loops do."""
 
     encoder: str
     device: Any
@@ -85,36 +86,36 @@ class Job:
 
     @property
     def slice_ids(self) -> list[str]:
-        """The first slices of the phantom, enough for an epoch."""
+        """The first slices of the phantom, as many as an epoch needs."""
         names = sorted_slices(self.folder / "images")
         return [name.slice_id for name in names[: self.n_images]]
 
     @property
     def n_images(self) -> int:
-        """How many slices an epoch has."""
+        """The number of slices in an epoch."""
         return self.steps * self.batch_size
 
 
 class Stopwatch:
-    """Seconds that an epoch spends in each phase.
+    """The seconds that an epoch spends in each phase.
 
-    A GPU computes while the loop goes on, so the phases are told apart only while `waits` is set,
-    which makes the loop wait for it, and the epoch slower.
+    A GPU computes while the loop continues, so the phases can be distinguished only if
+    `synchronizes` is set: the loop then waits for the GPU, which makes the epoch slower.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.waits, self.device = False, device
+        self.synchronizes, self.device = False, device
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def now(self) -> float:
-        """Return the time, on request after the GPU has done its work."""
-        if self.waits and self.device.type == "cuda":
+        """Return the time, after waiting for the GPU if `synchronizes` is set."""
+        if self.synchronizes and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time within the block."""
+        """Add the time within the block to a phase."""
         begin = self.now()
         yield
         self.seconds[name] += self.now() - begin
@@ -146,8 +147,8 @@ class Stopwatch:
         torch.Tensor.backward = timed_backward  # type: ignore[method-assign]
 
 
-class Awaited:
-    """Batches, with the time that the loop waits for them."""
+class TimedBatches:
+    """Batches that record the time for which the loop waits for them."""
 
     def __init__(self, batches: "Batches | DataLoader[Any]", watch: Stopwatch) -> None:
         self.batches, self.watch = batches, watch
@@ -167,26 +168,26 @@ class Awaited:
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the two loops, ready to train."""
+    """One of the two training loops, ready to train."""
 
     device: torch.device
     description: str
     n_trained: int
     loading_per_s: float
     watch: Stopwatch
-    take_epoch: Callable[[int], Any]
+    run_epoch: Callable[[int], Any]
 
 
 def loading_rate(batches: Callable[[], Iterable[Any]], n_images: int) -> float:
-    """Return how many images a second one core puts into batches while nothing is trained."""
-    deque(islice(batches(), 1))  # the first one takes longer
+    """Return how many images per second one core can load into batches without training."""
+    deque(islice(batches(), 1))  # the first batch takes longer
     begin = time.perf_counter()
     deque(batches(), maxlen=0)
     return n_images / (time.perf_counter() - begin)
 
 
 def undo(change: str, network: Network) -> None:
-    """Take back what the train stage has done to a network."""
+    """Undo one of CHANGES in a network of the train stage."""
     if change == "decoder":
         for block in network.unet.decoder.blocks:
             block.__class__ = UnetDecoderBlock
@@ -197,8 +198,8 @@ def undo(change: str, network: Network) -> None:
         network.used_encoder.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
 
 
-def make_ours(job: Job, without: str = "") -> Contender:
-    """Return the loop of the train stage, or the same without one of CHANGES."""
+def make_train_loop(job: Job, without: str = "") -> Contender:
+    """Return the loop of the train stage, optionally without one of CHANGES."""
     if without == "memory":
         device.keep_freed_memory = lambda: None
     context = 0 if without == "context" else job.params.context
@@ -213,7 +214,7 @@ def make_ours(job: Job, without: str = "") -> Contender:
     slices = pd.DataFrame({"slice_id": job.slice_ids, "patient_id": ""})
     slices["slice_number"] = range(len(slices))
     for kind in ("image", "mask"):
-        slices[kind] = [str(slice_path(job.folder / f"{kind}s", each)) for each in job.slice_ids]
+        slices[kind] = [str(slice_path(job.folder / f"{kind}s", name)) for name in job.slice_ids]
     fitted = FittedSlices(
         Slices(slices), image_size=job.image_size, normalization=NONE, folder=job.folder
     )
@@ -237,17 +238,17 @@ def make_ours(job: Job, without: str = "") -> Contender:
 
     step = make_step(trainer)
 
-    def take_epoch(epoch: int) -> None:
+    def run_epoch(epoch: int) -> None:
         order.epoch = epoch
-        train_epoch(trainer, Awaited(batches, watch), step, epoch=epoch)
+        train_epoch(trainer, TimedBatches(batches, watch), step, epoch=epoch)
 
     description = precision_name(fabric) + (", compiled" if job.compiled else "")
     return Contender(
-        fabric.device, description, n_trained(network), loading_per_s, watch, take_epoch
+        fabric.device, description, n_trained(network), loading_per_s, watch, run_epoch
     )
 
 
-def make_reference(job: Job) -> Contender:
+def make_reference_loop(job: Job) -> Contender:
     """Return the loop of reference.py."""
     torch.manual_seed(job.seed)
     augment = augmentation(job.params.augment)
@@ -257,44 +258,44 @@ def make_reference(job: Job) -> Contender:
     )
     batches = DataLoader(slices, job.batch_size, shuffle=True, drop_last=True)
     loading_per_s = loading_rate(lambda: batches, job.n_images)
-    where = Fabric(accelerator=job.device, devices=1).device
-    network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(where)
+    device = Fabric(accelerator=job.device, devices=1).device
+    network = reference.make_network(job.encoder, job.folder / "encoder.safetensors").to(device)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=job.params.learning_rate)
     schedule = make_schedule(job.params.schedule, optimizer, n_steps=job.epochs * job.steps)
-    loss_function, watch = make_loss(job.params.loss), Stopwatch(where)
+    loss_function, watch = make_loss(job.params.loss), Stopwatch(device)
     watch.watch([network, loss_function], optimizer)
 
-    def take_epoch(_: int) -> None:
+    def run_epoch(_: int) -> None:
         reference.train_epoch(
             network,
-            Awaited(batches, watch),  # type: ignore[arg-type]
+            TimedBatches(batches, watch),  # type: ignore[arg-type]
             loss_function,
             optimizer,
             schedule,
-            where,
+            device,
         )
 
-    return Contender(where, "32-true", n_trained(network), loading_per_s, watch, take_epoch)
+    return Contender(device, "32-true", n_trained(network), loading_per_s, watch, run_epoch)
 
 
 def make_contender(name: str, job: Job) -> Contender:
-    """Return `ours` or what it is measured against, `reference`."""
+    """Return the contender `ours` (train.py) or `reference` (its comparison)."""
     if name == "ours":
-        return make_ours(job)
-    return make_ours(job, job.without) if job.without else make_reference(job)
+        return make_train_loop(job)
+    return make_train_loop(job, job.without) if job.without else make_reference_loop(job)
 
 
-def serve(name: str, job: Job, pipe: Connection) -> None:
-    """Train one epoch for each message, and answer with what it took; runs in its own process."""
+def run_contender(name: str, job: Job, pipe: Connection) -> None:
+    """Train one epoch for each message and reply with its timings; runs in a separate process."""
     contender = make_contender(name, job)
-    described = contender.device.type, contender.description
-    pipe.send((*described, contender.n_trained, contender.loading_per_s))
+    device_and_precision = contender.device.type, contender.description
+    pipe.send((*device_and_precision, contender.n_trained, contender.loading_per_s))
     watch = contender.watch
-    for epoch, watch.waits in iter(pipe.recv, None):
+    for epoch, watch.synchronizes in iter(pipe.recv, None):
         watch.seconds = dict.fromkeys(PHASES, 0.0)
         begin = time.perf_counter()
-        contender.take_epoch(epoch)
+        contender.run_epoch(epoch)
         if contender.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
@@ -304,30 +305,30 @@ def serve(name: str, job: Job, pipe: Connection) -> None:
 
 
 class Runner:
-    """A contender in its process."""
+    """A contender in a separate process."""
 
     def __init__(self, name: str, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(name, job, theirs))
+        self.pipe, child_end = context.Pipe()
+        self.process = context.Process(target=run_contender, args=(name, job, child_end))
         self.process.start()
-        theirs.close()
+        child_end.close()
         self.device, self.description, self.n_trained, self.loading_per_s = self.pipe.recv()
         self.n_epochs = 0
 
-    def take_epoch(self, waits: bool = False) -> dict[str, float]:
-        """Return the seconds of one epoch and of its phases."""
+    def run_epoch(self, synchronizes: bool = False) -> dict[str, float]:
+        """Train for one epoch; return its seconds and those of its phases."""
         self.n_epochs += 1
-        self.pipe.send((self.n_epochs, waits))
-        took: dict[str, float] = self.pipe.recv()
-        return took
+        self.pipe.send((self.n_epochs, synchronizes))
+        timings: dict[str, float] = self.pipe.recv()
+        return timings
 
     def warm_up(self) -> dict[str, float]:
-        """Return the seconds of the first epoch, and the peak memory of another."""
-        took = self.take_epoch()
+        """Return the timings of the first epoch and the peak memory of the second."""
+        timings = self.run_epoch()
         with PeakMemory(self.process.pid or 0) as peak:
-            self.take_epoch()
-        return {**took, "peak_bytes": peak.bytes}
+            self.run_epoch()
+        return {**timings, "peak_bytes": peak.bytes}
 
     def __enter__(self) -> "Runner":
         return self
@@ -341,28 +342,29 @@ class Runner:
 
 
 def measure(job: Job, repeats: int) -> dict[str, Any]:
-    """Return the ratio, its range, and what each contender took."""
+    """Return the ratio, its range, and the timings of both contenders."""
     with ExitStack() as stack:
         runners = {name: stack.enter_context(Runner(name, job)) for name in ("reference", "ours")}
         return compare(runners, job, repeats)
 
 
 def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any]:
-    """Let the contenders train in turn; return the ratio and what each took."""
-    if job.without != "context" and len({each.n_trained for each in runners.values()}) > 1:
+    """Let the contenders train in turn; return the ratio and the timings of both."""
+    if job.without != "context" and len({r.n_trained for r in runners.values()}) > 1:
         raise AssertionError("the contenders do not train the same number of parameters")
     warm_up = {name: runner.warm_up() for name, runner in runners.items()}
-    took: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
-    split: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    timings: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    by_phase: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
-            took[name].append(runner.take_epoch())
-            split[name].append(
-                runner.take_epoch(waits=True) if runner.device == "cuda" else took[name][-1]
+            timings[name].append(runner.run_epoch())
+            on_gpu = runner.device == "cuda"
+            by_phase[name].append(
+                runner.run_epoch(synchronizes=True) if on_gpu else timings[name][-1]
             )
     ratios = [
-        theirs["epoch_s"] / ours["epoch_s"]
-        for theirs, ours in zip(took["reference"], took["ours"], strict=True)
+        other["epoch_s"] / ours["epoch_s"]
+        for other, ours in zip(timings["reference"], timings["ours"], strict=True)
     ]
     result: dict[str, Any] = {
         "ratio": statistics.median(ratios),
@@ -378,10 +380,10 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
         "without": job.without,
     }
     for name, runner in runners.items():
-        epochs = [epoch["epoch_s"] for epoch in took[name]]
+        epochs = [epoch["epoch_s"] for epoch in timings[name]]
         epoch_s = statistics.median(epochs)
         phases = {
-            phase: statistics.median(epoch[phase] for epoch in split[name]) for phase in PHASES
+            phase: statistics.median(epoch[phase] for epoch in by_phase[name]) for phase in PHASES
         }
         result[name] = {
             "precision": runner.description,
@@ -392,79 +394,81 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
             "epoch_s": epoch_s,
             **{f"{phase}_s": seconds for phase, seconds in phases.items()},
             "waiting_share": statistics.median(
-                epoch["wait"] / epoch["epoch_s"] for epoch in split[name]
+                epoch["wait"] / epoch["epoch_s"] for epoch in by_phase[name]
             ),
             "preparation_s": max(0.0, warm_up[name]["epoch_s"] - epoch_s),
             "peak_memory_mib": warm_up[name]["peak_bytes"] / 2**20,
-            "peak_gpu_memory_mib": max(epoch["gpu_bytes"] for epoch in took[name]) / 2**20,
+            "peak_gpu_memory_mib": max(epoch["gpu_bytes"] for epoch in timings[name]) / 2**20,
         }
     return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the result as a person reads it."""
-    theirs_name = f"no {result['without']}" if result["without"] else "reference"
+    """Return the result as a readable table."""
+    other_name = f"no {result['without']}" if result["without"] else "reference"
     lines = [
         f"{result['encoder']}, frozen, {result['n_trained']:,} parameters trained; "
-        f"{result['image_size']} px, {result['steps']} steps of {result['batch_size']} an epoch, "
+        f"{result['image_size']} px, {result['steps']} steps of {result['batch_size']} per epoch, "
         f"{result['repeats']} repeats, on {result['device']}",
         "",
-        f"{'':24} {theirs_name:>16} {'ours':>16}",
+        f"{'':24} {other_name:>16} {'train.py':>16}",
     ]
-    ours, theirs = result["ours"], result["reference"]
-    lines.append(f"{'precision':24} {theirs['precision']:>16} {ours['precision']:>16}")
+    ours, other = result["ours"], result["reference"]
+    lines.append(f"{'precision':24} {other['precision']:>16} {ours['precision']:>16}")
     rows = {
         "images/s, median": ("images_per_s", 1),
         "  lowest": ("images_per_s_low", 1),
         "  highest": ("images_per_s_high", 1),
-        "loading alone, one core": ("loading_per_s", 1),
-        "seconds an epoch": ("epoch_s", 2),
+        "loading only, one core": ("loading_per_s", 1),
+        "seconds per epoch": ("epoch_s", 2),
         "  waiting for data": ("wait_s", 2),
         "  forward and loss": ("forward_s", 2),
         "  backward": ("backward_s", 2),
-        "  step": ("step_s", 2),
-        "first epoch's extra s": ("preparation_s", 2),
+        "  optimizer step": ("step_s", 2),
+        "extra s of first epoch": ("preparation_s", 2),
         "peak memory, MiB": ("peak_memory_mib", 0),
         "peak GPU memory, MiB": ("peak_gpu_memory_mib", 0),
     }
     lines += [
-        f"{title:24} {theirs[key]:16.{digits}f} {ours[key]:16.{digits}f}"
+        f"{title:24} {other[key]:16.{digits}f} {ours[key]:16.{digits}f}"
         for title, (key, digits) in rows.items()
     ]
     lines += [
         "",
-        f"waiting for data: {ours['waiting_share']:.1%} of ours",
+        f"train.py waits for data: {ours['waiting_share']:.1%} of an epoch",
         f"ratio {result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--encoder", default="mobilenet_v2")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--precision", default="auto", help="ours; the reference has 32-true")
-    parser.add_argument("--compile", action="store_true", help="ours")
-    parser.add_argument("--workers", default="auto", help="ours, a number or auto")
+    parser.add_argument(
+        "--precision", default="auto", help="of train.py; the reference uses 32-true"
+    )
+    parser.add_argument("--compile", action="store_true", help="only train.py")
+    parser.add_argument("--workers", default="auto", help="of train.py: a number or auto")
     parser.add_argument(
         "--without",
         choices=CHANGES,
-        help="measure against ours without: "
-        + "; ".join(f"{name}: {what}" for name, what in CHANGES.items()),
+        help="compare with train.py without one of: "
+        + "; ".join(f"{name}: {change}" for name, change in CHANGES.items()),
     )
     parser.add_argument("--image-size", type=int, default=256, help="a multiple of 32")
-    parser.add_argument("--context", type=int, default=0, choices=[0, 1], help="ours")
+    parser.add_argument("--context", type=int, default=0, choices=[0, 1], help="only train.py")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=10, help="per epoch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     if arguments.image_size % 32:
-        parser.error("--image-size: the reference takes multiples of 32")
+        parser.error("--image-size must be a multiple of 32, which the reference needs")
     params = check_params({"train": TrainParams}, read_yaml(ROOT / "params.yaml"))["train"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -480,7 +484,7 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         tensors = build_encoder(arguments.encoder).state_dict()
         save_tensors(tensors, encoder, folder / "encoder.safetensors")
-        passes = 2 + 2 * arguments.repeats  # the first two, and on a GPU two for each repeat
+        n_epochs = 2 + 2 * arguments.repeats  # two to warm up, and on a GPU two for each repeat
         job = Job(
             encoder=arguments.encoder,
             device=arguments.device,
@@ -490,7 +494,7 @@ def main() -> None:
             image_size=arguments.image_size,
             batch_size=arguments.batch_size,
             steps=arguments.steps,
-            epochs=passes,
+            epochs=n_epochs,
             seed=arguments.seed,
             params=params.model_copy(update={"context": arguments.context}),
             folder=folder,

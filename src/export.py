@@ -1,11 +1,11 @@
-"""Write the trained network as a file that programs use without PyTorch, and what they must know.
+"""Export the trained network to ONNX, with a JSON description for programs that use it.
 
     python src/export.py data/splits.csv models/encoder.safetensors models/unet.safetensors \
         metrics/evaluate.json metrics/evaluate models/glioma.onnx models/glioma.json
 
-The JSON says what the ONNX file takes and gives, how a scan is brought to that form, how well it
-does, and under which licenses it is. The same JSON, but for the file's SHA-256, is in the ONNX
-file's metadata under `model`. `src/segment.py` uses it.
+The JSON describes the input and output of the ONNX file, the preprocessing of scans, the scores
+on test and the license. The ONNX file's metadata has the same JSON under `model`, without the
+SHA-256 of the ONNX file. `src/segment.py` uses it.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from learning.onnx_export import INPUT, OUTPUT, onnx_bytes
 from learning.params import PredictParams
@@ -38,7 +38,7 @@ HINT = remake("evaluate")
 
 
 class ExportParams(Section):
-    """What the files of the data set do not say, and the version of the model."""
+    """The model's version, and facts about scans that the data set's files do not contain."""
 
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
     field_of_view: Annotated[float, Field(gt=0)]
@@ -46,7 +46,7 @@ class ExportParams(Section):
 
 
 def interface(model: Model, export: ExportParams, sequences: Sequence[str]) -> dict[str, Any]:
-    """Return what a program must know to call the network."""
+    """Return the description of the network's input and output."""
     size = padded_size(model.image_size)
     return {
         "input": {
@@ -54,21 +54,22 @@ def interface(model: Model, export: ExportParams, sequences: Sequence[str]) -> d
             "type": "uint8",
             "shape": ["n_slices", size, size, len(sequences)],
             "order": "slices from inferior to superior, rows from anterior to posterior, columns "
-            "from the patient's right to left, channels as sequences",
+            "from the patient's right to left, channels in the order of `sequences`",
             "sequences": list(sequences),
             "image_size": model.image_size,
             "field_of_view_mm": export.field_of_view,
             "slice_spacing_mm": export.slice_spacing,
             "normalize": model.normalize,
-            "normalization": "of each sequence, tissue is what is brighter than the mean of all "
-            f"its voxels; percentile: its 99th percentile becomes {P99}; then rounded and clipped",
+            "normalization": "tissue is all voxels of a sequence that are brighter than the mean "
+            "of all its voxels; percentile: the sequence is multiplied so that the 99th percentile "
+            f"of tissue becomes {P99}, then rounded and clipped to 0 to 255",
         },
         "output": {"name": OUTPUT, "type": "float32", "shape": ["n_slices", size, size]},
     }
 
 
-def scores_on_test(metrics: dict[str, Any], subgroups: pd.DataFrame) -> dict[str, Any]:
-    """Return scores on test with 95 % intervals and n, also of patients who lack sequences."""
+def select_test_scores(metrics: dict[str, Any], subgroups: pd.DataFrame) -> dict[str, Any]:
+    """Return the test scores with 95 % intervals and n, also of patients with missing sequences."""
     test = metrics[SHOWN]
     keys = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
     columns = ["value", "n_patients_dice", "dice_patient_mean"]
@@ -104,7 +105,7 @@ def main(
     description: dict[str, Any] = {
         "name": "glioma",
         "version": export.version,
-        "purpose": "outlines in MRI of the head what readers outlined as lower-grade glioma",
+        "purpose": "predicts where human readers outline lower-grade glioma in MRI of the head",
         "warning": "Not a medical device, not for clinical use.",
         "license": data_license(acquire.dataset),
         **interface(model, export, acquire.channels),
@@ -115,7 +116,7 @@ def main(
             "n_patients": trained["patient_id"].nunique(),
             "n_slices": len(trained),
         },
-        "test": scores_on_test(scores, read_table(evaluated / "subgroups.csv", HINT)),
+        "test": select_test_scores(scores, read_table(evaluated / "subgroups.csv", HINT)),
         "limits": limits(
             acquire.dataset,
             n_institutions=slices["institution"].nunique(),

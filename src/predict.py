@@ -1,10 +1,10 @@
-"""Let the trained network predict every slice: the probability of tumor, pixel by pixel.
+"""Predict the tumor probability of every pixel of every slice with the trained network.
 
     python src/predict.py data/intensities.csv data/splits.csv models/encoder.safetensors \
         models/unet.safetensors data/predictions
 
-It is not shown the masks. Logits are resized to the slice's own size, whatever image size the
-network takes, before they become probabilities.
+This stage does not read the masks. It resizes the logits from the network's image size to the
+slice's original size before it converts them to probabilities.
 """
 
 import sys
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
-from learning.device import explained_failures, make_fabric, repeat_exactly
+from learning.device import explain_failures, make_deterministic, make_fabric
 from learning.inference import predict_slices
 from learning.params import ComputeParams, PredictParams
 from learning.weights import load_network
@@ -38,7 +38,7 @@ def main(
     compute: ComputeParams,
 ) -> None:
     network, model = load_network(unet, encoder)
-    repeat_exactly(also_on_gpus=True)
+    make_deterministic(on_gpus=True)
     fabric = make_fabric(compute)
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     slices = Slices(read_manifest(splits, "split", "slice_number", "image"))
@@ -46,13 +46,13 @@ def main(
     batches = read_batches(
         slices, predict.batch_size, image_size=model.image_size, normalization=normalization
     )
-    with replacing(predictions) as [folder], explained_failures("predict.batch_size"):
+    with replacing(predictions) as [folder], explain_failures("predict.batch_size"):
         folder.mkdir()
-        answers = predict_slices(
+        predicted = predict_slices(
             fabric, network, batches, slices, image_size=model.image_size, flips=predict.flips
         )
         progress = tqdm(slices.ids, desc="predict", unit="slice", leave=False, disable=None)
-        for slice_id, logits in zip(progress, answers, strict=True):
+        for slice_id, logits in zip(progress, predicted, strict=True):
             write_levels(encode(logits), folder, slice_id)
 
 

@@ -1,11 +1,11 @@
-"""Train the U-Net's decoder on the train slices, and keep its last epoch or the best on val.
+"""Train the U-Net's decoder on the train slices and keep the last epoch or the best on val.
 
     python src/train.py data/intensities.csv data/splits.csv models/encoder.safetensors \
         models/unet.safetensors metrics/train
 
-Curves are written by DVCLive while it runs: `dvc plots show` in another shell draws them.
-On several devices or machines it is started by `torchrun`, with the same arguments. A training
-that was killed goes on from its last epoch, wherever the same one is started again.
+DVCLive writes curves during training; `dvc plots show` in another shell plots them. To train on
+several devices or machines, start the script with `torchrun` and the same arguments. A training
+that was killed resumes after its last complete epoch when it is started again.
 """
 
 import sys
@@ -22,20 +22,20 @@ import torch
 from dvclive.live import Live
 from lightning_fabric import Fabric
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder
 from learning.captured import make_step
-from learning.checkpoint import Progress, State, fingerprint, locked_state
+from learning.checkpoint import Checkpoint, Progress, fingerprint, locked_checkpoint
 from learning.device import (
     environment,
-    explained_failures,
+    explain_failures,
+    make_deterministic,
     make_fabric,
     precision_name,
-    repeat_exactly,
 )
-from learning.epochs import Step, average_statistics, train_epoch, validate
+from learning.epochs import Step, average_batch_norm, train_epoch, validate
 from learning.inference import check_image_size
 from learning.optimization import Trainer, make_trainer, n_trained
 from learning.params import ComputeParams, EncoderParams, TrainParams
@@ -58,28 +58,27 @@ class Training:
     batches: Batches  # of the train slices
     step: Step
     val: FittedSlices  # this process's share of the val slices
-    validates: bool  # whether there are any
+    has_val: bool  # whether any process has val slices
 
     @property
-    def writes(self) -> bool:
-        """Whether this process writes files and messages: the first of several."""
-        return self.trainer.fabric.is_global_zero  # fabric.print would speak once for each machine
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and messages: the first of all."""
+        return self.trainer.fabric.is_global_zero  # fabric.print would print once per machine
 
 
-def select(splits: Path, train: TrainParams) -> dict[str, pd.DataFrame]:
-    """Return the slices of train and of val, in the table's order; refuse one without tumor.
+def select_slices(splits: Path, train: TrainParams) -> dict[str, pd.DataFrame]:
+    """Return the train and val slices in the table's order; raise an error if one lacks tumor.
 
-    There may be no val where it does not choose the epoch.
+    Val may be empty if it is not needed to select the best epoch.
     """
     table = read_manifest(splits, "split", "slice_number", "image", "mask")
     slices = {split: table[table["split"] == split] for split in ("train", "val")}
-    needed = slices if len(slices["val"]) or train.keep == "best" else {"train": slices["train"]}
-    for split, rows in needed.items():
+    checked = slices if len(slices["val"]) or train.keep == "best" else {"train": slices["train"]}
+    for split, rows in checked.items():
         if not rows["abnormal"].any():
             raise Refusal(
-                f"{splits}: no abnormal slice in {split} ({len(rows)} slices); take other "
-                "patients, or another split.test_fold or split.val_fraction, or for an empty val "
-                "train.keep: last"
+                f"{splits}: no abnormal slice in {split} ({len(rows)} slices); use other patients, "
+                "split.test_fold or split.val_fraction, or train.keep: last if val is empty"
             )
     return slices
 
@@ -96,15 +95,15 @@ def prepare(
     compute: ComputeParams,
     scratch: Path,
 ) -> Training:
-    """Return a training of the slices of train, validated on those of val.
+    """Return a training on the train slices that is validated on the val slices.
 
-    `seed` decides the decoder's initial weights, the order of slices and their augmentation. In the
-    folder `scratch` is room for the fitted slices.
+    `seed` determines the decoder's initial weights, the order of slices and their augmentation.
+    The fitted slices are stored temporarily in the folder `scratch`.
     """
     if train.batch_size % fabric.world_size:
         raise Refusal(
             f"train.batch_size is {train.batch_size}, which {fabric.world_size} processes cannot "
-            "share evenly; take a multiple of their number"
+            "share evenly; use a multiple of the number of processes"
         )
     torch.manual_seed(seed)
     network = new_network(
@@ -116,58 +115,58 @@ def prepare(
     fitted = partial(
         FittedSlices, image_size=train.image_size, normalization=normalization, folder=scratch
     )
-    chosen = Slices(slices["train"])
+    train_slices = Slices(slices["train"])
     share = train.abnormal_share
     order = BatchOrder(
-        len(chosen),
+        len(train_slices),
         train.batch_size,
         seed=seed,
-        abnormal=chosen.table["abnormal"].to_numpy(dtype=bool),
+        abnormal=train_slices.table["abnormal"].to_numpy(dtype=bool),
         abnormal_share=None if share == "natural" else share,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
     augment = augmentation(train.augment)
-    maker = BatchMaker(fitted(chosen), context=train.context, augment=augment, seed=seed)
+    maker = BatchMaker(fitted(train_slices), context=train.context, augment=augment, seed=seed)
     batches = Batches(maker, order, device=fabric.device, workers=compute.workers)
-    own = slices["val"]["patient_id"].unique()[fabric.global_rank :: fabric.world_size]
-    val = slices["val"][slices["val"]["patient_id"].isin(own)]
+    patients_here = slices["val"]["patient_id"].unique()[fabric.global_rank :: fabric.world_size]
+    val_here = slices["val"][slices["val"]["patient_id"].isin(patients_here)]
     n_steps = train.epochs * len(order)
     trainer = make_trainer(fabric, network, train, n_steps=n_steps, compiled=compute.compile)
-    own_val = fitted(Slices(val), own_masks=True)
-    step, validates = make_step(trainer), len(slices["val"]) > 0
-    return Training(train, trainer, batches, step, own_val, validates)
+    val = fitted(Slices(val_here), own_masks=True)
+    step, has_val = make_step(trainer), len(slices["val"]) > 0
+    return Training(train, trainer, batches, step, val, has_val)
 
 
-def take_epoch(training: Training, epoch: int, progress: Progress) -> None:
-    """Train for one epoch, validate, and add to the progress what came of it."""
+def run_epoch(training: Training, epoch: int, progress: Progress) -> None:
+    """Train for one epoch, validate, and add the scores to the progress."""
     train, trainer, begin = training.train, training.trainer, time.perf_counter()
     training.batches.order.epoch = epoch
     scores = train_epoch(trainer, training.batches, training.step, epoch=epoch)
     images_per_s = len(training.batches) * train.batch_size / (time.perf_counter() - begin)
-    average_statistics(trainer.fabric, trainer.network)
-    with trainer.average.in_place():
-        if training.validates:
+    average_batch_norm(trainer.fabric, trainer.network)
+    with trainer.average.applied():
+        if training.has_val:
             scores["val/iou"] = validate(trainer, training.val, train)
         progress.add(scores, trainer.network, best=train.keep == "best")
-    if training.writes:
+    if training.is_main:
         shown = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
         print(f"epoch {epoch}/{train.epochs}: {shown}, {images_per_s:.1f} images/s")
 
 
-def fit(training: Training, state: State, metrics: Path) -> Progress:
-    """Train for all epochs, or for those that a checkpoint lacks; return what they came to."""
+def fit(training: Training, checkpoint: Checkpoint, metrics: Path) -> Progress:
+    """Train for all epochs that are not in the checkpoint yet; return the progress."""
     trainer = training.trainer
-    progress = state.load(trainer)
-    with curves(metrics, progress) if training.writes else nullcontext() as live:
+    progress = checkpoint.load(trainer)
+    with curves(metrics, progress) if training.is_main else nullcontext() as live:
         try:
             for epoch in range(progress.epoch + 1, training.train.epochs + 1):
-                take_epoch(training, epoch, progress)
+                run_epoch(training, epoch, progress)
                 if live:
                     log_epoch(live, epoch, progress.curves[-1])
-                state.save(progress, trainer)
+                checkpoint.save(progress, trainer)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(state.hint(progress.epoch)) from None
+            raise KeyboardInterrupt(checkpoint.hint(progress.epoch)) from None
         if live:
             scores = progress.kept_scores
             kept = {name.replace("/", "_"): round(scores[name], DECIMALS) for name in scores}
@@ -177,7 +176,7 @@ def fit(training: Training, state: State, metrics: Path) -> Progress:
 
 @contextmanager
 def curves(folder: Path, progress: Progress) -> Iterator[Live]:
-    """Yield DVCLive in an empty folder, with the curves as far as they had come."""
+    """Yield a DVCLive logger for an empty folder, with the curves of the finished epochs."""
     with Live(str(folder), dvcyaml=None, save_dvc_exp=False) as live:
         for epoch, scores in enumerate(progress.curves, start=1):
             log_epoch(live, epoch, scores)
@@ -185,7 +184,7 @@ def curves(folder: Path, progress: Progress) -> Iterator[Live]:
 
 
 def log_epoch(live: Live, epoch: int, scores: dict[str, float]) -> None:
-    """Add a point to each curve."""
+    """Add an epoch's point to each curve."""
     live.step = epoch
     for name, value in scores.items():
         live.log_metric(name, round(value, DECIMALS))
@@ -195,7 +194,7 @@ def log_epoch(live: Live, epoch: int, scores: dict[str, float]) -> None:
 def save(
     progress: Progress, encoder_file: Path, unet: Path, encoder: EncoderParams, train: TrainParams
 ) -> None:
-    """Write the network of the epoch that is kept, and what rebuilds it."""
+    """Write the network of the epoch to keep, with a header that rebuilds it."""
     header = Model(
         encoder.name,
         file_sha256(encoder_file),
@@ -220,10 +219,10 @@ def main(
     train: TrainParams,
     compute: ComputeParams,
 ) -> None:
-    repeat_exactly(also_on_gpus=train.deterministic)
+    make_deterministic(on_gpus=train.deterministic)
     fabric = make_fabric(compute)
     surroundings = environment(fabric)
-    slices = select(splits, train)
+    slices = select_slices(splits, train)
     training = prepare(
         slices,
         intensities,
@@ -236,7 +235,7 @@ def main(
         scratch=unet.parent,
     )
     key = None
-    if training.writes:
+    if training.is_main:
         print(
             f"{len(slices['train'])} slices, {len(training.batches)} steps of {train.batch_size} "
             f"an epoch, {n_trained(training.trainer.network):,} parameters trained, "
@@ -251,12 +250,12 @@ def main(
         images_and_masks = pd.concat(slices.values())[["image", "mask"]].to_numpy().ravel()
         inputs = [intensities, splits, encoder_file, *map(Path, images_and_masks)]
         key = fingerprint(settings | surroundings, inputs)
-    with locked_state(key) as state, explained_failures("train.batch_size"):
-        progress = fit(training, state, metrics)
-        if training.writes:
+    with locked_checkpoint(key) as checkpoint, explain_failures("train.batch_size"):
+        progress = fit(training, checkpoint, metrics)
+        if training.is_main:
             write_metrics(metrics / "environment.json", surroundings)
             save(progress, encoder_file, unet, encoder, train)
-            state.finish(unet)
+            checkpoint.finish(unet)
 
 
 if __name__ == "__main__":

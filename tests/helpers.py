@@ -85,7 +85,7 @@ class Stub(nn.Module):
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images]
 
-    mixed = Network.mixed
+    mix_context = Network.mix_context
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self(features[0])

@@ -1,4 +1,4 @@
-"""Augmentation: random changes of a train slice and its mask, drawn again in every epoch."""
+"""Random augmentation of train slices and their masks, drawn again in every epoch."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from learning.params import AugmentParams
 from scans.tiff import LEVELS, SEQUENCES
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it asks the network for a newer one
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # stops its online check for a newer version
 import albumentations
 
-# A slice is too small to be shared among threads: they would only take cores from the network.
+# A slice is too small for several threads: they would only take cores from the network.
 cv2.setNumThreads(1)
 FLAIR = SEQUENCES.index("flair")
-BESIDE = {"before": "image", "after": "image"}  # treated as the image itself
+NEIGHBORS = {"before": "image", "after": "image"}  # transformed like the image
 
 
 class Intensities(albumentations.ImageOnlyTransform):  # type: ignore[misc]
-    """Change the intensities of each sequence, as another scanner would have shown them.
+    """Change the intensities of each sequence, as if another scanner had recorded them.
 
     Level 0, which is mostly air, stays 0.
     """
@@ -31,7 +31,7 @@ class Intensities(albumentations.ImageOnlyTransform):  # type: ignore[misc]
         self.augment = augment
 
     def get_params(self) -> dict[str, NDArray[np.uint8]]:
-        """Return what each level of each sequence becomes, (1, 256, 3), for a slice."""
+        """Return a slice's lookup table, (1, 256, 3): the new value of each level and sequence."""
         draw, augment = self.random_generator.uniform, self.augment
         gamma = np.exp(draw(-augment.gamma, augment.gamma, len(SEQUENCES)))
         gain = np.exp(draw(-augment.gain, augment.gain, len(SEQUENCES)))
@@ -45,20 +45,20 @@ class Intensities(albumentations.ImageOnlyTransform):  # type: ignore[misc]
     def apply(
         self, img: NDArray[np.uint8], table: NDArray[np.uint8], **_: object
     ) -> NDArray[np.uint8]:
-        """Return the changed scan, (S, S, 3)."""
+        """Return the scan, (S, S, 3), with changed intensities."""
         return np.asarray(cv2.LUT(img, table), dtype=np.uint8)
 
 
-class FlairAlone(albumentations.ImageOnlyTransform):  # type: ignore[misc]
-    """Replace all sequences by FLAIR, as the data set does for patients who have no other."""
+class OnlyFlair(albumentations.ImageOnlyTransform):  # type: ignore[misc]
+    """Copy FLAIR into all channels, as the data set does for patients who have only FLAIR."""
 
     def apply(self, img: NDArray[np.uint8], **_: object) -> NDArray[np.uint8]:
-        """Return the scan, (S, S, 3), with FLAIR three times."""
+        """Return the scan, (S, S, 3), with FLAIR in all three channels."""
         return np.repeat(img[..., FLAIR : FLAIR + 1], len(SEQUENCES), axis=-1)
 
 
 class LogScaledAffine(albumentations.Affine):  # type: ignore[misc]
-    """Affine whose factor of scale is drawn evenly in its logarithm: as often ½ as 2."""
+    """Affine transform with a log-uniform scale factor: ½ is as likely as 2."""
 
     @staticmethod
     def _get_scale(
@@ -70,13 +70,17 @@ class LogScaledAffine(albumentations.Affine):  # type: ignore[misc]
 
 
 def augmentation(augment: AugmentParams) -> albumentations.Compose:
-    """Return the augmentation of `image` and `mask`, and of `before` and `after` where given.
+    """Return the augmentation of `image`, `mask` and, if given, its neighbors `before` and `after`.
 
-    Those are the slices beside it, and all get the same change. `rotate` is in degrees, `translate`
-    a fraction, each drawn from ± that value; the factor of `scale`, and for each sequence the
-    exponent of `gamma` and the factor of `gain`, from exp(± value); the factor of `contrast` from
-    1 ± value, and the share of the highest level that `brightness` adds from ± value. `missing` is
-    the probability of FLAIR alone.
+    All of them get the same change. Each value limits a random change:
+
+    - `rotate` (degrees) and `translate` (fraction of the size): the change is drawn from ± value.
+    - `scale`: the scale factor is drawn from exp(± value).
+    - `gamma` (an exponent) and `gain` (a factor): drawn from exp(± value) for each sequence.
+    - `contrast`: the factor is drawn from 1 ± value.
+    - `brightness`: a fraction of the highest level, drawn from ± value, is added.
+
+    `missing` is the probability that FLAIR replaces the other two sequences.
     """
     transforms: list[albumentations.BasicTransform] = (
         [albumentations.HorizontalFlip(p=0.5)] if augment.flip else []
@@ -92,5 +96,5 @@ def augmentation(augment: AugmentParams) -> albumentations.Compose:
         )
     transforms.append(Intensities(augment))
     if augment.missing:
-        transforms.append(FlairAlone(p=augment.missing))
-    return albumentations.Compose(transforms, additional_targets=BESIDE)
+        transforms.append(OnlyFlair(p=augment.missing))
+    return albumentations.Compose(transforms, additional_targets=NEIGHBORS)

@@ -1,4 +1,4 @@
-"""Batches of train slices: their order, how they are put together, and who does that when."""
+"""Batches of train slices: their order, their content, and the data loader that prepares them."""
 
 import multiprocessing.queues
 import os
@@ -16,24 +16,24 @@ from pipeline.parallel import ahead, n_threads
 from scans.fitted import FittedSlices
 
 if TYPE_CHECKING:
-    import albumentations  # learning.augmentation imports it, with its settings
+    import albumentations  # at run time, learning.augmentation imports it with its settings
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 
-# Which slice an item of a batch is: the epoch, its place in the epoch's order, its table position.
+# Identifies a slice in a batch: epoch, place in the epoch's order, position in the table.
 Key = tuple[int, int, int]
 
 
 class TrainBatch(NamedTuple):
-    """Slices of one batch, N of them, each with its context; S as in scans/fitting.py."""
+    """A batch of N slices, each with its context; S is defined in scans/fitting.py."""
 
-    images: torch.Tensor  # (N, K, S, S, 3) uint8; K is 1, or 3 with the slices before and after
+    images: torch.Tensor  # (N, K, S, S, 3) uint8; K is 1, or 3 with both neighbors
     masks: torch.Tensor  # (N, S, S) uint8, 1 on tumor
     slice_ids: list[str]
 
 
 def draw(rng: np.random.Generator, positions: NDArray[np.int64], n_drawn: int) -> NDArray[np.int64]:
-    """Return so many of the positions at random, none a second time before each came once."""
+    """Return `n_drawn` random positions; none is repeated before every position was drawn once."""
     rounds = max(1, -(-n_drawn // len(positions)))
     return np.concatenate([rng.permutation(positions) for _ in range(rounds)])[:n_drawn]
 
@@ -41,9 +41,9 @@ def draw(rng: np.random.Generator, positions: NDArray[np.int64], n_drawn: int) -
 def draw_share(
     rng: np.random.Generator, abnormal: NDArray[np.bool_], share: float
 ) -> NDArray[np.int64]:
-    """Return positions of slices, as many as there are, that share of them abnormal.
+    """Return as many positions as there are slices, a fraction `share` of them abnormal.
 
-    `abnormal` says which are, of which there is one at least.
+    `abnormal` marks the abnormal slices; at least one must be.
     """
     if abnormal.all():
         return np.arange(len(abnormal))
@@ -57,14 +57,14 @@ def draw_share(
 
 
 class BatchOrder:
-    """The keys of an epoch's batches, shuffled from (seed, epoch).
+    """The keys of an epoch's batches, in an order drawn from (seed, epoch).
 
-    The last batch of an epoch is left out when it is not full, unless it is the only one: batch
-    norm over a handful of slices would be noise. Several processes share each batch evenly:
-    slice i of it goes to process i modulo `world_size`, and a remainder to none.
+    An incomplete last batch is dropped, unless it is the only one: batch norm over a handful of
+    slices would be noise. Several processes share each batch evenly: slice i goes to process
+    i modulo `world_size`, and slices that cannot be shared evenly are dropped.
 
-    With `abnormal_share`, an epoch still has `n_slices` slices, but they are drawn so that this
-    share of them is abnormal. `abnormal` tells which slices are.
+    With `abnormal_share`, an epoch still has `n_slices` slices, but this fraction of them is
+    abnormal. `abnormal` marks the abnormal slices.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class BatchOrder:
 
 
 def augmentation_seed(seed: int, epoch: int, place: int) -> int:
-    """Return the seed of what augmentation draws for a place in an epoch's order, in [0, 2**32)."""
+    """Return the augmentation seed for a place in an epoch's order, in [0, 2**32)."""
     return int(np.random.SeedSequence([seed, epoch, place]).generate_state(1)[0])
 
 
 class BatchMaker:
-    """Puts batches together from fitted slices.
+    """Assembles batches from fitted slices.
 
-    What augmentation draws follows from the seed, the epoch and the place in its order, whoever
-    makes the batch.
+    The augmentation depends on the seed, the epoch and the place in its order, not on the worker
+    that makes the batch.
     """
 
     def __init__(
@@ -117,23 +117,25 @@ class BatchMaker:
         seed: int = 0,
     ) -> None:
         self.fitted, self.augment, self.seed = fitted, augment, seed
-        own, (before, after) = np.arange(len(fitted)), fitted.slices.around.T
-        # Positions of the slices that are shown with each one, by their names in augmentation.
-        self.shown = {"before": before, "image": own, "after": after} if context else {"image": own}
+        positions, (before, after) = np.arange(len(fitted)), fitted.slices.around.T
+        # For each slice, the positions of itself and its neighbors, by their augmentation targets.
+        self.views = {"image": positions}
+        if context:
+            self.views = {"before": before, "image": positions, "after": after}
 
     def __getitem__(self, keys: list[Key]) -> TrainBatch:
         images, masks, ids = [], [], []
         for epoch, place, position in keys:
             ids.append(self.fitted.slices.ids[position])
             pixels = {
-                name: np.asarray(self.fitted.images[places[position]])
-                for name, places in self.shown.items()
+                name: np.asarray(self.fitted.images[positions[position]])
+                for name, positions in self.views.items()
             }
             pixels["mask"] = np.asarray(self.fitted.masks[position])
             if self.augment is not None:
                 self.augment.set_random_seed(augmentation_seed(self.seed, epoch, place))
                 pixels = self.augment(**pixels)
-            images.append(np.stack([pixels[name] for name in self.shown]))
+            images.append(np.stack([pixels[name] for name in self.views]))
             masks.append(pixels["mask"])
         return TrainBatch(
             torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), ids
@@ -141,33 +143,34 @@ class BatchMaker:
 
 
 def prepare_worker(_: int) -> None:
-    """Let a worker that cannot hand over a batch end.
+    """Make a data loader worker exit if it cannot pass a batch to the main process.
 
-    One whose batch does not fit into shared memory would print a traceback and go on, while the
-    main process waits for that batch for ever; of a worker's death it learns within seconds.
+    By default, a worker whose batch does not fit into shared memory prints a traceback and
+    continues, while the main process waits forever for that batch. The main process notices a
+    worker's exit within seconds.
     """
 
     def give_up(error: Exception, _: object) -> None:
         print(f"a batch could not be handed over: {error}", file=sys.stderr, flush=True)
-        os._exit(0)  # for any other status, PyTorch raises an error wherever the main process is
+        os._exit(0)  # any other status makes PyTorch raise wherever the main process happens to be
 
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
 
 
 class Batches:
-    """The batches of an epoch, made ahead: for a CPU by a thread, for a GPU by processes.
+    """The batches of an epoch, prepared in advance: by a thread for a CPU, by workers for a GPU.
 
-    How many workers there are changes the speed and nothing else.
+    The number of workers changes the speed, not the batches.
     """
 
     def __init__(
         self, maker: BatchMaker, order: BatchOrder, *, device: torch.device, workers: Workers
     ) -> None:
         self.maker, self.order = maker, order
-        n_workers = min(n_threads(), MOST_WORKERS) if workers == "auto" else workers
+        n_workers = min(n_threads(), MAX_WORKERS) if workers == "auto" else workers
         self.loader: DataLoader[TrainBatch] | None = (
             DataLoader(
-                maker,  # type: ignore[arg-type]  # it has what a map-style data set needs
+                maker,  # type: ignore[arg-type]  # it has the methods of a map-style data set
                 batch_size=None,
                 sampler=order,
                 num_workers=n_workers,
@@ -175,7 +178,7 @@ class Batches:
                 collate_fn=TrainBatch._make,
                 worker_init_fn=prepare_worker,
                 pin_memory=torch.cuda.is_available(),
-                # Its own: by default a loader draws from the generator that dropout draws from.
+                # By default, the data loader would draw from the same generator as dropout.
                 generator=torch.Generator(),
             )
             if device.type == "cuda" and n_workers

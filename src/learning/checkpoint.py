@@ -1,9 +1,9 @@
-"""The state of a training, kept so that a killed one goes on from its last epoch.
+"""Checkpoints, from which an interrupted training resumes after its last complete epoch.
 
-DVC removes a stage's outputs before it starts, so the state lies outside of them: in a folder of
-its own under `.dvc/tmp/training`, named by a digest of all that the result depends on. Experiments
-that DVC runs elsewhere (`--temp`, the queue) share it with the workspace. A lock on the folder lets
-one process at a time train for the same result.
+DVC removes a stage's outputs before the stage starts, so checkpoints are stored elsewhere: each in
+a folder under `.dvc/tmp/training`, named by a digest of everything that the result depends on.
+Experiments that DVC runs in other folders (`--temp`, the queue) share the workspace's checkpoints.
+A lock on the folder ensures that only one process at a time trains for the same result.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from learning.network import Network, Tensors
 from learning.optimization import Trainer
 from pipeline.outputs import discard, file_digest, file_sha256, replacing
 
-EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in a main repository
-STATES = ".dvc/tmp/training"
-KEPT_DAYS = 30  # of an unfinished training that nobody goes on with
-WRITTEN = "model.md5"  # in a state's folder: the MD5 of the model that a finished training wrote
+EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in the main repository
+CHECKPOINTS = ".dvc/tmp/training"
+KEPT_DAYS = 30  # how long the checkpoint of an unfinished training is kept
+MODEL_MD5 = "model.md5"  # in a checkpoint's folder: the MD5 of a finished training's model
 
 
 def main_repository() -> Path | None:
-    """Return the repository that DVC runs this for, or the one around the current folder."""
+    """Return the main repository of the DVC run, or the one that contains the current folder."""
     here = Path.cwd()
     around = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
     root = os.environ.get("DVC_ROOT") or around
@@ -40,7 +40,7 @@ def main_repository() -> Path | None:
 
 
 def code_files() -> list[Path]:
-    """Return the files of this project that the running program has imported, sorted."""
+    """Return the project's files that the running program has imported, sorted."""
     found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     paths = {Path(path).resolve() for path in found if path}
     src = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def code_files() -> list[Path]:
 
 
 def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:
-    """Return a digest of settings, of the files' content and order, and of the project's code."""
+    """Return a digest of the settings, the files' contents and order, and the imported code."""
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(file_sha256, [*code_files(), *files]))
     text = json.dumps([settings, digests], sort_keys=True, default=str)
@@ -57,9 +57,9 @@ def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:
 
 @dataclass
 class Progress:
-    """What a training has come to: its curves, and the network of the epoch that is kept.
+    """The progress of a training: its curves so far, and the network of the epoch to keep.
 
-    `curves` has for each epoch so far a value of each curve, by name.
+    `curves` has a dictionary of values, by curve name, for each finished epoch.
     """
 
     curves: list[dict[str, float]] = field(default_factory=list)
@@ -68,11 +68,11 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """The number of epochs so far."""
+        """The number of finished epochs."""
         return len(self.curves)
 
     def add(self, scores: dict[str, float], network: Network, *, best: bool) -> None:
-        """Add an epoch and keep its network; with `best` only if its `val/iou` is the highest."""
+        """Add an epoch and keep its network; with `best`, only if its `val/iou` is the highest."""
         self.curves.append(scores)
         if best and self.kept_epoch and scores["val/iou"] <= self.kept_scores["val/iou"]:
             return
@@ -85,25 +85,28 @@ class Progress:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of the generators that dropout draws from."""
+    """Return the states of the random number generators that dropout uses."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
 
 
 @dataclass(frozen=True)
-class State:
-    """The folder of a training's state; none outside of a repository, and in other processes."""
+class Checkpoint:
+    """A training's checkpoint and its folder, which is None if nothing is saved.
+
+    Nothing is saved outside of a repository, or by any but the first of several processes.
+    """
 
     folder: Path | None
 
     @property
     def file(self) -> Path:
-        """The checkpoint."""
+        """The file with the checkpoint."""
         assert self.folder is not None
         return self.folder / "checkpoint.pt"
 
     def save(self, progress: Progress, trainer: Trainer) -> None:
-        """Replace the checkpoint by one of this moment, between two epochs."""
+        """Replace the checkpoint by one of the current epoch."""
         if self.folder is None:
             return
         content = {
@@ -120,21 +123,21 @@ class State:
             torch.save(content, partial)
 
     def read(self) -> dict[str, Any] | None:
-        """Return what the checkpoint holds; None where there is none that can be read."""
+        """Return the checkpoint's content, or None if it is missing or damaged."""
         if self.folder is None or not self.file.exists():
             return None
         try:
             content: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch fail in many ways
             kind = type(error).__name__
-            print(f"{self.file}: not a sound checkpoint ({kind}). Training starts over.")
+            print(f"{self.file}: damaged checkpoint ({kind}). Training starts over.")
             return None
         return content
 
     def load(self, trainer: Trainer) -> Progress:
-        """Set the trainer to the checkpoint's state; return what it had come to.
+        """Restore the trainer from the checkpoint and return its progress.
 
-        Only the first of several processes reads it, for others may be on other machines.
+        Only the first process reads the file, because other processes may be on other machines.
         """
         content = trainer.fabric.broadcast(self.read())
         if content is None:
@@ -145,7 +148,7 @@ class State:
         trainer.average.n_steps = content["averaged_steps"]
         trainer.schedule.optimizer.load_state_dict(content["optimizer"])
         for group in trainer.schedule.optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):  # as a CUDA graph needs it
+            if isinstance(group["lr"], torch.Tensor):  # for a CUDA graph
                 group["lr"] = group["lr"].to(trainer.fabric.device)
         trainer.schedule.load_state_dict(content["schedule"])
         trainer.fabric.strategy.precision.load_state_dict(content["precision"])
@@ -158,42 +161,42 @@ class State:
         return progress
 
     def hint(self, epoch: int) -> str:
-        """Return how to go on, for whoever interrupts the training after so many epochs."""
-        kept = epoch if self.folder is not None else 0
-        return f"{kept} epochs are kept; the same training goes on from there"
+        """Return the message for a training that is interrupted after `epoch` epochs."""
+        n_saved = epoch if self.folder is not None else 0
+        return f"{n_saved} epochs are saved; run the same training again to continue from there"
 
     def finish(self, model: Path) -> None:
-        """Note which model was written: once DVC has it, the state is of no more use."""
+        """Record the finished model's MD5: once DVC has cached it, the checkpoint is obsolete."""
         if self.folder is not None:
-            (self.folder / WRITTEN).write_text(file_digest(model, "md5"))
+            (self.folder / MODEL_MD5).write_text(file_digest(model, "md5"))
 
 
 def is_in_dvc_cache(md5: str, repository: Path) -> bool:
-    """Return whether the repository's cache has a content."""
-    from dvc.repo import Repo  # takes a second, and is seldom needed
+    """Return whether the repository's DVC cache has a file with this MD5."""
+    from dvc.repo import Repo  # takes a second to import and is rarely needed
 
     with Repo(str(repository)) as repo:
         return bool(repo.cache.local.exists(md5))
 
 
-def state_lock(folder: Path) -> FileLock:
-    """Return the lock of a state, a file beside its folder, which is never removed."""
+def checkpoint_lock(folder: Path) -> FileLock:
+    """Return the lock of a checkpoint, a file next to its folder that is never removed."""
     return FileLock(folder.with_suffix(".lock"))
 
 
-def delete_old(states: Path, but: Path) -> None:
-    """Delete other states that are finished or older than KEPT_DAYS, except locked ones."""
-    for folder in states.iterdir():
-        if not folder.is_dir() or folder == but:
+def delete_old_checkpoints(checkpoints: Path, current: Path) -> None:
+    """Delete other checkpoints that are finished or older than KEPT_DAYS, except locked ones."""
+    for folder in checkpoints.iterdir():
+        if not folder.is_dir() or folder == current:
             continue
         idle_days = (time.time() - folder.stat().st_mtime) / (24 * 3600)
-        if (folder / WRITTEN).exists() or idle_days > KEPT_DAYS:
-            with suppress(Timeout), state_lock(folder).acquire(timeout=0):
+        if (folder / MODEL_MD5).exists() or idle_days > KEPT_DAYS:
+            with suppress(Timeout), checkpoint_lock(folder).acquire(timeout=0):
                 discard(folder)
 
 
 def acquire(lock: FileLock) -> bool:
-    """Take a lock; return whether it had to wait, which it says beforehand."""
+    """Acquire a lock, with a message if this has to wait for it; return whether it waited."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -204,27 +207,27 @@ def acquire(lock: FileLock) -> bool:
 
 
 @contextmanager
-def locked_state(key: str | None) -> Iterator[State]:
-    """Yield the state of the training of that fingerprint, locked against other processes.
+def locked_checkpoint(key: str | None) -> Iterator[Checkpoint]:
+    """Yield the checkpoint of the training with this fingerprint, locked against other processes.
 
-    Waits while another process trains for the same result, then goes on from what it left. The
-    state of a finished training whose model is in DVC's cache is dropped: training it once more was
-    asked for (`dvc repro --force`).
+    Waits while another process trains for the same result, then continues from its checkpoint. The
+    checkpoint of a finished training is deleted if its model is already in DVC's cache: the user
+    wants to train again from the start (`dvc repro --force`).
     """
     repository = main_repository()
     if key is None or repository is None:
-        yield State(None)
+        yield Checkpoint(None)
         return
-    folder = repository / STATES / key
+    folder = repository / CHECKPOINTS / key
     folder.mkdir(parents=True, exist_ok=True)
-    lock, written = state_lock(folder), folder / WRITTEN
+    lock, model_md5 = checkpoint_lock(folder), folder / MODEL_MD5
     waited = acquire(lock)
     try:
-        delete_old(folder.parent, but=folder)
+        delete_old_checkpoints(folder.parent, current=folder)
         folder.mkdir(exist_ok=True)
-        if not waited and written.exists() and is_in_dvc_cache(written.read_text(), repository):
-            discard(State(folder).file)
-        discard(written)
-        yield State(folder)
+        if not waited and model_md5.exists() and is_in_dvc_cache(model_md5.read_text(), repository):
+            discard(Checkpoint(folder).file)
+        discard(model_md5)
+        yield Checkpoint(folder)
     finally:
         lock.release()

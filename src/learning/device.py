@@ -1,6 +1,6 @@
-"""Where the network computes, and in which precision: Lightning Fabric, told or left to choose.
+"""The device and precision that the network computes with, as set in the params or automatic.
 
-A script started by `torchrun` shares its work with the other processes, one device each.
+If `torchrun` starts a script, its processes share the work, with one device each.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from learning.params import ComputeParams
 from pipeline.refusals import Refusal
 
-# What the bytes of a trained network may depend on.
+# The bytes of a trained network may depend on the versions of these packages.
 PACKAGES = (
     *("albumentations", "lightning-fabric", "numpy", "opencv-python-headless", "pillow"),
     *("segmentation-models-pytorch", "timm", "torch", "torchvision"),
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether bfloat16 is computed in hardware; elsewhere it is slower than float32."""
+    """Return whether the hardware supports bfloat16; without support it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -39,10 +39,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let a freed tensor's memory serve the next one; without effect but on Linux with glibc.
+    """Make glibc reuse the memory of freed tensors; has an effect only on Linux with glibc.
 
-    By default glibc hands large blocks back to the kernel at once, and gets them anew page by page:
-    a sixth of the time of training on a CPU.
+    By default, glibc returns large blocks to the kernel at once and requests them again page by
+    page, which takes a sixth of the training time on a CPU.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
@@ -50,19 +50,20 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
 
 
-def repeat_exactly(*, also_on_gpus: bool) -> None:
-    """Let the same computation give the same bits; on CPUs it does so anyway."""
+def make_deterministic(*, on_gpus: bool) -> None:
+    """Make computations reproducible to the bit: always on CPUs, and on GPUs with `on_gpus`."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(also_on_gpus)
-    # Nothing here reads memory that nothing has written to.
+    torch.use_deterministic_algorithms(on_gpus)
+    # Filling new memory is not needed: this code never reads uninitialized memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def make_fabric(compute: ComputeParams) -> Fabric:
     """Return a Fabric on one device, or on one for each process that torchrun started.
 
-    `auto` takes an accelerator, and bf16, where there is one. The number of threads on a CPU
-    decides in which order sums are taken, and so on their last bits.
+    With `auto`, the device is an accelerator if there is one, and the precision is bf16 if the
+    hardware supports it. The number of CPU threads decides the order of sums, and so their last
+    bits.
     """
     device, precision = compute.device, compute.precision
     if compute.threads != "auto":
@@ -71,7 +72,7 @@ def make_fabric(compute: ComputeParams) -> Fabric:
         chosen = Fabric(accelerator=device, devices=1)
     except RuntimeError:
         raise Refusal(
-            f"compute.device is {device!r}, which this machine or its PyTorch lacks; "
+            f"compute.device is {device!r}, but this machine or its PyTorch does not support it; "
             "use auto or cpu"
         ) from None
     if chosen.device.type == "cpu":
@@ -80,42 +81,42 @@ def make_fabric(compute: ComputeParams) -> Fabric:
         precision = "bf16-mixed" if has_fast_bf16(chosen.device) else "32-true"
     if not torch.distributed.is_torchelastic_launched():
         return Fabric(accelerator=device, devices=1, precision=precision)
-    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    n_local, n_processes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     try:
         fabric = Fabric(
             accelerator=device,
-            devices=here,
-            num_nodes=everywhere // here,
+            devices=n_local,
+            num_nodes=n_processes // n_local,
             precision=precision,
-            # Each process keeps its own statistics of batch norm; by default rank 0's would count.
+            # Each process keeps its own batch-norm statistics, instead of rank 0's.
             strategy=DDPStrategy(forward_sync_buffers=False),
         )
     except MisconfigurationException as error:
         raise Refusal(
-            f"torchrun started {here} processes here, one for each device, but: {error}"
+            f"torchrun started {n_local} processes here, which need one device each: {error}"
         ) from None
     fabric.launch()
-    if fabric.device.type == "cpu":  # gloo's threads abort a process that ends while they run
+    if fabric.device.type == "cpu":  # otherwise gloo's threads can abort a process as it exits
         atexit.register(torch.distributed.destroy_process_group)
     return fabric
 
 
-def total(fabric: Fabric, numbers: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(fabric: Fabric, numbers: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor over all processes, on the CPU."""
     if fabric.world_size == 1:
         return numbers.cpu()
-    here = numbers.to(fabric.device, copy=True)  # for it is reduced in place
-    torch.distributed.all_reduce(here)
-    return here.cpu()
+    summed = numbers.to(fabric.device, copy=True)  # all_reduce works in place
+    torch.distributed.all_reduce(summed)
+    return summed.cpu()
 
 
 def precision_name(fabric: Fabric) -> str:
-    """Return the precision that a Fabric computes in, such as `bf16-mixed`."""
+    """Return the precision of a Fabric, such as `bf16-mixed`."""
     return str(fabric.strategy.precision.precision)
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
-    """Return what a result depends on besides code, params and inputs."""
+    """Return everything that a result depends on besides code, params and inputs."""
     on_gpu = fabric.device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -130,27 +131,27 @@ def environment(fabric: Fabric) -> dict[str, Any]:
 
 
 @contextmanager
-def explained_failures(batch_size: str) -> Iterator[None]:
-    """Say what to do when memory or a process that prepares batches fails within the block.
+def explain_failures(batch_size: str) -> Iterator[None]:
+    """Explain errors within the block: out of memory, or a data loader worker that died.
 
-    `batch_size` is the name of the param that decides how much memory the block takes.
+    `batch_size` is the name of the param that determines how much memory the block needs.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise Refusal(
-            f"{str(error).partition('.')[0]}: lower {batch_size} or train.image_size, or free the "
-            "GPU of other programs (nvidia-smi lists them)"
+            f"{str(error).partition('.')[0]}: lower {batch_size} or train.image_size, or end "
+            "other programs that use the GPU (nvidia-smi lists them)"
         ) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         if "can't allocate memory" in str(error):
             raise Refusal(f"out of memory: lower {batch_size} or train.image_size") from None
-        # Of a process that dies while it hands a batch over, its connection tells.
+        # A worker that dies while it passes on a batch causes an error of its connection.
         if "DataLoader worker" in str(error) or not isinstance(error, RuntimeError):
             raise Refusal(
-                f"a process that prepares batches has died: {error}. A system short of memory "
-                "kills the largest, and a container may have a small /dev/shm (docker run "
-                "--shm-size=1g enlarges it): lower compute.workers (0: a thread does it) or "
-                f"{batch_size}"
+                f"a data loader worker has died: {error}. The machine may have run out of memory, "
+                "or the container's /dev/shm may be too small (enlarge it with `docker run "
+                "--shm-size=1g`). Lower compute.workers (0 uses a thread instead) or "
+                f"{batch_size}."
             ) from None
         raise

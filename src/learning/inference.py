@@ -1,4 +1,4 @@
-"""Prediction over the slices of volumes, in order; each slice is scored at its own size."""
+"""Prediction of the slices of volumes, in order, resized to their original sizes."""
 
 from collections.abc import Iterable, Iterator
 from itertools import tee
@@ -22,13 +22,13 @@ def fitted_logits(
     *,
     flipped: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Yield logits (N, S, S) of slices that come in order, (N, S, S, 3): all of them in the end.
+    """Yield logits (N, S, S) for batches of consecutive slices (N, S, S, 3).
 
-    `around` has the positions of the slices before and after each one. The encoder sees each slice
-    once: its features wait until those of the slice after it are there. With `flipped` it looks at
-    the left-right mirror image.
+    A chunk of logits may have more or fewer slices than a batch. `around` has the positions of the
+    slices before and after each one. The encoder sees each slice once: its features are kept until
+    those of the slice after it are available. With `flipped`, it sees left-right mirror images.
     """
-    held: list[torch.Tensor] = []  # at each level the features of slices `first` to `end`
+    pending: list[torch.Tensor] = []  # at each level, the features of slices `first` to `end`
     first = done = end = 0
     for batch in images:
         end += len(batch)
@@ -37,14 +37,14 @@ def fitted_logits(
         positions = (around[done:ready, 0], np.arange(done, ready), around[done:ready, 1])
         with fabric.autocast():
             features = network.encode(batch.flip(2) if flipped else batch)
-            if held:
-                features = [torch.cat(parts) for parts in zip(held, features, strict=True)]
+            if pending:
+                features = [torch.cat(parts) for parts in zip(pending, features, strict=True)]
             if ready > done:
-                places = (torch.from_numpy(each - first).to(batch.device) for each in positions)
-                logits = network.decode(network.mixed(features, *places))
+                local = (torch.from_numpy(p - first).to(batch.device) for p in positions)
+                logits = network.decode(network.mix_context(features, *local))
                 yield logits.flip(2) if flipped else logits
         kept = max(ready - 1, 0)
-        held, first, done = [level[kept - first :] for level in features], kept, ready
+        pending, first, done = [level[kept - first :] for level in features], kept, ready
 
 
 @torch.inference_mode()
@@ -57,9 +57,9 @@ def predict_slices(
     image_size: int,
     flips: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the logits (H, W) of each slice at its own size; `batches` has the slices in order.
+    """Yield the logits (H, W) of each slice at its original size; `batches` are in order.
 
-    With `flips`, the mean of those of the slice and of its left-right mirror image.
+    With `flips`, logits are averaged over the slice and its left-right mirror image.
     """
     sizes: list[tuple[int, int]] = []
 
@@ -76,23 +76,23 @@ def predict_slices(
     for position, logits in enumerate(fitted):
         if not torch.isfinite(logits).all():
             raise Refusal(
-                f"the network's answer for slice {slices.ids[position]} is not finite: it has "
-                "diverged; train it again with a lower train.learning_rate"
+                f"the network's output for slice {slices.ids[position]} is not finite: training "
+                "has diverged; train again with a lower train.learning_rate"
             )
         yield unfit(logits.numpy(), *sizes[position], image_size)
 
 
 def check_image_size(network: Network, name: str, image_size: int) -> None:
-    """Refuse an encoder that cannot take slices of that size, as transformers of a fixed grid."""
+    """Raise an error if the encoder cannot take this size, such as a fixed-grid transformer."""
     size = padded_size(image_size)
     try:
         with torch.inference_mode():
-            n_shown = 3 if network.context else 1
-            network.eval()(torch.zeros(1, n_shown, size, size, 3, dtype=torch.uint8))
-    except Exception as error:  # of many kinds, from smp and timm
+            n_slices = 3 if network.context else 1
+            network.eval()(torch.zeros(1, n_slices, size, size, 3, dtype=torch.uint8))
+    except Exception as error:  # smp and timm raise many kinds
         reason = " ".join(str(error).split())
         raise Refusal(
-            f"encoder.name is {name!r}, which does not take slices of train.image_size "
-            f"{image_size}, padded to {size} pixels: {reason} Choose another size or encoder."
+            f"encoder.name is {name!r}, which does not support train.image_size {image_size}, "
+            f"padded to {size} pixels: {reason} Choose another size or encoder."
         ) from None
     network.train()

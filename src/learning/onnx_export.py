@@ -1,4 +1,4 @@
-"""The trained network as an ONNX file, which other programs run without PyTorch."""
+"""Export of the trained network to ONNX, which programs can run without PyTorch."""
 
 import logging
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from torch import nn
 from learning.network import Network
 
 INPUT, OUTPUT = "slices", "probabilities"
-TRACED = 2  # slices that the graph is recorded with; one would fix their number
+N_TRACED = 2  # slices for tracing; tracing with one slice would fix their number
 OPSET = 20
 
 
 class VolumeNetwork(nn.Module):
-    """From the slices of a volume, (N, S, S, 3) uint8 in order, to probabilities (N, S, S).
+    """Maps the slices of a volume, (N, S, S, 3) uint8 in order, to probabilities (N, S, S).
 
-    Each slice is seen with the one before and the one after; at the ends the slice itself stands
-    in. With `flips`, logits are averaged with those of the left-right mirror image.
+    Each slice is predicted with its neighbors; at the ends, the slice itself replaces the missing
+    one. With `flips`, logits are averaged with those of the left-right mirror image.
     """
 
     def __init__(self, network: Network, *, flips: bool) -> None:
@@ -30,22 +30,23 @@ class VolumeNetwork(nn.Module):
     def logits(self, slices: torch.Tensor) -> torch.Tensor:
         """Return logits, (N, S, S)."""
         features = self.network.encode(slices)
-        places = torch.arange(slices.shape[0])
-        before, after = (places - 1).clamp(min=0), torch.minimum(places + 1, places[-1:])
-        return self.network.decode(self.network.mixed(features, before, slice(None), after))
+        positions = torch.arange(slices.shape[0])
+        before = (positions - 1).clamp(min=0)
+        after = torch.minimum(positions + 1, positions[-1:])
+        return self.network.decode(self.network.mix_context(features, before, slice(None), after))
 
     def forward(self, slices: torch.Tensor) -> torch.Tensor:
-        """Return the probability of tumor in each pixel."""
+        """Return the probability of tumor for each pixel."""
         logits = self.logits(slices)
         if self.flips:
             logits = (logits + self.logits(slices.flip(2)).flip(2)) / 2
         return torch.sigmoid(logits)
 
 
-def stored_in_half(graph: onnx.GraphProto) -> None:
-    """Store a graph's weights as 16-bit floats, each cast to 32 bits before it is used.
+def store_as_half(graph: onnx.GraphProto) -> None:
+    """Store a graph's weights as 16-bit floats that are cast to 32 bits before use.
 
-    Vectors stay as they are: they are small, and variances may be too large for 16 bits.
+    Vectors stay unchanged: they are small, and variances may be too large for 16 bits.
     """
     casts = []
     for tensor in graph.initializer:
@@ -59,25 +60,27 @@ def stored_in_half(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def without_traces(graph: onnx.GraphProto) -> None:
-    """Remove what the exporter tells of the code that a node comes from: it holds paths."""
-    for each in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        del each.metadata_props[:]
-        each.doc_string = ""
+def remove_source_traces(graph: onnx.GraphProto) -> None:
+    """Remove the exporter's notes on the source code of each node, which contain paths."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
     del graph.value_info[:]
 
 
 def onnx_bytes(
     network: Network, *, image_size: int, flips: bool, metadata: Mapping[str, str]
 ) -> bytes:
-    """Return an ONNX file of a network that takes slices of `image_size` pixels along each side.
+    """Return the bytes of an ONNX file of VolumeNetwork for square slices of `image_size` pixels.
 
-    The input is `slices`, (N, S, S, 3) uint8, the output `probabilities`, (N, S, S) float32, as
-    VolumeNetwork has them. The same network and metadata give the same bytes.
+    The input is `slices`, (N, S, S, 3) uint8; the output is `probabilities`, (N, S, S) float32. The
+    same network and metadata give the same bytes.
     """
-    volume = torch.zeros(TRACED, image_size, image_size, 3, dtype=torch.uint8)
+    volume = torch.zeros(N_TRACED, image_size, image_size, 3, dtype=torch.uint8)
     module = VolumeNetwork(network, flips=flips).cpu().eval().requires_grad_(False)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # of constants that it leaves alone
+    logging.getLogger("onnxscript").setLevel(
+        logging.ERROR
+    )  # hide warnings about constants that it does not fold
     with torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -91,8 +94,8 @@ def onnx_bytes(
         )
     assert program is not None
     model = program.model_proto
-    without_traces(model.graph)
-    stored_in_half(model.graph)
+    remove_source_traces(model.graph)
+    store_as_half(model.graph)
     onnx.checker.check_model(model, full_check=True)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))

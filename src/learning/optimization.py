@@ -1,4 +1,4 @@
-"""A network and all that changes its weights: loss, optimizer and schedule."""
+"""Loss, optimizer, learning-rate schedule and moving average: everything that changes weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from learning.params import Loss, Schedule, TrainParams
 class BCEDiceLoss(nn.Module):
     """The mean of binary cross-entropy and Dice loss over a batch.
 
-    Dice loss alone is 0 on a batch without tumor, whatever is predicted there.
+    Dice loss alone is 0 on a batch without tumor, whatever the prediction.
     """
 
     def __init__(self) -> None:
@@ -48,11 +48,11 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Return a schedule over `n_steps` steps that never exceeds a group's learning rate.
 
-    It changes the learning rate alone: momentum stays as it is.
+    It changes only the learning rate, not the momentum.
     """
     if name == "one_cycle":
         highest = [float(group["lr"]) for group in optimizer.param_groups]
-        # The cycle divides by the length of its parts, the shorter one 30 % of the steps.
+        # OneCycleLR divides by the length of its phases, and the shorter one is 30 % of the steps.
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer, highest, max(n_steps, 10), cycle_momentum=False
         )
@@ -62,74 +62,74 @@ def make_schedule(
 
 
 def n_trained(network: nn.Module) -> int:
-    """Return how many of a network's parameters are trained."""
+    """Return the number of trained parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-class Average:
-    """The exponential moving average of a network's trained parameters; none where `decay` is 0.
+class MovingAverage:
+    """The exponential moving average of a network's trained parameters; unused if `decay` is 0.
 
-    After n steps the decay is at most (1 + n) / (10 + n), so that the initial weights do not weigh
-    on a short training. Batch norm's running statistics are averages already, and stay those of
-    the last step.
+    After n steps, the decay is at most (1 + n) / (10 + n), so that the initial weights do not
+    dominate a short training. Batch norm's running statistics are averages already; the network
+    keeps those of the last step.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.n_steps = decay, 0
         self.parameters: list[torch.Tensor] = []
         if decay:
-            self.parameters += [each for each in network.parameters() if each.requires_grad]
-        self.averages = [each.detach().clone() for each in self.parameters]
+            self.parameters += [p for p in network.parameters() if p.requires_grad]
+        self.averages = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters after a step into the average."""
+        """Update the average with the parameters after a step."""
         if self.decay:
             self.n_steps += 1
             decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
             torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let the network have the averages for its parameters within the block."""
+    def applied(self) -> Iterator[None]:
+        """Use the averages as the network's parameters within the block."""
         with torch.no_grad():
-            own = [each.detach().clone() for each in self.parameters]
+            current = [p.detach().clone() for p in self.parameters]
             for parameter, average in zip(self.parameters, self.averages, strict=True):
                 parameter.copy_(average)
             yield
-            for parameter, before in zip(self.parameters, own, strict=True):
-                parameter.copy_(before)
+            for parameter, saved in zip(self.parameters, current, strict=True):
+                parameter.copy_(saved)
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A network and all that changes its weights: what a step of training needs."""
+    """Everything that a training step needs: the network and what changes its weights."""
 
     fabric: Fabric
     network: Network
-    wrapped: nn.Module  # the network in its precision, shared with other processes if there are any
+    wrapped: nn.Module  # the network in its precision and, if distributed, synchronized
     loss_function: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    average: Average
-    pixels: torch.Tensor  # of an epoch so far: P ∩ R, P, R, with prediction and reference
+    average: MovingAverage
+    pixels: torch.Tensor  # counts in this epoch so far: P ∩ R, P, R of prediction P and reference R
 
 
 def make_trainer(
     fabric: Fabric, network: Network, train: TrainParams, *, n_steps: int, compiled: bool
 ) -> Trainer:
-    """Return a trainer of `n_steps` steps; only parameters that require a gradient are trained.
+    """Return a trainer for `n_steps` steps; only parameters that require a gradient are trained.
 
-    The encoder, where it learns, has the learning rate times `encoder_rate`.
+    If the encoder is trained, its learning rate is multiplied by `encoder_rate`.
     """
     network.to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        # It exists on GPUs alone.
+        # Synchronized batch norm supports only GPUs.
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if compiled:
         network.compile()
     encoder = list(network.unet.encoder.parameters())
-    others = [
+    after_encoder = [
         *network.unet.decoder.parameters(),
         *network.unet.segmentation_head.parameters(),
         *network.context.parameters(),
@@ -139,7 +139,7 @@ def make_trainer(
     def rate(value: float) -> float | torch.Tensor:
         return torch.tensor(value, device=fabric.device) if on_gpu else value  # for a CUDA graph
 
-    groups: list[dict[str, Any]] = [{"params": others, "lr": rate(train.learning_rate)}]
+    groups: list[dict[str, Any]] = [{"params": after_encoder, "lr": rate(train.learning_rate)}]
     if not network.frozen:
         encoder_rate = rate(train.encoder_rate * train.learning_rate)
         groups.append({"params": encoder, "lr": encoder_rate})
@@ -148,7 +148,7 @@ def make_trainer(
     )
     schedule = make_schedule(train.schedule, adamw, n_steps=n_steps)
     wrapped, optimizer = fabric.setup(network, adamw)
-    average = Average(network, train.average)
+    average = MovingAverage(network, train.average)
     pixels = torch.zeros(3, dtype=torch.int64, device=fabric.device)
     loss = make_loss(train.loss)
     return Trainer(fabric, network, wrapped, loss, optimizer, schedule, average, pixels)

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that the network, its training and its prediction read."""
+"""The sections of params.yaml for the network, training and prediction."""
 
 from typing import Annotated, Literal
 
@@ -9,8 +9,8 @@ from scans.intensity import Normalize
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-Threads = Annotated[int, Field(ge=1)] | Literal["auto"]  # auto: one for each core
-Workers = Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: one for each core
+Threads = Annotated[int, Field(ge=1)] | Literal["auto"]  # auto: one per core
+Workers = Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: one per core
 Loss = Literal["bce_dice", "bce", "dice", "focal"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]  # pixels of the longer side of a slice
@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EncoderParams(Section):
-    """Which encoder, from where, and whether it learns."""
+    """The encoder, the source of its weights, and whether it is frozen."""
 
     name: str
     weights: str
@@ -26,7 +26,7 @@ class EncoderParams(Section):
 
 
 class AugmentParams(Section):
-    """How train slices are changed; learning/augmentation.py says what each value does."""
+    """The augmentation of train slices; learning/augmentation.py explains each value."""
 
     flip: bool
     rotate: Annotated[float, Field(ge=0, le=180)]
@@ -40,7 +40,7 @@ class AugmentParams(Section):
 
 
 class TrainParams(Section):
-    """The recipe of a training."""
+    """The hyperparameters of training."""
 
     epochs: Annotated[int, Field(ge=1)]
     image_size: ImageSize
@@ -68,9 +68,10 @@ class PredictParams(Section):
 
 
 class ComputeParams(Section):
-    """Where and how fast it is computed. DVC does not track `workers`, which changes no output.
+    """Device, precision and parallelism of computations.
 
-    Workers are the processes that prepare batches for a GPU; for a CPU a thread does it.
+    Workers are processes that prepare batches for a GPU; for a CPU, a thread does this. DVC does
+    not track `workers`, because it does not change any output.
     """
 
     device: Device

@@ -1,4 +1,4 @@
-"""The exported model gives what the network gives, for any number of slices."""
+"""The exported model has the same outputs as the network, for any number of slices."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,8 @@ from report_inputs import Inputs
 SIZE = 64
 
 
-def tried(encoder: Path, *, context: int) -> Network:
-    """Return a network with random weights, its context mixing and statistics among them."""
+def randomized_network(encoder: Path, *, context: int) -> Network:
+    """Return a network with random weights, context layers and batch-norm statistics."""
     network = new_network(encoder, name="mobilenet_v2", frozen=True, context=context)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -33,48 +33,48 @@ def tried(encoder: Path, *, context: int) -> Network:
     return network.eval()
 
 
-def answers(content: bytes, slices: np.ndarray) -> np.ndarray:
+def run_onnx(content: bytes, slices: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    [found] = session.run(["probabilities"], {"slices": slices})
-    return np.asarray(found)
+    [probabilities] = session.run(["probabilities"], {"slices": slices})
+    return np.asarray(probabilities)
 
 
 @pytest.mark.parametrize(("context", "flips"), [(0, True), (1, False)])
-def test_the_file_gives_what_the_network_gives(encoder: Path, context: int, flips: bool) -> None:
-    """Up to what 16 bits of the weights allow: of a single slice as of several."""
-    network = tried(encoder, context=context)
+def test_the_file_gives_the_networks_output(encoder: Path, context: int, flips: bool) -> None:
+    """For one slice and for several, within the precision of 16-bit weights."""
+    network = randomized_network(encoder, context=context)
     metadata = {"model": "{}"}
     content = onnx_bytes(network, image_size=SIZE, flips=flips, metadata=metadata)
     slices = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     for n in (1, 2, 5):
         with torch.inference_mode():
-            wanted = VolumeNetwork(network, flips=flips)(torch.from_numpy(slices[:n])).numpy()
-        found = answers(content, slices[:n])
+            expected = VolumeNetwork(network, flips=flips)(torch.from_numpy(slices[:n])).numpy()
+        found = run_onnx(content, slices[:n])
         assert found.shape == (n, SIZE, SIZE)
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, atol=0.02)
-        assert np.abs(found - wanted).mean() < 0.002
+        np.testing.assert_allclose(found, expected, atol=0.02)
+        assert np.abs(found - expected).mean() < 0.002
     assert 12e6 < len(content) < 16e6
     assert b".py" not in content
     if context:
         assert content == onnx_bytes(network, image_size=SIZE, flips=flips, metadata=metadata)
 
 
-def test_neighbors_are_those_of_the_volume(encoder: Path) -> None:
-    """A slice's answer is that of the network which is shown it between its neighbors."""
-    network = tried(encoder, context=1)
+def test_each_slice_is_predicted_with_its_neighbors_in_the_volume(encoder: Path) -> None:
+    """The output for a slice equals the network's output for its stack of three slices."""
+    network = randomized_network(encoder, context=1)
     slices = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8)
     with torch.inference_mode():
         found = VolumeNetwork(network, flips=False)(slices)
-        for at, around in enumerate([(0, 0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 3)]):
-            alone = torch.sigmoid(network(slices[list(around)][None]))[0]
-            torch.testing.assert_close(found[at], alone, atol=1e-5, rtol=1e-5)
+        for position, stack in enumerate([(0, 0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 3)]):
+            expected = torch.sigmoid(network(slices[list(stack)][None]))[0]
+            torch.testing.assert_close(found[position], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_stage_writes_the_model_and_what_a_program_must_know(
+def test_the_stage_writes_the_model_and_its_description(
     inputs: Inputs, encoder: Path, tmp_path: Path, run_stage: RunStage
 ) -> None:
-    network = tried(encoder, context=1)
+    network = randomized_network(encoder, context=1)
     model = Model("mobilenet_v2", file_sha256(encoder), True, 48, 1, "percentile")
     save_tensors(network.trained_tensors(), model, tmp_path / "unet.safetensors")
     paths = [
@@ -85,16 +85,16 @@ def test_the_stage_writes_the_model_and_what_a_program_must_know(
     description = json.loads((tmp_path / "glioma.json").read_text())
     scores = json.loads(inputs.metrics.read_text())["test"]
     assert description["test"]["dice_patient_mean"] == scores["dice_patient_mean"]
-    assert sum(each["n_patients"] for each in description["test"]["by_missing_sequence"]) == 6
+    assert sum(row["n_patients"] for row in description["test"]["by_missing_sequence"]) == 6
     assert description["license"] == "MIT"
-    takes = description["input"]
-    assert (takes["image_size"], takes["shape"]) == (48, ["n_slices", 64, 64, 3])
+    model_input = description["input"]
+    assert (model_input["image_size"], model_input["shape"]) == (48, ["n_slices", 64, 64, 3])
     content = (tmp_path / "glioma.onnx").read_bytes()
     assert description["sha256"].pop("onnx") == file_sha256(tmp_path / "glioma.onnx")
-    properties = {each.key: each.value for each in onnx.load_from_string(content).metadata_props}
+    properties = {item.key: item.value for item in onnx.load_from_string(content).metadata_props}
     assert json.loads(properties["model"]) == description
     slices = np.zeros((3, 64, 64, 3), dtype=np.uint8)
     loaded, _ = load_network(tmp_path / "unet.safetensors", encoder)
     with torch.inference_mode():
-        wanted = VolumeNetwork(loaded, flips=False)(torch.from_numpy(slices)).numpy()
-    np.testing.assert_allclose(answers(content, slices), wanted, atol=0.02)
+        expected = VolumeNetwork(loaded, flips=False)(torch.from_numpy(slices)).numpy()
+    np.testing.assert_allclose(run_onnx(content, slices), expected, atol=0.02)

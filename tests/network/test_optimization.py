@@ -1,4 +1,4 @@
-"""Losses and schedules by hand."""
+"""Losses and learning-rate schedules, compared with values calculated by hand."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_bce_dice_by_hand() -> None:
     ("name", "first", "last"), [("one_cycle", 1 / 25, 0), ("cosine", 1, 0), ("constant", 1, 1)]
 )
 @pytest.mark.parametrize("n_steps", [1, 2, 30])
-def test_schedules_begin_and_end_where_they_should(
+def test_schedules_begin_and_end_at_the_right_learning_rate(
     name: Schedule, first: float, last: float, n_steps: int
 ) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -43,4 +43,7 @@ def test_schedules_begin_and_end_where_they_should(
     assert max(rates) <= 0.01 * (1 + 1e-9)
     if n_steps == 30:
         assert rates[-1] == pytest.approx(0.01 * last, abs=1e-4)
-    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)  # a CUDA graph holds them as numbers
+    assert optimizer.param_groups[0]["betas"] == (
+        0.9,
+        0.999,
+    )  # a CUDA graph stores them as constants

@@ -1,4 +1,4 @@
-"""Two processes under torchrun train as one that takes their micro-batches in turn."""
+"""Two processes under torchrun train like one process that alternates their micro-batches."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from helpers import QUICK, ROOT, Data, params, section
 from learning.augmentation import augmentation
 from learning.batches import BatchMaker, BatchOrder
 from learning.epochs import validate
-from learning.optimization import Average, make_loss, make_schedule
+from learning.optimization import MovingAverage, make_loss, make_schedule
 from learning.params import AugmentParams, TrainParams
 from learning.weights import new_network
 from scans.fitted import FittedSlices, Slices
@@ -34,7 +34,7 @@ TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def two_processes(data: Data, encoder: Path, tmp_path: Path) -> TwoProcesses:
-    """Train on the phantom under torchrun, with gloo."""
+    """Return a function that trains on the phantom in two processes under torchrun, with gloo."""
 
     def run(
         splits: Path = data.splits, n_machines: int = 1, **overrides: Any
@@ -44,8 +44,8 @@ def two_processes(data: Data, encoder: Path, tmp_path: Path) -> TwoProcesses:
         paths = [*inputs, "unet.safetensors", "train"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         if n_machines == 2:
-            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
-            torchrun = [*torchrun[:-1], "--nnodes=2", *meeting]
+            rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+            torchrun = [*torchrun[:-1], "--nnodes=2", *rendezvous]
         command = [
             *torchrun,
             f"--nproc-per-node={2 // n_machines}",
@@ -58,12 +58,12 @@ def two_processes(data: Data, encoder: Path, tmp_path: Path) -> TwoProcesses:
             )
             for _ in range(n_machines)
         ]
-        told = [machine.communicate(timeout=300) for machine in machines]
+        outputs = [machine.communicate(timeout=300) for machine in machines]
         return subprocess.CompletedProcess(
             command,
             max(machine.returncode for machine in machines),
-            "".join(out for out, _ in told),
-            "".join(error for _, error in told),
+            "".join(out for out, _ in outputs),
+            "".join(error for _, error in outputs),
         )
 
     return run
@@ -75,14 +75,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train in this process alone: both micro-batches of a step, then the mean of the gradients.
+def train_alternating(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process: in each step, both micro-batches, then the mean of their gradients.
 
-    Each micro-batch has a network of its own, for the running statistics of batch norm.
+    Each micro-batch has a separate network, which keeps its running statistics of batch norm.
     """
     train = settings["train"]
     table = read_manifest(splits)
-    chosen, val = (
+    train_slices, val = (
         FittedSlices(
             Slices(table[table["split"] == split]),
             image_size=train["image_size"],
@@ -93,11 +93,11 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
         for split in ("train", "val")
     )
     augment = augmentation(section(AugmentParams))
-    maker = BatchMaker(chosen, context=1, augment=augment, seed=settings["seed"])
-    abnormal = chosen.slices.table["abnormal"].to_numpy(dtype=bool)
+    maker = BatchMaker(train_slices, context=1, augment=augment, seed=settings["seed"])
+    abnormal = train_slices.slices.table["abnormal"].to_numpy(dtype=bool)
     orders = [
         BatchOrder(
-            len(chosen),
+            len(train_slices),
             train["batch_size"],
             seed=settings["seed"],
             abnormal=abnormal,
@@ -117,7 +117,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
     )
     n_steps = train["epochs"] * len(orders[0])
     rates = make_schedule("one_cycle", optimizer, n_steps=n_steps)
-    average = Average(first, train["average"])
+    average = MovingAverage(first, train["average"])
     trainer = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), network=first)
     curves: dict[str, Any] = {"loss": [], "val": [], "tensors": []}
     for epoch in range(1, train["epochs"] + 1):
@@ -126,29 +126,29 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
             order.epoch = epoch
             network.train()
         for keys in zip(*orders, strict=True):
-            for network, own_keys in zip(networks, keys, strict=True):
-                batch = maker[own_keys]
+            for network, network_keys in zip(networks, keys, strict=True):
+                batch = maker[network_keys]
                 loss = make_loss(train["loss"])(network(batch.images), batch.masks.float())
                 loss.backward()
                 losses.append(loss.item())
-            for own, other in zip(*trained, strict=True):
-                assert own.grad is not None
-                assert other.grad is not None
-                own.grad = own.grad / 2 + other.grad / 2
-                other.grad = None
+            for a, b in zip(*trained, strict=True):
+                assert a.grad is not None
+                assert b.grad is not None
+                a.grad = a.grad / 2 + b.grad / 2
+                b.grad = None
             optimizer.step()
             optimizer.zero_grad()
             rates.step()
             average.update()
             with torch.no_grad():
-                for own, other in zip(*trained, strict=True):
-                    other.copy_(own)
-        for own, other in zip(*(network.buffers() for network in networks), strict=True):
-            if own.is_floating_point():
-                own.copy_((own + other) / 2)
-                other.copy_(own)
+                for a, b in zip(*trained, strict=True):
+                    b.copy_(a)
+        for a, b in zip(*(network.buffers() for network in networks), strict=True):
+            if a.is_floating_point():
+                a.copy_((a + b) / 2)
+                b.copy_(a)
         curves["loss"].append(sum(losses) / len(losses))
-        with average.in_place():
+        with average.applied():
             score = validate(trainer, val, TrainParams(**train))  # type: ignore[arg-type]
             curves["val"].append(score)
             curves["tensors"].append(first.trained_tensors())
@@ -156,7 +156,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
 
 
 @pytest.mark.parametrize(("n_train", "n_val", "n_machines"), [(43, 21, 1), (7, 1, 2)])
-def test_two_processes_equal_one_that_takes_their_micro_batches(
+def test_two_processes_equal_one_with_the_same_micro_batches(
     data: Data,
     encoder: Path,
     tmp_path: Path,
@@ -165,7 +165,7 @@ def test_two_processes_equal_one_that_takes_their_micro_batches(
     n_val: int,
     n_machines: int,
 ) -> None:
-    """43 and 7 slices leave a remainder, 21 and 1 are not divisible by two; 7 fill no batch."""
+    """43 and 7 slices leave a remainder, 7 do not fill a batch, and 21 and 1 are odd."""
     table = read_manifest(data.splits)
     splits = tmp_path / "splits.csv"
     # Slices with tumor first, so that the IoU of a single one is defined.
@@ -178,28 +178,30 @@ def test_two_processes_equal_one_that_takes_their_micro_batches(
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu in 32-true" in done.stdout
     assert done.stdout.count("epoch 1/2") == 1
-    wanted = in_turn(splits, encoder, params(**(QUICK | {"train__learning_rate": 1e-2})))
+    expected = train_alternating(
+        splits, encoder, params(**(QUICK | {"train__learning_rate": 1e-2}))
+    )
     folder = tmp_path / "train/plots/metrics"
     loss = pd.read_csv(folder / "train/loss.tsv", sep="\t")["loss"].tolist()
     val_iou = pd.read_csv(folder / "val/iou.tsv", sep="\t")["iou"].tolist()
-    assert loss == pytest.approx(wanted["loss"], abs=1e-5)
-    assert val_iou == pytest.approx(wanted["val"], abs=0.01)  # a pixel may round otherwise
+    assert loss == pytest.approx(expected["loss"], abs=1e-5)
+    assert val_iou == pytest.approx(expected["val"], abs=0.01)  # a pixel may be rounded differently
     kept = json.loads((tmp_path / "train/metrics.json").read_text())["kept"]["epoch"]
     stored = load_file(tmp_path / "unet.safetensors")
-    for name, tensor in wanted["tensors"][kept - 1].items():
+    for name, tensor in expected["tensors"][kept - 1].items():
         torch.testing.assert_close(stored[name], tensor, rtol=0, atol=1e-4)
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error(
     two_processes: TwoProcesses, tmp_path: Path
 ) -> None:
     done = two_processes(train__batch_size=9)
     assert done.returncode != 0
-    assert "train.batch_size is 9, which 2 processes cannot share evenly" in done.stderr
+    assert "train.batch_size is 9, which 2 processes" in done.stderr
     assert not (tmp_path / "train").exists()
 
 
-def test_what_one_process_refuses_ends_both(
+def test_an_error_in_one_process_ends_both(
     two_processes: TwoProcesses, data: Data, tmp_path: Path
 ) -> None:
     done = two_processes(train__learning_rate=1e30, train__schedule="constant")

@@ -68,7 +68,7 @@ from pathlib import Path
 import torch
 
 from learning.batches import Batches, BatchMaker, BatchOrder
-from learning.device import explained_failures
+from learning.device import explain_failures
 from scans.fitted import FittedSlices, Slices
 from pipeline.command import run
 from scans.normalization import NONE
@@ -79,7 +79,7 @@ def main(splits: Path, scratch: Path) -> None:
     slices = Slices(read_manifest(splits))
     maker = BatchMaker(FittedSlices(slices, image_size=256, normalization=NONE, folder=scratch))
     order = BatchOrder(len(slices), 8, seed=1)
-    with explained_failures("train.batch_size"):
+    with explain_failures("train.batch_size"):
         list(Batches(maker, order, device=torch.device("cuda"), workers=2))
 
 
@@ -98,5 +98,5 @@ def test_a_small_dev_shm_ends_the_training_with_a_way_out(data: Data, tmp_path: 
     code, error = run_with(Path("/dev/shm"), "3m", tmp_path, script, data.splits, tmp_path)
     assert code == 1, error
     assert "a batch could not be handed over: " in error
-    assert "docker run --shm-size=1g enlarges it): lower compute.workers (0: a thread" in error
+    assert "docker run --shm-size=1g" in error
     assert "Traceback" not in error

@@ -635,15 +635,15 @@ def model_header(**changes: Any) -> Callable[[Files], None]:
     return spoil
 
 
-SOUND = "not a sound safetensors file"
-HEADER = "its header is not that of this repository's "
+SOUND = "not a valid safetensors file"
+HEADER = "header field "
 SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
     "no encoder": (lambda f: f.encoder.unlink(), "train", "encoder.safetensors: no such file"),
     "encoder of another kind": (other_encoder, "train", "does not fit encoder.name 'mobilenet_v2'"),
     "encoder cut off": (bytes_of("encoder", lambda b: b[:-9]), "train", SOUND),
     "encoder empty": (bytes_of("encoder", lambda _: b""), "train", SOUND),
     "encoder pickled": (pickled, "train", SOUND),
-    "encoder not finite": (not_finite, "train", "1 tensors not finite, such as features.0.0"),
+    "encoder not finite": (not_finite, "train", "not finite, such as features.0.0"),
     "encoder with a number for mean": (headed("encoder", '{"mean": 5}'), "train", HEADER),
     "encoder with text for std": (headed("encoder", '{"std": ["a", 1, 1]}'), "train", HEADER),
     "encoder with std of 0": (headed("encoder", '{"std": [0, 1, 1]}'), "train", HEADER),
