@@ -16,7 +16,7 @@ from scans.geometry import Geometry, write_geometry
 from scans.manifest import read_manifest
 from scans.probability_maps import write_levels
 from scoring.bootstrap import Bootstrap
-from scoring.physical import in_one_piece, physical_scores, summarize_physical
+from scoring.physical import is_complete_volume, physical_scores, summarize_physical
 
 VOXEL = (5.0, 0.9, 0.8)  # mm
 
@@ -79,9 +79,9 @@ def test_bias_and_limits_are_those_of_bland_and_altman() -> None:
 
 
 def test_a_patient_in_parts_is_no_volume() -> None:
-    assert in_one_piece([1, 2, 3], ["test"] * 3)
-    assert not in_one_piece([1, 2, 4], ["test"] * 3)
-    assert not in_one_piece([1, 2, 3], ["test", "train", "test"])
+    assert is_complete_volume([1, 2, 3], ["test"] * 3)
+    assert not is_complete_volume([1, 2, 4], ["test"] * 3)
+    assert not is_complete_volume([1, 2, 3], ["test", "train", "test"])
 
 
 def test_patients_of_known_size_alone_have_scores_in_mm_and_ml(

@@ -8,7 +8,7 @@ import pytest
 
 from scoring.bootstrap import Bootstrap
 from scoring.overlap import COUNTS
-from scoring.scores import FEWEST, agreement, per_patient, subgroups, summarize
+from scoring.scores import MIN_PATIENTS, agreement, per_patient, subgroups, summarize
 
 NAN = np.nan
 
@@ -127,10 +127,10 @@ def test_groups_of_patients_have_their_scores_and_n() -> None:
 
 
 def test_a_group_of_enough_patients_has_intervals() -> None:
-    dice = np.linspace(0.1, 0.9, FEWEST + 1) ** 2
-    patients = pd.DataFrame({"split": "test", "patient_id": [f"P{i}" for i in range(FEWEST + 1)]})
+    dice = np.linspace(0.1, 0.9, MIN_PATIENTS + 1) ** 2
+    patients = pd.DataFrame({"split": "test", "patient_id": [f"P{i}" for i in range(MIN_PATIENTS + 1)]})
     patients = patients.assign(n_slices=2, tp=5, fp=1, fn=2, dice=dice)
-    for n, given in ((FEWEST + 1, True), (FEWEST, True), (FEWEST - 1, False)):
+    for n, given in ((MIN_PATIENTS + 1, True), (MIN_PATIENTS, True), (MIN_PATIENTS - 1, False)):
         chosen = patients[:n]
         groups = chosen[["patient_id"]].assign(attribute="sex", value="x")
         [row] = subgroups(chosen, groups, Bootstrap(200, 1)).to_dict("records")
