@@ -1,4 +1,4 @@
-"""Distances in mm and volumes in mL: by hand, against MONAI, and where they are undefined."""
+"""Distances in mm and volumes in mL, compared with values by hand and with MONAI."""
 
 import warnings
 from pathlib import Path
@@ -28,7 +28,7 @@ def box(first: int, *, size: tuple[int, int, int] = (3, 6, 8)) -> np.ndarray:
 
 
 def test_a_box_moved_by_a_slice_is_5_mm_away() -> None:
-    """The moved box's top face is one slice from the other box; most of the border is shared."""
+    """Most of the border is shared, but one face of the moved box is one slice from the other."""
     found = physical_scores(box(3), box(2), VOXEL)
     assert found["hd95_mm"] == pytest.approx(5.0)
     volume = 3 * 6 * 8 * 5.0 * 0.9 * 0.8 / 1000
@@ -36,18 +36,18 @@ def test_a_box_moved_by_a_slice_is_5_mm_away() -> None:
     assert physical_scores(box(2), box(2), VOXEL)["surface_distance_mm"] == 0
 
 
-def test_distances_are_undefined_of_an_empty_mask_and_volumes_are_not() -> None:
+def test_an_empty_mask_has_a_volume_but_no_distances() -> None:
     found = physical_scores(np.zeros_like(box(2)), box(2), VOXEL)
     assert np.isnan([found["hd95_mm"], found["surface_distance_mm"]]).all()
     assert found["predicted_ml"] == 0 < found["reference_ml"]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_both_are_those_of_monai(seed: int) -> None:
+def test_distances_equal_monais(seed: int) -> None:
     rng = np.random.default_rng(seed)
     fields = ndimage.gaussian_filter(rng.normal(size=(2, 12, 40, 36)), (0, 1, 3, 3))
     predicted, mask = fields > np.quantile(fields, rng.uniform(0.7, 0.98))
-    pair = [torch.from_numpy(each[None, None]) for each in (predicted, mask)]
+    pair = [torch.from_numpy(volume[None, None]) for volume in (predicted, mask)]
     settings = {"include_background": True, "spacing": VOXEL}
     with warnings.catch_warnings(action="ignore"):
         hausdorff = compute_hausdorff_distance(*pair, percentile=95, **settings)
@@ -57,7 +57,7 @@ def test_both_are_those_of_monai(seed: int) -> None:
     assert found["surface_distance_mm"] == pytest.approx(average.item(), rel=1e-5)
 
 
-def test_bias_and_limits_are_those_of_bland_and_altman() -> None:
+def test_bias_and_limits_of_agreement_equal_values_computed_by_hand() -> None:
     table = pd.DataFrame(
         {
             "hd95_mm": [2.0, 4.0, np.nan],
@@ -78,13 +78,13 @@ def test_bias_and_limits_are_those_of_bland_and_altman() -> None:
     assert summarize_physical(table[[]], Bootstrap(100, 1)) == {}
 
 
-def test_a_patient_in_parts_is_no_volume() -> None:
+def test_a_volume_with_gaps_or_in_several_splits_is_incomplete() -> None:
     assert is_complete_volume([1, 2, 3], ["test"] * 3)
     assert not is_complete_volume([1, 2, 4], ["test"] * 3)
     assert not is_complete_volume([1, 2, 3], ["test", "train", "test"])
 
 
-def test_patients_of_known_size_alone_have_scores_in_mm_and_ml(
+def test_only_patients_with_known_voxel_spacing_have_scores_in_mm_and_ml(
     run_stage: RunStage, data: Data, masks: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     maps, slices = tmp_path / "maps", read_manifest(data.splits)

@@ -23,7 +23,9 @@ def run_restructure(run_stage: RunStage, raw: Path) -> Outcome:
     return run_stage(restructure.main, [raw, folder / "images", folder / "masks"])
 
 
-def test_files_are_copied_unchanged_with_one_name_in_both_folders(run_stage: RunStage, raw: Path) -> None:
+def test_files_are_copied_unchanged_with_one_name_in_both_folders(
+    run_stage: RunStage, raw: Path
+) -> None:
     assert run_restructure(run_stage, raw).code == 0
     images, masks = raw.parent / "slices/images", raw.parent / "slices/masks"
     names = sorted(path.name for path in images.iterdir())
