@@ -37,7 +37,7 @@ IS_MAIN = "_is_main"  # suffix of the columns that flag a sequence as equal to t
 def slice_row(
     name: SliceName, images: Path, masks: Path, sequences: Sequence[str]
 ) -> dict[str, object]:
-    """Return the slice's row, with a flag for each other sequence: whether it equals the main one.
+    """Return the slice's row, with flags for the other sequences that equal the main one.
 
     `sequences` has the sequence of each channel. `digest` is the hash of the scan's pixels, ""
     for a blank scan.

@@ -246,7 +246,7 @@ def main(
                 "evaluate.threshold to a number, or split.val_fraction to more than 0"
             )
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
-    voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
+    voxels = {name: row.voxel for name, row in read_geometry(geometry).items()}
     slices, pixels, trivial, physical = assess_all(
         manifest, predictions, voxels, threshold=threshold, share=evaluate.component_share
     )

@@ -56,7 +56,8 @@ def compare(study: Study, kind: str, bootstrap: Bootstrap) -> pd.DataFrame:
         return pd.DataFrame()
     if BASE not in candidates:
         raise Refusal(
-            f"The candidates of {kind}/ do not include {BASE}: {', '.join(candidates)}. {HINT}"
+            f"no training with a name like {kind}/{BASE}/…, which the candidates "
+            f"{', '.join(candidates)} are compared with. {HINT}"
         )
     dice = read_dice(study, candidates)
     base = dice[BASE]

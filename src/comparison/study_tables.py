@@ -68,10 +68,10 @@ def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
     for path, table in ((patients, study.patients), (definitions, study.definitions)):
         unlisted = table["training"][~table["training"].isin(names)].unique()
         problems += [f"{path}: {name} is not in {trainings.name}" for name in unlisted]
-    found = study.patients["training"].value_counts().reindex(names, fill_value=0)
+    n_rows = study.patients["training"].value_counts().reindex(names, fill_value=0)
     problems += [
         f"{patients}: {n} patients for {name}; {trainings.name} says it tested {n_tested:.0f}"
-        for (name, n), n_tested in zip(found.items(), study.trainings[N_TESTED], strict=True)
+        for (name, n), n_tested in zip(n_rows.items(), study.trainings[N_TESTED], strict=True)
         if n != n_tested
     ]
     keys = study.definitions[["training", "split", "predictor"]]
@@ -85,12 +85,12 @@ def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
 
 
 def recipes(study: Study, kind: str) -> dict[str, list[str]]:
-    """Return the names of all trainings of a kind, grouped by recipe; both are sorted."""
-    found: dict[str, list[str]] = {}
+    """Return the names of all trainings of a kind by recipe; recipes and names are sorted."""
+    by_recipe: dict[str, list[str]] = {}
     for name in sorted(study.trainings.index):
         if name.startswith(f"{kind}/"):
-            found.setdefault(name.split("/")[1], []).append(name)
-    return found
+            by_recipe.setdefault(name.split("/")[1], []).append(name)
+    return by_recipe
 
 
 def check_same_params(study: Study, names: list[str], *free: str) -> None:

@@ -33,11 +33,11 @@ def table(abnormal: list[int], scores: list[float], detected: list[int]) -> pd.D
 
 def test_detection_equals_values_computed_by_hand() -> None:
     slices = table([1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.2, 0.3, 0.1, 0.1], [1, 1, 0, 1, 0, 0])
-    found = detection(slices, Bootstrap(200, 1))
-    assert found["detection_auroc"] == pytest.approx(8 / 9)
-    assert found["detection_average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
-    assert found["detection_sensitivity_at_95_specificity"] == pytest.approx(2 / 3)
-    matrix = [found[f"detection_{name}"] for name in ("tp", "fp", "fn", "tn")]
+    result = detection(slices, Bootstrap(200, 1))
+    assert result["detection_auroc"] == pytest.approx(8 / 9)
+    assert result["detection_average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert result["detection_sensitivity_at_95_specificity"] == pytest.approx(2 / 3)
+    matrix = [result[f"detection_{name}"] for name in ("tp", "fp", "fn", "tn")]
     assert matrix == [2, 1, 1, 2]
 
 
@@ -48,30 +48,30 @@ def test_intervals_resample_patients_with_all_their_slices() -> None:
     scores = 0.4 * abnormal + rng.random(60)
     slices = table(abnormal.tolist(), scores.tolist(), [0] * 60)
     slices["patient_id"] = [f"P{index // 4:02}" for index in range(60)]
-    found = detection(slices, Bootstrap(1000, 1))
+    result = detection(slices, Bootstrap(1000, 1))
     drawn = rng.integers(15, size=(1000, 15))
     rows = np.arange(60).reshape(15, 4)[drawn].reshape(1000, 60)
     expected = [roc_auc_score(abnormal[row], scores[row]) for row in rows]
     low, high = np.quantile(expected, [0.025, 0.975])
-    assert found["detection_auroc_low"] == pytest.approx(low, abs=0.02)
-    assert found["detection_auroc_high"] == pytest.approx(high, abs=0.02)
+    assert result["detection_auroc_low"] == pytest.approx(low, abs=0.02)
+    assert result["detection_auroc_high"] == pytest.approx(high, abs=0.02)
 
 
 def test_resamples_without_abnormal_or_healthy_slices_are_ignored_in_the_interval() -> None:
     slices = table([1, 0, 1, 0], [0.9, 0.1, 0.3, 0.5], [0] * 4)
     assert slices.groupby("patient_id")["abnormal"].nunique().tolist() == [1, 1]
-    found = detection(slices, Bootstrap(100, 1))
-    assert found["detection_auroc_low"] == found["detection_auroc"] == 0.75
+    result = detection(slices, Bootstrap(100, 1))
+    assert result["detection_auroc_low"] == result["detection_auroc"] == 0.75
 
 
 def test_auroc_equals_the_rank_statistic_with_ties() -> None:
     rng = np.random.default_rng(0)
     abnormal = rng.integers(0, 2, 300)
     scores = np.round(rng.random(300) + 0.3 * abnormal, 1)
-    found = detection(table(abnormal.tolist(), scores.tolist(), [0] * 300), Bootstrap(100, 1))
+    result = detection(table(abnormal.tolist(), scores.tolist(), [0] * 300), Bootstrap(100, 1))
     u = mannwhitneyu(scores[abnormal == 1], scores[abnormal == 0]).statistic
     pairs = abnormal.sum() * (300 - abnormal.sum())
-    assert found["detection_auroc"] == pytest.approx(u / pairs)
+    assert result["detection_auroc"] == pytest.approx(u / pairs)
 
 
 @pytest.mark.parametrize("decimals", [1, 9])
@@ -104,8 +104,8 @@ def test_sensitivity_allows_at_most_5_percent_false_positives(n_false: int) -> N
 @pytest.mark.parametrize("abnormal", [0, 1])
 def test_scores_are_nan_if_all_slices_are_abnormal_or_all_healthy(abnormal: int) -> None:
     slices = table([abnormal] * 4, [0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0])
-    found = detection(slices, Bootstrap(100, 1))
-    assert np.isnan(found["detection_auroc"])
-    assert np.isnan(found["detection_average_precision_low"])
-    assert np.isnan(found["detection_sensitivity_at_95_specificity"])
-    assert found["detection_tp"] + found["detection_fp"] == 1
+    result = detection(slices, Bootstrap(100, 1))
+    assert np.isnan(result["detection_auroc"])
+    assert np.isnan(result["detection_average_precision_low"])
+    assert np.isnan(result["detection_sensitivity_at_95_specificity"])
+    assert result["detection_tp"] + result["detection_fp"] == 1

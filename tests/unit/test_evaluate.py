@@ -59,10 +59,10 @@ def test_the_reference_itself_has_perfect_scores(
 ) -> None:
     for slice_id, mask in masks.items():
         write_levels(mask.astype(np.uint8) * 255, maps, slice_id)
-    found = run_evaluate(run_stage, data, maps)
+    result = run_evaluate(run_stage, data, maps)
     splits = read_manifest(data.splits)
-    assert list(found.scores) == list(SPLITS)
-    for split_name, scores in found.scores.items():
+    assert list(result.scores) == list(SPLITS)
+    for split_name, scores in result.scores.items():
         for name, value in scores.items():
             if scores["n_patients"] == 1 and name.endswith(("_low", "_high")):
                 assert value is None, name
@@ -74,7 +74,7 @@ def test_the_reference_itself_has_perfect_scores(
         assert scores["n_slices"] == scores["detection_tp"] + scores["detection_tn"] == len(rows)
         assert scores["n_slices_abnormal"] == scores["n_slices_hd95"] == rows["abnormal"].sum()
         assert scores["n_patients"] == scores["n_patients_dice"] == rows["patient_id"].nunique()
-    definitions = found.tables["definitions"].set_index(["split", "predictor"])
+    definitions = result.tables["definitions"].set_index(["split", "predictor"])
     assert ("all", "network") not in definitions.index  # it would include training slices
     perfect = definitions.loc[("all", "reference")]
     np.testing.assert_array_equal(
@@ -86,8 +86,8 @@ def test_the_reference_itself_has_perfect_scores(
     for name in ones:
         expected = abnormal if name == "slice_iou_empty_0" else 1
         assert perfect[name] == pytest.approx(expected, abs=1e-5), name
-    assert (found.tables["per_patient"]["dice"] == 1).all()
-    assert (found.tables["subgroups"]["dice_patient_mean"] == 1).all()
+    assert (result.tables["per_patient"]["dice"] == 1).all()
+    assert (result.tables["subgroups"]["dice_patient_mean"] == 1).all()
 
 
 def test_empty_predictions_score_0(
@@ -95,8 +95,8 @@ def test_empty_predictions_score_0(
 ) -> None:
     for slice_id, mask in masks.items():
         write_levels(np.zeros(mask.shape, np.uint8), maps, slice_id)
-    found = run_evaluate(run_stage, data, maps)
-    scores = found.scores["test"]
+    result = run_evaluate(run_stage, data, maps)
+    scores = result.scores["test"]
     for name in (
         "iou",
         "recall",
@@ -110,7 +110,7 @@ def test_empty_predictions_score_0(
     assert scores["n_slices_hd95"] == 0
     assert scores["detection_auroc"] == 0.5
     assert scores["aurc"] == 1  # confidence is 1 for patients with a Dice of 0
-    table = found.tables["definitions"].set_index(["split", "predictor"])
+    table = result.tables["definitions"].set_index(["split", "predictor"])
     columns = [name for name in table.columns if name != "name"]
     pd.testing.assert_series_equal(
         table.loc[("test", "network"), columns],
@@ -124,8 +124,8 @@ def test_tables_agree_with_the_main_scores(
 ) -> None:
     probabilities = noisy(masks)
     write_maps(maps, probabilities)
-    found = run_evaluate(run_stage, data, maps)
-    slices = found.tables["per_slice"].set_index("slice_id")
+    result = run_evaluate(run_stage, data, maps)
+    slices = result.tables["per_slice"].set_index("slice_id")
     assert set(slices.index) == set(masks)
     for slice_id, mask in masks.items():
         row = slices.loc[slice_id]
@@ -137,7 +137,7 @@ def test_tables_agree_with_the_main_scores(
         assert row["predicted_area"] == predicted.sum()
         assert row[["tp", "fp", "fn", "tn"]].sum() == SIZE**2
         assert row["max_probability"] == pytest.approx(probabilities[slice_id].max(), abs=0.004)
-    for split_name, scores in found.scores.items():
+    for split_name, scores in result.scores.items():
         rows = slices[slices["split"] == split_name]
         tp, fp, fn = (rows[name].sum() for name in ("tp", "fp", "fn"))
         assert 0.5 < scores["iou"] < 0.95
@@ -146,18 +146,18 @@ def test_tables_agree_with_the_main_scores(
         volumes = rows.groupby("patient_id")[["tp", "fp", "fn"]].sum()
         by_patient = dice(volumes["tp"], volumes["fp"], volumes["fn"])
         assert scores["dice_patient_mean"] == pytest.approx(by_patient.mean(), abs=1e-5)
-        patients = found.tables["per_patient"].query("split == @split_name")
+        patients = result.tables["per_patient"].query("split == @split_name")
         np.testing.assert_allclose(patients["dice"], by_patient, atol=1e-5)
         assert scores["hd95_slice_mean"] == pytest.approx(rows["hd95"].mean(), abs=1e-5)
         assert scores["surface_dice_slice_mean"] == pytest.approx(
             rows["surface_dice"].mean(), abs=1e-5
         )
-        definition = found.tables["definitions"].query(
+        definition = result.tables["definitions"].query(
             "split == @split_name and predictor == 'network'"
         )
         assert definition["micro_iou"].item() == scores["iou"]
         assert definition["patient_dice_median"].item() == scores["dice_patient_median"]
-        assert found.tables["reliability"][f"{split_name}_n_pixels"].sum() == len(rows) * SIZE**2
+        assert result.tables["reliability"][f"{split_name}_n_pixels"].sum() == len(rows) * SIZE**2
         confidence = [
             expected_dice([probabilities[slice_id] for slice_id in chosen.index])
             for _, chosen in rows.groupby("patient_id")
@@ -167,21 +167,21 @@ def test_tables_agree_with_the_main_scores(
         risks = 1 - by_confidence.expanding().mean()
         assert scores["aurc"] == pytest.approx(risks.mean(), abs=1e-5)
         assert scores["ece"] < scores["ece_above_first_bin"]
-        risk = found.tables["risk_coverage"].set_index("coverage")[split_name]
+        risk = result.tables["risk_coverage"].set_index("coverage")[split_name]
         half = -(-len(risks) // 2) - 1
         assert risk[0.5] == pytest.approx(risks.iloc[half], abs=2e-5)
         assert risk[1.0] == pytest.approx(1 - scores["dice_patient_mean"], abs=2e-5)
-    groups = found.tables["subgroups"].query("split == 'train'")
+    groups = result.tables["subgroups"].query("split == 'train'")
     for attribute in ("institution", "grade", "gender", "age", "missing sequence"):
         rows = groups[groups["attribute"] == attribute]
-        assert rows["n_patients"].sum() == found.scores["train"]["n_patients"]
+        assert rows["n_patients"].sum() == result.scores["train"]["n_patients"]
         mean = np.average(rows["dice_patient_mean"], weights=rows["n_patients_dice"])
-        assert mean == pytest.approx(found.scores["train"]["dice_patient_mean"], abs=1e-4)
-    p1 = found.tables["per_patient"].query("split == 'train' and patient_id.str.contains('_P1_')")
+        assert mean == pytest.approx(result.scores["train"]["dice_patient_mean"], abs=1e-4)
+    p1 = result.tables["per_patient"].query("split == 'train' and patient_id.str.contains('_P1_')")
     row = groups.set_index("group").loc["institution: P1 (train)"]
     assert row["n_patients"] == len(p1)
     assert row["dice_patient_median"] == pytest.approx(p1["dice"].median(), abs=1e-5)
-    assert run_evaluate(run_stage, data, maps).files == found.files
+    assert run_evaluate(run_stage, data, maps).files == result.files
 
 
 def expected_dice(probabilities: list[np.ndarray]) -> float:
@@ -353,10 +353,10 @@ def test_without_val_other_splits_are_scored_and_the_threshold_cannot_be_chosen_
     splits = tmp_path / "splits.csv"
     table.assign(split=table["split"].replace("val", "train")).to_csv(splits, index=False)
     write_maps(maps, noisy(masks))
-    found = run_evaluate(run_stage, data, maps, splits)
-    assert list(found.scores) == ["train", "test"]
-    assert found.scores["test"] == run_evaluate(run_stage, data, maps).scores["test"]
-    for table in found.tables.values():
+    result = run_evaluate(run_stage, data, maps, splits)
+    assert list(result.scores) == ["train", "test"]
+    assert result.scores["test"] == run_evaluate(run_stage, data, maps).scores["test"]
+    for table in result.tables.values():
         assert "val" not in table
         assert "val" not in set(table.get("split", []))
     paths = [data.geometry, splits, data.patients, maps, tmp_path / "m.json", tmp_path / "metrics"]

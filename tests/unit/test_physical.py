@@ -29,17 +29,17 @@ def box(first: int, *, size: tuple[int, int, int] = (3, 6, 8)) -> np.ndarray:
 
 def test_a_box_moved_by_a_slice_is_5_mm_away() -> None:
     """Most of the border is shared, but one face of the moved box is one slice from the other."""
-    found = physical_scores(box(3), box(2), VOXEL)
-    assert found["hd95_mm"] == pytest.approx(5.0)
+    scores = physical_scores(box(3), box(2), VOXEL)
+    assert scores["hd95_mm"] == pytest.approx(5.0)
     volume = 3 * 6 * 8 * 5.0 * 0.9 * 0.8 / 1000
-    assert found["reference_ml"] == found["predicted_ml"] == pytest.approx(volume)
+    assert scores["reference_ml"] == scores["predicted_ml"] == pytest.approx(volume)
     assert physical_scores(box(2), box(2), VOXEL)["surface_distance_mm"] == 0
 
 
 def test_an_empty_mask_has_a_volume_but_no_distances() -> None:
-    found = physical_scores(np.zeros_like(box(2)), box(2), VOXEL)
-    assert np.isnan([found["hd95_mm"], found["surface_distance_mm"]]).all()
-    assert found["predicted_ml"] == 0 < found["reference_ml"]
+    scores = physical_scores(np.zeros_like(box(2)), box(2), VOXEL)
+    assert np.isnan([scores["hd95_mm"], scores["surface_distance_mm"]]).all()
+    assert scores["predicted_ml"] == 0 < scores["reference_ml"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -52,9 +52,9 @@ def test_distances_equal_monais(seed: int) -> None:
     with warnings.catch_warnings(action="ignore"):
         hausdorff = compute_hausdorff_distance(*pair, percentile=95, **settings)
         average = compute_average_surface_distance(*pair, symmetric=True, **settings)
-    found = physical_scores(predicted, mask, VOXEL)
-    assert found["hd95_mm"] == pytest.approx(hausdorff.item(), rel=1e-5)
-    assert found["surface_distance_mm"] == pytest.approx(average.item(), rel=1e-5)
+    scores = physical_scores(predicted, mask, VOXEL)
+    assert scores["hd95_mm"] == pytest.approx(hausdorff.item(), rel=1e-5)
+    assert scores["surface_distance_mm"] == pytest.approx(average.item(), rel=1e-5)
 
 
 def test_bias_and_limits_of_agreement_equal_values_computed_by_hand() -> None:
@@ -66,15 +66,15 @@ def test_bias_and_limits_of_agreement_equal_values_computed_by_hand() -> None:
             "predicted_ml": [11.0, 19.0, 33.0],
         }
     )
-    found = summarize_physical(table, Bootstrap(100, 1))
-    assert found["hd95_mm_mean"] == 3
-    assert found["n_patients_hd95_mm"] == 2
+    scores = summarize_physical(table, Bootstrap(100, 1))
+    assert scores["hd95_mm_mean"] == 3
+    assert scores["n_patients_hd95_mm"] == 2
     differences = np.array([1.0, -1.0, 3.0])
-    assert found["volume_ml_bias"] == pytest.approx(1.0)
+    assert scores["volume_ml_bias"] == pytest.approx(1.0)
     spread = 1.96 * differences.std(ddof=1)
-    assert found["volume_ml_limit_lower"] == pytest.approx(1 - spread)
-    assert found["volume_ml_limit_upper"] == pytest.approx(1 + spread)
-    assert found["n_patients_volume_ml"] == 3
+    assert scores["volume_ml_limit_lower"] == pytest.approx(1 - spread)
+    assert scores["volume_ml_limit_upper"] == pytest.approx(1 + spread)
+    assert scores["n_patients_volume_ml"] == 3
     assert summarize_physical(table[[]], Bootstrap(100, 1)) == {}
 
 

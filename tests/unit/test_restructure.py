@@ -45,8 +45,8 @@ def test_unusual_names_sizes_and_suffixes_work(run_stage: RunStage, raw: Path) -
         save(raw / name / f"{name}_1.TIF", np.zeros((40, 33, 3), np.uint8))
         save(raw / name / f"{name}_1_mask.tiff", np.zeros((40, 33), np.uint8))
     assert run_restructure(run_stage, raw) == Outcome(0, "")
-    found = {name.slice_id for name in sorted_slices(raw.parent / "slices/images")}
-    assert {"Ärztin Größe 1_1", "007_1", "a.b_c_1"} < found
+    slice_ids = {name.slice_id for name in sorted_slices(raw.parent / "slices/images")}
+    assert {"Ärztin Größe 1_1", "007_1", "a.b_c_1"} < slice_ids
 
 
 def remove_mask(raw: Path) -> None:

@@ -95,11 +95,14 @@ def test_limits_of_agreement_equal_values_computed_by_hand() -> None:
             "fn": [3, 1, 0, 0],
         }
     )
-    found = agreement(slices, Bootstrap(200, 1))
-    assert found["area_bias"] == 2
-    assert found["area_limit_lower"] == pytest.approx(2 - 1.96 * 2)
-    assert found["area_limit_upper"] == pytest.approx(2 + 1.96 * 2)
-    assert (found["area_bias_low"], found["area_bias_high"]) == (2, 2)  # A's mean and B's are equal
+    result = agreement(slices, Bootstrap(200, 1))
+    assert result["area_bias"] == 2
+    assert result["area_limit_lower"] == pytest.approx(2 - 1.96 * 2)
+    assert result["area_limit_upper"] == pytest.approx(2 + 1.96 * 2)
+    assert (result["area_bias_low"], result["area_bias_high"]) == (
+        2,
+        2,
+    )  # A's mean and B's are equal
     of_one_slice = agreement(slices[1:2], Bootstrap(200, 1))
     assert of_one_slice["area_bias"] == 4
     assert np.isnan(of_one_slice["area_limit_lower"])
@@ -111,17 +114,17 @@ def test_each_group_of_patients_has_its_scores_and_size() -> None:
         [("sex", "x", "A"), ("sex", "x", "B"), ("sex", "y", "C"), ("sex", "y", "D")],
         columns=["attribute", "value", "patient_id"],
     )
-    found: Any = subgroups(per_patient(table()), groups, Bootstrap(100, 1)).set_index("group")
-    assert found.index.tolist() == ["sex: x (test)", "sex: y (test)", "sex: y (train)"]
-    first = found.loc["sex: x (test)"]
+    result: Any = subgroups(per_patient(table()), groups, Bootstrap(100, 1)).set_index("group")
+    assert result.index.tolist() == ["sex: x (test)", "sex: y (test)", "sex: y (train)"]
+    first = result.loc["sex: x (test)"]
     assert (first["n_patients"], first["n_slices"]) == (2, 3)
     assert first["dice_patient_mean"] == pytest.approx(0.7)
     assert first["iou"] == pytest.approx(25 / 40)
-    second = found.loc["sex: y (test)"]
+    second = result.loc["sex: y (test)"]
     assert (second["n_patients"], second["n_patients_dice"]) == (1, 0)
     assert np.isnan(second["dice_patient_mean"])
-    assert found.loc["sex: y (train)", "dice_patient_mean"] == 0
-    assert found["dice_patient_mean_low"].isna().all()  # fewer than MIN_PATIENTS
+    assert result.loc["sex: y (train)", "dice_patient_mean"] == 0
+    assert result["dice_patient_mean_low"].isna().all()  # fewer than MIN_PATIENTS
 
 
 def test_a_group_of_enough_patients_has_intervals() -> None:

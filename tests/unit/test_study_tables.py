@@ -146,7 +146,7 @@ def test_rows_are_added_to_all_tables_or_to_none(
     assert {path.name for path in tmp_path.iterdir()} == {"0.csv", "1.csv", "2.csv", ".tables.lock"}
 
 
-def test_processes_that_add_rows_at_the_same_time_lose_none(tmp_path: Path) -> None:
+def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     files = [tmp_path / f"{n}.csv" for n in range(3)]
 
     def add(number: int) -> None:
