@@ -9,7 +9,7 @@
 - `folds/<recipe>/<fold>`: cross-validation by patient.
 - `institutions/<recipe>/<fold>`: leave-one-institution-out cross-validation.
 - `inner/<candidate>/<inner fold>`: all inner folds, with several candidate recipes.
-- `choices/<candidate>/<repeat>`: one inner fold, with several seeds.
+- `choices/<candidate>/<repeat>`: one inner fold, with several candidate recipes and seeds.
 
 In `folds` and `institutions`, each patient is predicted by a network that was not trained on it.
 `study/worst.csv` describes what a review of the worst patients found. All results follow from
