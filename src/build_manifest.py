@@ -1,10 +1,11 @@
-"""Label every slice and describe every patient.
+"""Write one row for every slice, with its label, and one row for every patient.
 
     python src/build_manifest.py data/slices/images data/slices/masks data/raw/data.csv \
         data/manifest.csv data/patients.csv
 
-A patient's folder is one exam. Whose it is says the column `subject` of data.csv, and where that is
-missing the folder's name without a date or session at its end (`scans.names.person`).
+A patient's folder is one exam. The column `subject` of data.csv identifies the person. If it is
+missing, the person is the folder's name without a date or session at its end
+(`scans.names.person`).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import replacing
@@ -30,15 +31,16 @@ from scans.params import AcquireParams
 from scans.sequences import MAIN
 from scans.tiff import read_image, read_mask
 
-IS_MAIN = "_is_main"  # ends the columns that say which sequences equal the main one
+IS_MAIN = "_is_main"  # suffix of the columns that flag a sequence as equal to the main one
 
 
 def slice_row(
     name: SliceName, images: Path, masks: Path, sequences: Sequence[str]
 ) -> dict[str, object]:
-    """Return the slice's row, with a flag for each sequence that equals the main one everywhere.
+    """Return the slice's row, with flags for the other sequences that equal the main one.
 
-    `sequences` are those of the channels; `digest` is that of the scan's pixels, "" of a blank one.
+    `sequences` has the sequence of each channel. `digest` is the hash of the scan's pixels, ""
+    for a blank scan.
     """
     image_path = slice_path(images, name.slice_id)
     mask_path = slice_path(masks, name.slice_id)
@@ -62,27 +64,30 @@ def slice_row(
 
 
 def check_scans(slices: pd.DataFrame, persons: pd.Series) -> None:
-    """Refuse scans with the same pixels of two persons, who are given by patient."""
+    """Raise an error if two persons have scans with the same pixels.
+
+    `persons` is indexed by `patient_id`.
+    """
     owners = slices["patient_id"].map(persons)
-    alike = slices[slices["digest"] != ""].groupby("digest")["image"]
+    identical = slices[slices["digest"] != ""].groupby("digest")["image"]
     problems = sorted(
         "the same scan of two persons: " + ", ".join(images)
-        for _, images in alike
+        for _, images in identical
         if len(set(owners[images.index])) > 1
     )
     if problems:
         refuse(
             problems,
-            f"Is it one person? Give both the same `subject` in {CLINICAL_FILE}. Otherwise take "
-            "one away. Then `dvc repro -f acquire`.",
+            f"If they are one person, give both the same `subject` in {CLINICAL_FILE}. Otherwise "
+            "remove one of them. Then run `dvc repro -f acquire`.",
         )
 
 
 def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a patient, sorted by id: counts, missing sequences, clinical columns.
+    """Return one row per patient, sorted by id: counts, missing sequences, clinical columns.
 
-    `clinical` is by patient. A sequence is missing where its channel equals that of the main one in
-    all slices, with which the data set fills it.
+    `clinical` is indexed by `patient_id`. The data set fills the channel of a missing sequence with
+    the main sequence, so a sequence is missing if its channel equals the main one in all slices.
     """
     grouped = slices.groupby("patient_id", sort=True)
     patients = grouped.agg(
@@ -99,19 +104,21 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
     patients = patients.astype(dict.fromkeys(missing_columns(patients), int))
     patients.insert(1, "case_id", patients["patient_id"].map(clinical["case_id"]))
     codes = clinical.drop(columns=["row", "case_id", "subject", "institution"], errors="ignore")
-    ours = {name: f"clinical_{name}" for name in (*patients, *missing_columns(codes))}
-    return patients.join(codes.rename(columns=ours), on="patient_id")
+    prefixed = {name: f"clinical_{name}" for name in (*patients, *missing_columns(codes))}
+    return patients.join(codes.rename(columns=prefixed), on="patient_id")
 
 
-def print_odd_ones(clinical: Path, table: pd.DataFrame, known: pd.DataFrame) -> None:
-    """Print rows of data.csv without a folder, folders without a row, and persons of several."""
-    unused = table.loc[~table.index.isin(known["row"]), "case_id"].tolist()
+def print_mismatches(clinical: Path, table: pd.DataFrame, matched: pd.DataFrame) -> None:
+    """Print rows of data.csv without a folder, folders without a row, and persons with several."""
+    unused = table.loc[~table.index.isin(matched["row"]), "case_id"].tolist()
     print_list(f"{len(unused)} rows of {clinical} without a patient's folder", unused)
-    lacking = known.index[known["row"] < 0].tolist()
-    print_list(f"{len(lacking)} patients without a row in {clinical}", lacking)
-    folders = known.groupby("case_id").groups
-    several = [f"{name}: {', '.join(own)}" for name, own in folders.items() if len(own) > 1]
-    print_list(f"{len(several)} persons with several folders, which stay together", several)
+    unmatched = matched.index[matched["row"] < 0].tolist()
+    print_list(f"{len(unmatched)} patients without a row in {clinical}", unmatched)
+    folders = matched.groupby("case_id").groups
+    several = [
+        f"{person}: {', '.join(names)}" for person, names in folders.items() if len(names) > 1
+    ]
+    print_list(f"{len(several)} persons with several folders, kept in one split", several)
 
 
 def main(
@@ -128,18 +135,18 @@ def main(
     rows = in_parallel(label, names, "label", unit="slice")
     slices = pd.DataFrame(rows)
     table = read_clinical(clinical)
-    known = rows_of_patients(sorted(set(slices["patient_id"])), table)
-    check_scans(slices, known["case_id"])
-    if "institution" in known:
-        named = slices["patient_id"].map(known["institution"].replace("", pd.NA))
-        slices["institution"] = named.fillna(slices["institution"])
-    described = patients_table(slices, known)
+    matched = rows_of_patients(sorted(set(slices["patient_id"])), table)
+    check_scans(slices, matched["case_id"])
+    if "institution" in matched:
+        institutions = slices["patient_id"].map(matched["institution"].replace("", pd.NA))
+        slices["institution"] = institutions.fillna(slices["institution"])
+    cohort = patients_table(slices, matched)
     with replacing(manifest, patients) as [manifest_partial, patients_partial]:
-        helpers = slices.columns[slices.columns.str.endswith(IS_MAIN)]
-        slices.drop(columns=[*helpers, "digest"]).to_csv(manifest_partial, index=False)
-        described.to_csv(patients_partial, index=False)
-    print(f"{len(slices)} slices, {slices['abnormal'].sum()} abnormal, of {len(known)} patients")
-    print_odd_ones(clinical, table, known)
+        flags = slices.columns[slices.columns.str.endswith(IS_MAIN)]
+        slices.drop(columns=[*flags, "digest"]).to_csv(manifest_partial, index=False)
+        cohort.to_csv(patients_partial, index=False)
+    print(f"{len(slices)} slices, {slices['abnormal'].sum()} abnormal, of {len(matched)} patients")
+    print_mismatches(clinical, table, matched)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Score the predictions on train, val (if there is one) and test, by every common definition.
+"""Score the predictions on train, val (if there is one) and test, by all common definitions.
 
     python src/evaluate.py data/geometry.csv data/splits.csv data/patients.csv data/predictions \
         metrics/evaluate.json metrics/evaluate
 
-Every slice is scored at its own size. Nothing here looks at the network: another predictor's
-probability maps in the place of data/predictions are scored alike.
+Every slice is scored at its original size. The stage does not use the network: it scores the
+probability maps of any predictor in data/predictions.
 """
 
 import sys
@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
@@ -42,34 +42,39 @@ from scoring.definitions import NETWORK, definitions, trivial_counts
 from scoring.detection import detection
 from scoring.overlap import COUNTS, iou
 from scoring.params import EvaluateParams
-from scoring.physical import in_one_piece, joined, physical_scores, summarize_physical
+from scoring.physical import (
+    is_complete_volume,
+    physical_scores,
+    summarize_physical,
+    with_physical_scores,
+)
 from scoring.scores import per_patient, subgroups, summarize
 from scoring.segmentation import read_pair, segment_volume
 from scoring.surface import surface_scores
 
-THRESHOLDS = np.arange(1, 20) / 20  # among which `threshold: val` chooses
-CODES = ("grade", "gender")  # columns of data.csv that patients are grouped by
+THRESHOLDS = np.arange(1, 20) / 20  # the choices for `threshold: val`
+CODES = ("grade", "gender")  # columns of data.csv that define subgroups
 
 
-class Assessed(NamedTuple):
-    """What is kept once predictions are compared with the reference, for D slices."""
+class Assessment(NamedTuple):
+    """The comparison of predictions with the reference, for D slices."""
 
-    slices: pd.DataFrame  # one row a slice
-    pixels: NDArray[np.int64]  # (D, 2, LEVELS) healthy and tumor pixels of each level
-    trivial: list[dict[str, dict[str, int]]]  # COUNTS of each slice by predictor
-    physical: dict[str, dict[str, float]]  # scores in mm and mL by patient, where sizes are known
+    slices: pd.DataFrame  # one row per slice
+    pixels: NDArray[np.int64]  # (D, 2, LEVELS): numbers of healthy and tumor pixels at each level
+    trivial: list[dict[str, dict[str, int]]]  # each slice's COUNTS by trivial predictor
+    physical: dict[str, dict[str, float]]  # scores in mm and mL by patient with known voxel spacing
 
 
 def pixel_counts(levels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return how many healthy and how many tumor pixels have which level, (2, LEVELS)."""
+    """Return the numbers of healthy and of tumor pixels at each level, (2, LEVELS)."""
     codes = levels.astype(np.int64) + LEVELS * mask
     return np.bincount(codes.ravel(), minlength=2 * LEVELS).reshape(2, LEVELS)
 
 
 def best_threshold(counts: NDArray[np.int64]) -> float:
-    """Return the one of THRESHOLDS with the highest micro IoU, the one nearest to 0.5 of equals.
+    """Return the value in THRESHOLDS with the highest micro IoU; of equals, the one nearest to 0.5.
 
-    `counts`, (2, LEVELS), are the pixels of the slices to choose on.
+    `counts` (2, LEVELS) are the `pixel_counts` of all slices to choose on.
     """
     above = THRESHOLDS[:, None] < PROBABILITIES  # (THRESHOLDS, LEVELS)
     fp, tp = (above * counts[:, None]).sum(axis=2)
@@ -79,7 +84,7 @@ def best_threshold(counts: NDArray[np.int64]) -> float:
 
 
 def choose_threshold(slices: pd.DataFrame, predictions: Path) -> float:
-    """Return the best threshold on slices, given by `slice_id` and `mask`."""
+    """Return the best threshold on these slices; the table has `slice_id` and `mask`."""
     pixels = np.zeros((2, LEVELS), dtype=np.int64)
     rows = zip(slices["slice_id"], slices["mask"], strict=True)
     for slice_id, mask_file in tqdm(
@@ -96,40 +101,43 @@ def assess(
     *,
     threshold: float,
     share: float,
-) -> Assessed:
-    """Compare a patient's predictions with the reference.
+) -> Assessment:
+    """Return the comparison of a patient's predictions with the reference.
 
     `volume` holds `patient_id`, `slice_id`, `slice_number`, `mask` and `split` of all its slices,
-    in order; `voxels` has the known sizes of patients' voxels, in mm.
+    in order. `voxels` has the voxel spacing in mm, by patient, where it is known.
     """
-    segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
+    segmented_slices = segment_volume(volume, predictions, threshold=threshold, share=share)
     rows = []
-    for each in segmented:
-        probability = PROBABILITIES[each.levels]
+    for segmented in segmented_slices:
+        probability = PROBABILITIES[segmented.levels]
         rows.append(
             {
-                **each.counts(),
+                **segmented.counts(),
                 "max_probability": probability.max(),
                 "probability_sum": probability.sum(),
-                "probability_inside": probability[each.predicted].sum(),
-                **surface_scores(each.predicted, each.mask),
+                "probability_inside": probability[segmented.predicted].sum(),
+                **surface_scores(segmented.predicted, segmented.mask),
             }
         )
     slices = pd.DataFrame(rows, index=volume.index)
     numbers, splits = volume["slice_number"].tolist(), volume["split"].tolist()
-    pixels = np.stack([pixel_counts(each.levels, each.mask) for each in segmented])
-    trivial = trivial_counts([each.mask for each in segmented], numbers, splits)
+    pixels = np.stack(
+        [pixel_counts(segmented.levels, segmented.mask) for segmented in segmented_slices]
+    )
+    masks = [segmented.mask for segmented in segmented_slices]
+    trivial = trivial_counts(masks, numbers, splits)
     patient_id, physical = volume["patient_id"].iloc[0], {}
-    if patient_id in voxels and in_one_piece(numbers, splits):
-        masks = (stack([each.predicted for each in segmented]), stack([m.mask for m in segmented]))
-        physical = {patient_id: physical_scores(*masks, voxels[patient_id])}
-    return Assessed(slices, pixels, trivial, physical)
+    if patient_id in voxels and is_complete_volume(numbers, splits):
+        predicted = stack([segmented.predicted for segmented in segmented_slices])
+        physical = {patient_id: physical_scores(predicted, stack(masks), voxels[patient_id])}
+    return Assessment(slices, pixels, trivial, physical)
 
 
 def definition_table(
     slices: pd.DataFrame, trivial: list[dict[str, dict[str, int]]], *, seed: int
 ) -> pd.DataFrame:
-    """Return every definition of each predictor's score on each split, and on all slices."""
+    """Return each predictor's scores by every definition, on each split and on all slices."""
     names = dict.fromkeys(name for counts in trivial for name in counts)
     predictors = {NETWORK: slices} | {
         name: slices.drop(columns=list(COUNTS)).join(
@@ -141,18 +149,18 @@ def definition_table(
     for split in (*splits_of(slices), "all"):
         for name, table in predictors.items():
             if (split, name) == ("all", NETWORK):
-                continue  # it would mix the slices that it was trained on with the others
+                continue  # the score would mix training slices with unseen ones
             chosen = table if split == "all" else table[table["split"] == split]
-            answered = chosen.dropna(subset=list(COUNTS))
-            if len(answered):
-                scores = definitions(answered, seed=seed)
+            predicted = chosen.dropna(subset=list(COUNTS))
+            if len(predicted):
+                scores = definitions(predicted, seed=seed)
                 label = {"name": f"{name} ({split})", "split": split, "predictor": name}
                 rows.append({**label, **scores})
     return pd.DataFrame(rows)
 
 
 def slice_table(slices: pd.DataFrame) -> pd.DataFrame:
-    """Return what per_slice.csv holds; areas are in pixels of the slice's own size."""
+    """Return the table per_slice.csv; areas are in pixels at the slice's original size."""
     table = slices[["split", "slice_id", "patient_id", "abnormal", *COUNTS]].assign(
         detected=(slices["tp"] + slices["fp"] > 0).astype(int),
         reference_area=slices["tp"] + slices["fn"],
@@ -162,14 +170,15 @@ def slice_table(slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(tables: dict[str, pd.DataFrame], key: str, value: str) -> pd.DataFrame:
-    """Return the splits' tables as one with a row for each `key`, the same in all of them.
+    """Return the splits' tables joined on `key`, whose values are the same in all of them.
 
-    A split's `value` is in the column of its name, the rest in columns that begin with it.
+    The column `value` of a split is renamed to the split's name; its other columns get that name as
+    a prefix.
     """
     renamed = []
     for split, table in tables.items():
-        named = table.set_index(key).add_prefix(f"{split}_")
-        renamed.append(named.rename(columns={f"{split}_{value}": split}))
+        prefixed = table.set_index(key).add_prefix(f"{split}_")
+        renamed.append(prefixed.rename(columns={f"{split}_{value}": split}))
     return pd.concat(renamed, axis="columns").reset_index()
 
 
@@ -180,19 +189,19 @@ def assess_all(
     *,
     threshold: float,
     share: float,
-) -> Assessed:
-    """Compare the predictions of all patients with the reference, several at once."""
+) -> Assessment:
+    """Return the comparison of all patients' predictions with the reference, made in parallel."""
     volumes = [rows for _, rows in manifest.groupby("patient_id")]
     compare = partial(
         assess, predictions=predictions, voxels=voxels, threshold=threshold, share=share
     )
-    assessed = in_parallel(compare, volumes, "evaluate")
-    joined = [rows.join(each.slices) for rows, each in zip(volumes, assessed, strict=True)]
-    return Assessed(
-        pd.concat(joined),
-        np.concatenate([each.pixels for each in assessed]),
-        [counts for each in assessed for counts in each.trivial],
-        {name: scores for each in assessed for name, scores in each.physical.items()},
+    patients = in_parallel(compare, volumes, "evaluate")
+    slices = [rows.join(patient.slices) for rows, patient in zip(volumes, patients, strict=True)]
+    return Assessment(
+        pd.concat(slices),
+        np.concatenate([patient.pixels for patient in patients]),
+        [counts for patient in patients for counts in patient.trivial],
+        {name: scores for patient in patients for name, scores in patient.physical.items()},
     )
 
 
@@ -208,11 +217,12 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
 
 
 def print_unmeasured(n_patients: int, geometry: Path) -> None:
-    """Print of how many patients there are no scores in mm and mL, and why."""
+    """Print how many patients have no scores in mm and mL, and the possible reasons."""
     if n_patients:
         print(
-            f"{n_patients} patients have no scores in mm and mL: {geometry} has no voxel sizes for "
-            "them, or their slices are on several sides of the split, or some are missing"
+            f"{n_patients} patients have no scores in mm and mL because {geometry} has no voxel "
+            "spacing for them, some of their slices are missing, or their slices are in different "
+            "splits"
         )
 
 
@@ -232,30 +242,31 @@ def main(
     if threshold == "val":
         if "val" not in splits_of(manifest):
             raise Refusal(
-                f"evaluate.threshold is val, and {splits} has no slices of val; set it to a "
-                "number, or split.val_fraction above 0"
+                f"evaluate.threshold is val, but {splits} has no slices in val; set "
+                "evaluate.threshold to a number, or split.val_fraction to more than 0"
             )
         threshold = choose_threshold(manifest[manifest["split"] == "val"], predictions)
-    voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
+    voxels = {name: row.voxel for name, row in read_geometry(geometry).items()}
     slices, pixels, trivial, physical = assess_all(
         manifest, predictions, voxels, threshold=threshold, share=evaluate.component_share
     )
     check_levels(pixels.sum(axis=(0, 1)), predictions)
-    table = joined(per_patient(slices), physical)
+    table = with_physical_scores(per_patient(slices), physical)
 
     scores, bins, curves = {}, {}, {}
     for split in splits_of(slices):
-        of_slices, of_patients = (each[each["split"] == split] for each in (slices, table))
+        split_slices = slices[slices["split"] == split]
+        split_patients = table[table["split"] == split]
         bins[split] = reliability(PROBABILITIES, pixels[slices["split"] == split].sum(axis=0))
-        doubt = of_patients["dice"], of_patients["confidence"]
-        curves[split] = risk_coverage(*doubt)
+        dice_and_confidence = split_patients["dice"], split_patients["confidence"]
+        curves[split] = risk_coverage(*dice_and_confidence)
         scores[split] = {
-            **summarize(of_slices, of_patients, bootstrap),
-            **detection(of_slices, bootstrap),
-            **summarize_physical(of_patients, bootstrap),
+            **summarize(split_slices, split_patients, bootstrap),
+            **detection(split_slices, bootstrap),
+            **summarize_physical(split_patients, bootstrap),
             "ece": expected_calibration_error(bins[split]),
             "ece_above_first_bin": expected_calibration_error(bins[split][1:]),
-            "aurc": area_under_risk_coverage(*doubt),
+            "aurc": area_under_risk_coverage(*dice_and_confidence),
             "threshold": threshold,
         }
     tables = {

@@ -1,21 +1,22 @@
-"""Join the tables of the study's trainings: each patient as predicted by a network new to it.
+"""Compute the study's results from the tables of its trainings.
 
     python src/join_folds.py study/trainings.csv study/patients.csv study/definitions.csv \
         study/worst.csv metrics/study.json metrics/study
 
-`study/run.py` fills the tables, which are in Git. The kinds of training, by their names:
+`study/run.py` writes the tables, which are in Git. A training's name starts with its kind:
 
-- `starting`: the recipe that the project starts from, split by slice;
-- `folds/<recipe>/<fold>`: a cross-validation by patient;
-- `institutions/<recipe>/<fold>`: a cross-validation by institution;
-- `inner/<candidate>/<inner fold>`: the inner folds under several recipes;
-- `choices/<candidate>/<repeat>`: one of them with several seeds.
+- `starting`: the project's original recipe, split by slice.
+- `folds/<recipe>/<fold>`: cross-validation by patient.
+- `institutions/<recipe>/<fold>`: leave-one-institution-out cross-validation.
+- `inner/<candidate>/<inner fold>`: all inner folds, with several candidate recipes.
+- `choices/<candidate>/<repeat>`: one inner fold, with several candidate recipes and seeds.
 
-`study/worst.csv` says what was seen in the worst patients.
-All figures follow from these tables, without the data set. A leaf of the graph.
+In `folds` and `institutions`, each patient is predicted by a network that was not trained on it.
+`study/worst.csv` describes what a review of the worst patients found. All results follow from
+these tables, without the data set. No other stage depends on this one.
 
-The recipe was chosen on the training side of fold 0, so that the patients of fold 0 alone had no
-part in anything: its figures stand by themselves too.
+The recipe was chosen on the training side of fold 0. Only the patients of fold 0 had no influence
+on any choice, so their results are also listed separately.
 """
 
 import sys
@@ -24,18 +25,18 @@ from typing import Any
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from comparison.candidates import compare
 from comparison.out_of_fold import (
     dice_figure,
     join,
     joined_scores,
-    starting_scores,
+    scores_by_definition,
     with_difference,
 )
 from comparison.study_tables import HINT, Study, costs, read_study, recipes
-from comparison.worst import read_seen, worst
+from comparison.worst import read_reviews, worst
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.params import Seed
@@ -43,23 +44,26 @@ from pipeline.refusals import refuse
 from scoring.bootstrap import Bootstrap
 from scoring.params import EvaluateParams
 
-STARTING = "starting"
-EARLIER = "frozen"  # the first edition's recipe, which the others are compared with
-CURRENT = "context"  # that of params.yaml
-CANDIDATES = ("inner", "choices")  # all inner folds, one of them
-UNTOUCHED = "0"  # the fold whose patients had no part in choosing the recipe
+ORIGINAL = "starting"  # the training with the project's original recipe
+BASELINE = "frozen"  # the first edition's recipe; the others are compared with it
+CURRENT = "context"  # the recipe in params.yaml
+CANDIDATES = ("inner", "choices")  # kinds of training that compare candidate recipes
+HELD_OUT_FOLD = "0"  # its patients had no influence on the choice of the recipe
 
 Joined = dict[str, dict[str, pd.DataFrame]]  # patients by kind and recipe
 
 
 def join_all(study: Study) -> Joined:
-    """Return the patients of each cross-validation; refuse a study without the two recipes."""
+    """Return the patients of each cross-validation, with differences between recipes.
+
+    Raises an error if BASELINE or CURRENT has no folds.
+    """
     joined = {
         kind: {recipe: join(study, names) for recipe, names in recipes(study, kind).items()}
         for kind in ("folds", "institutions")
     }
-    if lacking := [name for name in (EARLIER, CURRENT) if name not in joined["folds"]]:
-        refuse([f"folds/{name}: no training of that name" for name in lacking], HINT)
+    if missing := [name for name in (BASELINE, CURRENT) if name not in joined["folds"]]:
+        refuse([f"no training with a name like folds/{name}/…" for name in missing], HINT)
     joined["institutions"] = {
         recipe: with_difference(
             patients, joined["folds"].get(recipe, patients.head(0)), "dice_out_of_fold"
@@ -67,15 +71,15 @@ def join_all(study: Study) -> Joined:
         for recipe, patients in joined["institutions"].items()
     }
     joined["folds"] |= {
-        recipe: with_difference(patients, joined["folds"][EARLIER], f"dice_{EARLIER}")
+        recipe: with_difference(patients, joined["folds"][BASELINE], f"dice_{BASELINE}")
         for recipe, patients in joined["folds"].items()
-        if recipe != EARLIER
+        if recipe != BASELINE
     }
     return joined
 
 
 def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Return what study.json holds, but for the worst patients."""
+    """Return the contents of study.json, except for the worst patients."""
     scores: dict[str, Any] = {
         kind: {
             recipe: joined_scores(joined[kind][recipe], bootstrap) | costs(study, names)
@@ -84,17 +88,17 @@ def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, 
         for kind in joined
     }
     scores["untouched"] = {
-        recipe: joined_scores(patients[patients["fold"] == UNTOUCHED], bootstrap)
+        recipe: joined_scores(patients[patients["fold"] == HELD_OUT_FOLD], bootstrap)
         for recipe, patients in joined["folds"].items()
-        if UNTOUCHED in set(patients["fold"])
+        if HELD_OUT_FOLD in set(patients["fold"])
     }
-    if STARTING in study.trainings.index:
-        scores[STARTING] = starting_scores(study, STARTING) | costs(study, [STARTING])
+    if ORIGINAL in study.trainings.index:
+        scores[ORIGINAL] = scores_by_definition(study, ORIGINAL) | costs(study, [ORIGINAL])
     return scores
 
 
 def institution_scores(left_out: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return the scores of each institution that was left out."""
+    """Return one row of scores for each institution that was left out of training."""
     return pd.DataFrame(
         {"institution": code, **joined_scores(patients, bootstrap)}
         for code, patients in left_out.groupby("institution")
@@ -102,7 +106,7 @@ def institution_scores(left_out: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataF
 
 
 def with_header(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Return the table; an empty one with the columns that DVC's plots ask for."""
+    """Return the table; an empty table gets `columns`, which DVC's plots need."""
     return table if len(table) else pd.DataFrame(columns=columns)
 
 
@@ -110,7 +114,7 @@ def main(
     trainings: Path,
     patients: Path,
     definitions: Path,
-    worst_seen: Path,
+    worst_reviews: Path,
     metrics: Path,
     tables: Path,
     *,
@@ -122,23 +126,23 @@ def main(
     joined = join_all(study)
     scores = all_scores(study, joined, bootstrap)
     out_of_fold = joined["folds"][CURRENT]
-    left_out = joined["institutions"].get(EARLIER, out_of_fold.head(0))
-    compared = [compare(study, kind, bootstrap) for kind in CANDIDATES]
-    failed = worst(out_of_fold, read_seen(worst_seen))
-    scores["worst"] = failed.groupby("kind")["share"].sum().to_dict()
+    left_out = joined["institutions"].get(BASELINE, out_of_fold.head(0))
+    comparisons = [compare(study, kind, bootstrap) for kind in CANDIDATES]
+    worst_patients = worst(out_of_fold, read_reviews(worst_reviews))
+    scores["worst"] = worst_patients.groupby("kind")["share"].sum().to_dict()
     written = {
         "out_of_fold": out_of_fold,
-        "worst": failed,
+        "worst": worst_patients,
         "institutions": left_out,
         "by_institution": with_header(
             institution_scores(left_out, bootstrap), "institution", "dice_patient_mean"
         ),
-        "choices": with_header(pd.concat(compared), "training", "dice_patient_mean"),
+        "choices": with_header(pd.concat(comparisons), "training", "dice_patient_mean"),
     }
     with replacing(tables) as [folder]:
         (folder / "figures").mkdir(parents=True)
         write_tables(folder, written)
-        shown = {recipe: joined["folds"][recipe] for recipe in (CURRENT, EARLIER)}
+        shown = {recipe: joined["folds"][recipe] for recipe in (CURRENT, BASELINE)}
         dice_figure(shown).savefig(
             folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
         )

@@ -1,8 +1,8 @@
-"""Measure how bright the tissue of each patient is in each sequence.
+"""Measure the brightness of each patient's tissue in each sequence.
 
     python src/measure_tissue.py data/manifest.csv data/intensities.csv
 
-`train.normalize` brings patients to one scale by it; the masks are not looked at.
+`train.normalize` uses it to normalize intensities between patients. The masks are not used.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import DECIMALS, replacing
@@ -26,7 +26,7 @@ from scans.tiff import LEVELS, read_image
 
 
 def measure_volume(slices: pd.DataFrame, sequences: Sequence[str]) -> list[dict[str, str | float]]:
-    """Return a row for each channel of the patient whose slices these are, by its sequence."""
+    """Return one row of tissue statistics per channel, from all slices of one patient."""
     counts = np.zeros((len(sequences), LEVELS), dtype=np.int64)
     for path in slices["image"]:
         image = read_image(Path(path))
@@ -41,7 +41,7 @@ def measure_volume(slices: pd.DataFrame, sequences: Sequence[str]) -> list[dict[
 def main(manifest: Path, intensities: Path, *, acquire: AcquireParams) -> None:
     slices = read_manifest(manifest, "image")
     if slices.empty:
-        raise Refusal(f"{manifest}: no slices there; {remake('build_manifest')}")
+        raise Refusal(f"{manifest}: no slices in the table; {remake('build_manifest')}")
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     measure = partial(measure_volume, sequences=acquire.channels)
     rows = in_parallel(measure, volumes, "measure")

@@ -1,9 +1,10 @@
-"""Check the patient folders, then lay them out as one folder of scans and one of masks.
+"""Check the patients' folders, then copy all scans into one folder and all masks into another.
 
     python src/restructure.py data/raw data/slices/images data/slices/masks
 
-A scan and its mask get the same file name, `<patient>_<number>.tif`, and keep their bytes, so that
-DVC stores each content once. Everything is checked before anything is written.
+A scan and its mask get the same file name, `<patient>_<number>.tif`. The files are copied
+unchanged, so that DVC stores their content only once. All files are checked before the first is
+written.
 """
 
 import shutil
@@ -12,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import replacing
@@ -23,22 +24,22 @@ from scans.names import SliceName, slice_path
 from scans.tiff import read_image, read_mask
 
 LAYOUT = (
-    "Expected <patient>/<patient>_<number>.tif and <patient>/<patient>_<number>_mask.tif beside "
-    f"{CLINICAL_FILE}. Correct the files, then `dvc repro -f acquire`."
+    "Expected <patient>/<patient>_<number>.tif, <patient>/<patient>_<number>_mask.tif and "
+    f"{CLINICAL_FILE}. Correct the files, then run `dvc repro -f acquire`."
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A scan and its mask as they lie in a patient's folder."""
+    """A scan and its mask in a patient's folder."""
 
     name: SliceName
     image: Path
     mask: Path
 
 
-def pairs_of(patient: Path) -> tuple[list[Pair], list[str]]:
-    """Return a patient's pairs of scan and mask, and a line for each file that makes no pair."""
+def find_pairs(patient: Path) -> tuple[list[Pair], list[str]]:
+    """Return the pairs in a patient's folder, and one line for each problem with its files."""
     files: dict[tuple[int, bool], list[Path]] = defaultdict(list)
     problems = []
     for path in sorted(patient.iterdir()):
@@ -71,7 +72,7 @@ def pairs_of(patient: Path) -> tuple[list[Pair], list[str]]:
 
 
 def pair_problem(pair: Pair) -> str | None:
-    """Return what is wrong with the pixels of a pair; None when nothing is."""
+    """Return what is wrong with the pixels of a pair, or None."""
     try:
         image, mask = read_image(pair.image), read_mask(pair.mask)
     except (Refusal, OSError) as error:
@@ -83,7 +84,7 @@ def pair_problem(pair: Pair) -> str | None:
 
 
 def checked_pairs(raw: Path) -> list[Pair]:
-    """Return all pairs of the data set, by patient and number; refuse unless all are sound."""
+    """Return all pairs of the data set, by patient and number; raise an error for any problem."""
     if not raw.is_dir():
         refuse([f"no folder of patients at {raw}"], LAYOUT)
     entries = sorted(raw.iterdir())
@@ -97,11 +98,11 @@ def checked_pairs(raw: Path) -> list[Pair]:
         problems.append(f"no patient's folder in {raw}")
     pairs = []
     for patient in patients:
-        patient_pairs, more = pairs_of(patient)
+        patient_pairs, patient_problems = find_pairs(patient)
         pairs += patient_pairs
-        problems += more
-    found = in_parallel(pair_problem, pairs, "check", unit="slice")
-    problems += [problem for problem in found if problem]
+        problems += patient_problems
+    pair_problems = in_parallel(pair_problem, pairs, "check", unit="slice")
+    problems += [problem for problem in pair_problems if problem]
     if problems:
         refuse(problems, LAYOUT)
     return pairs

@@ -1,15 +1,21 @@
-"""Assign every slice to train, val or test, and to a fold of the cross-validation.
+"""Assign every slice to train, val or test, and to a cross-validation fold.
 
     python src/split.py data/manifest.csv data/patients.csv metrics/explore/findings.csv \
         data/splits.csv
 
-By patient, all slices of a person are on one side, whatever the number of exams: `case_id` in
-patients.csv tells the person. By institution too, and a fold is one of them. By slice, slices of
-one patient are on both sides, which inflates every score: kept to compare with results that were
-reached that way. With an inner fold what is tested otherwise is left out, and the rest is folded
-once more: to choose between recipes without a look at the test.
+`split.by` selects how:
 
-Near-duplicates on two sides are counted: slices of two patients that explore found to look alike.
+- `patient`: all slices of a person are in one split, even from several exams. `case_id` in
+  patients.csv identifies the person.
+- `institution`: all slices of an institution are in one fold.
+- `slice`: slices of one patient are in several splits, which inflates every score. It exists only
+  for comparison with published results that split this way.
+
+With `split.inner_fold`, the test patients are left out and the others are split into folds again,
+so that recipes can be compared without using the test set.
+
+The stage also counts near-duplicates in different splits: slices of two patients that explore found
+to look alike.
 """
 
 import sys
@@ -22,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import replacing
@@ -34,10 +40,10 @@ from scans.params import SplitParams
 
 
 def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:
-    """Return a stratum for each patient: ranks of the abnormal fraction, cut into equal parts.
+    """Return a stratum for each patient, from equal parts of the ranks of the abnormal fraction.
 
-    As many strata as can have at least `members` patients each, so that every part of a split
-    holds one of each. Patients without tumor have strata of their own.
+    There are as many strata as possible with at least `members` patients each, so that every part
+    of a split gets a patient from each stratum. Patients without tumor are stratified separately.
     """
     strata = np.zeros(len(fractions), dtype=np.int64)
     first = 0
@@ -55,7 +61,7 @@ def assign_folds(
 ) -> NDArray[np.int64]:
     """Return the fold in which each unit (person or slice) is tested, 0 to folds - 1.
 
-    Where fewer units than folds are abnormal, the first folds get one each.
+    If there are fewer abnormal units than folds, the first folds get one each.
     """
     assigned = np.empty(len(strata), dtype=np.int64)
     if abnormal.sum() < folds:
@@ -65,7 +71,7 @@ def assign_folds(
         assigned[order] = np.arange(len(order)) % folds
         return assigned
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings(action="ignore"):  # of fewer healthy units than folds
+    with warnings.catch_warnings(action="ignore"):  # there may be fewer healthy units than folds
         for fold, (_, tested) in enumerate(splitter.split(strata, strata)):
             assigned[tested] = fold
     return assigned
@@ -74,9 +80,9 @@ def assign_folds(
 def choose_val(
     strata: NDArray[np.int64], abnormal: NDArray[np.bool_], *, n_val: int, seed: int
 ) -> NDArray[np.int64]:
-    """Return the sorted positions of `n_val` units for validation, stratified where n allows.
+    """Return the sorted positions of `n_val` units for validation, stratified if n allows it.
 
-    Where two units or more are abnormal, there is one for validation and one that is left.
+    If at least two units are abnormal, at least one is used for validation and one is not.
     """
     sizes = np.unique(strata, return_counts=True)[1]
     enough = len(sizes) <= min(n_val, len(strata) - n_val) and sizes.min() > 1
@@ -99,10 +105,10 @@ def choose_val(
 def split_units(
     units: pd.DataFrame, split: SplitParams, *, test_fold: int, seed: int
 ) -> pd.DataFrame:
-    """Return `split` and `fold` for each unit, whose column `abnormal` is a fraction in [0, 1].
+    """Return `split` and `fold` for each unit; its column `abnormal` is a fraction in [0, 1].
 
-    Folds depend on the seed alone, so that over all values of `test_fold` every unit is tested
-    exactly once; by `institution` they are those of that column, in the order of their names.
+    The folds do not depend on `test_fold`, so that over all its values every unit is tested exactly
+    once. By institution, the folds are the institutions in alphabetical order.
     """
 
     def strata(chosen: pd.DataFrame, members: int) -> NDArray[np.int64]:
@@ -128,13 +134,13 @@ def split_units(
 
 
 def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) -> None:
-    """Refuse a split with a unit on two sides, or without an abnormal slice on one of `names`.
+    """Raise an error if a unit is in two splits, or if a split in `names` has no abnormal slice.
 
-    `unit` is the column that tells the units apart.
+    `unit` is the column that identifies the units.
     """
     sides = splits.groupby(unit)["split"].unique()
     problems = [
-        f"{unit} on two sides: {name} in {' and '.join(sorted(found))}"
+        f"{unit} {name} is in {' and in '.join(sorted(found))}"
         for name, found in sides.items()
         if len(found) > 1
     ]
@@ -146,8 +152,9 @@ def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) 
         counts = ", ".join(f"{fold}: {n}" for fold, n in by_fold.items())
         refuse(
             problems,
-            f"Each of {', '.join(names)} needs one {unit} with tumor; how many each fold has: "
-            f"{counts}. Choose a test fold that has some, fewer split.folds, or add patients.",
+            f"Each of {', '.join(names)} needs at least one {unit} with tumor. Number with tumor "
+            f"in each fold: {counts}. Choose a test fold that has some, reduce split.folds, or add "
+            "patients.",
         )
 
 
@@ -160,9 +167,10 @@ def split_manifest(
     seed: int,
     name: str = "split.test_fold",
 ) -> pd.DataFrame:
-    """Return the manifest's rows in their order with the columns `split` and `fold`.
+    """Return the manifest's rows in the same order, with the columns `split` and `fold`.
 
-    `persons` tells whose a `patient_id` is; `name` is the param that `test_fold` comes from.
+    `persons` has the person's `case_id` for each `patient_id`. `name` is the param that sets
+    `test_fold`.
     """
     key, unit = ("slice_id", "slice") if split.by == "slice" else ("case_id", "patient")
     rows = manifest.assign(case_id=manifest["patient_id"].map(persons))
@@ -173,14 +181,14 @@ def split_manifest(
         folds = units["institution"].nunique()
         if folds < 2:
             raise Refusal(
-                f"split.by is institution, and all {len(units)} patients are of "
-                f"{units['institution'].iloc[0]}; split them by patient"
+                f"split.by is institution, but all {len(units)} patients are from "
+                f"{units['institution'].iloc[0]}; set split.by to patient"
             )
     if test_fold >= folds:
-        raise Refusal(f"{name} is {test_fold}; with {folds} folds use 0 to {folds - 1}")
+        raise Refusal(f"{name} is {test_fold}; with {folds} folds, use 0 to {folds - 1}")
     if split.by != "institution" and len(units) <= folds:
         raise Refusal(
-            f"split.folds is {folds}, with {len(units)} {unit}s only; "
+            f"split.folds is {folds}, but there are only {len(units)} {unit}s; "
             f"use fewer folds or more {unit}s"
         )
     splits = rows.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
@@ -189,10 +197,12 @@ def split_manifest(
 
 
 def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
-    """Return whose each `patient_id` is, its `case_id` in patients.csv."""
+    """Return the person for each `patient_id`, which is its `case_id` in patients.csv."""
     persons = read_patients(patients).set_index("patient_id")["case_id"]
     if set(persons.index) != set(rows["patient_id"]):
-        raise Refusal(f"{patients}: not the manifest's patients; {remake('build_manifest')}")
+        raise Refusal(
+            f"{patients}: the patients are not those of the manifest; {remake('build_manifest')}"
+        )
     return persons
 
 
@@ -216,7 +226,7 @@ def main(
         abnormal=("abnormal", "mean"),
     )
     print(counts.round(3).to_string())
-    print(f"{n_alike} pairs of near-duplicates on two sides ({findings})")
+    print(f"{n_alike} pairs of near-duplicates are in different splits ({findings})")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The study: its tables of trainings and patients, and how recipes compare.
+"""The study: its tables of trainings and patients, and the comparison of recipes.
 
-Works on the tables alone, without images or networks. May import `pipeline`, `scans` and
+The modules need only the tables, no images or networks. They may import `pipeline`, `scans` and
 `scoring`.
 """

@@ -1,27 +1,27 @@
-"""Candidates for the recipe, compared patient by patient on inner folds."""
+"""Compare candidate recipes patient by patient on inner folds."""
 
 from typing import Any
 
 import pandas as pd
 
-from comparison.study_tables import HINT, Study, costs, join_tested, recipes, refuse_mixed
+from comparison.study_tables import HINT, Study, check_same_params, costs, join_tested, recipes
 from pipeline.refusals import Refusal, refuse
 from scoring.bootstrap import Bootstrap
-from scoring.scores import without_few
+from scoring.scores import hide_unreliable_intervals
 
-BASE = "base"  # the candidate that each other one differs from in one thing
+BASE = "base"  # every other candidate differs from this one in one respect
 
 
 def read_dice(study: Study, candidates: dict[str, list[str]]) -> dict[str, pd.DataFrame]:
-    """Return the Dice of each tested patient by candidate, a row each, a column for each repeat.
+    """Return each candidate's Dice: one row per tested patient, one column per repeat.
 
-    Inner folds of one repeat are joined. Refuses trainings that are of two recipes, that test a
-    patient twice, or other patients than those of BASE.
+    The inner folds of a repeat are joined. Raises an error if trainings of one candidate differ in
+    their params, test a patient twice, or test other patients than BASE.
     """
     repeats = study.trainings["train.repeat"].fillna("0")
     groups: dict[tuple[str, str], list[str]] = {}
     for name, trainings in candidates.items():
-        refuse_mixed(study, trainings, "train.repeat", "split.inner_fold")
+        check_same_params(study, trainings, "train.repeat", "split.inner_fold")
         for training in trainings:
             groups.setdefault((name, repeats[training]), []).append(training)
     tables = join_tested(study, [groups[key] for key in sorted(groups)])
@@ -30,31 +30,35 @@ def read_dice(study: Study, candidates: dict[str, list[str]]) -> dict[str, pd.Da
         dice[name][repeat] = table.set_index("patient_id")["dice"]
     patients = set(next(iter(dice[BASE].values())).index)
     problems = [
-        f"{candidates[name][0].rpartition('/')[0]}: repeat {repeat} tests other patients than "
-        f"{BASE}"
+        f"{candidates[name][0].rpartition('/')[0]}: repeat {repeat} does not test the same "
+        f"patients as {BASE}"
         for name, columns in dice.items()
         for repeat, column in columns.items()
         if set(column.index) != patients
     ]
     if problems:
-        refuse(problems, f"Candidates share the split: run them again. {HINT}")
+        refuse(problems, f"All candidates must use the same split. Train them again. {HINT}")
     return {name: pd.DataFrame(columns).sort_index() for name, columns in dice.items()}
 
 
 def compare(study: Study, kind: str, bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return a row for each candidate, best first: Dice by patient, and its difference from BASE.
+    """Return one row per candidate, best first: Dice by patient, and its difference from BASE.
 
-    Candidates are the recipes of a kind of training, none or BASE among them. A patient's Dice is
-    its mean over the repeats. The difference is over the `n_repeats_difference` that both have,
-    and its interval that of the mean of the patients' own differences: how another training would
-    come out is not in it, but in `…_repeats_low` and `…_repeats_high`, the least and the greatest
-    mean of a repeat.
+    Candidates are the recipes of this kind of training. The table is empty if there are none;
+    otherwise BASE must be one of them. A patient's Dice is its mean over the repeats. The
+    difference uses only the `n_repeats_difference` repeats that both candidates have. Its interval
+    is a bootstrap over the patients' paired differences, so it does not include the variation
+    between trainings. `…_repeats_low` and `…_repeats_high` show that: they are the lowest and the
+    highest mean of a single repeat.
     """
     candidates = recipes(study, kind)
     if not candidates:
         return pd.DataFrame()
     if BASE not in candidates:
-        raise Refusal(f"{BASE} is not among the candidates {', '.join(candidates)}. {HINT}")
+        raise Refusal(
+            f"no training with a name like {kind}/{BASE}/…, which the candidates "
+            f"{', '.join(candidates)} are compared with. {HINT}"
+        )
     dice = read_dice(study, candidates)
     base = dice[BASE]
     rows: list[dict[str, Any]] = []
@@ -63,7 +67,7 @@ def compare(study: Study, kind: str, bootstrap: Bootstrap) -> pd.DataFrame:
         differences = (table - base).dropna(axis="columns", how="all")
         if differences.empty:
             raise Refusal(
-                f"{kind}/{name}: none of the repeats of {BASE}, "
+                f"{kind}/{name} shares no repeat with {BASE}, which has "
                 f"{', '.join(map(str, base.columns))}. {HINT}"
             )
         scores = bootstrap.mean(table.mean(axis="columns")).named("dice_patient_mean")
@@ -74,7 +78,7 @@ def compare(study: Study, kind: str, bootstrap: Bootstrap) -> pd.DataFrame:
         rows.append(
             {
                 "training": f"{kind}/{name}",
-                **without_few(scores, len(base)),
+                **hide_unreliable_intervals(scores, len(base)),
                 "dice_repeats_low": table.mean().min(),
                 "dice_repeats_high": table.mean().max(),
                 "n_repeats": table.shape[1],

@@ -1,8 +1,8 @@
-"""The study's tables: what was trained, which patients it was tested on, and what it scored.
+"""The study's tables: the trainings, the patients each was tested on, and their scores.
 
-A training's name is `<kind>/<recipe>/<part>`, such as `folds/frozen/0`. It has one row in
-`study/trainings.csv`, one for each tested patient in `study/patients.csv`, and in
-`study/definitions.csv` its rows of `metrics/evaluate/definitions.csv`.
+A training's name is `<kind>/<recipe>/<part>`, such as `folds/frozen/0`. Each training has one row
+in `study/trainings.csv` and one row per tested patient in `study/patients.csv`. Its rows in
+`study/definitions.csv` are copied from `metrics/evaluate/definitions.csv`.
 """
 
 import json
@@ -19,21 +19,21 @@ from pipeline.refusals import Refusal, refuse
 
 COUNTED = ["n_slices", "n_abnormal", "tp", "fp", "fn", "tn", "fp_healthy"]
 SCORED = ["iou", "dice", "precision", "recall", "hd95", "surface_dice", "confidence"]
-COST = ["minutes", "images_per_s", "device"]  # blank if the model was cached, or training resumed
-TESTED = "n_patients_test"
-HINT = "`python study/run.py` writes it; the earlier version is in Git."
+COST = ["minutes", "images_per_s", "device"]  # blank if the model was cached or training resumed
+N_TESTED = "n_patients_test"
+HINT = "`python study/run.py` writes the study's tables; earlier versions are in Git."
 
 
 class Study(NamedTuple):
-    """The tables, each with a column `training`."""
+    """The three tables; `training` links their rows."""
 
-    trainings: pd.DataFrame  # indexed by `training`; its params are `seed` and names with a dot
+    trainings: pd.DataFrame  # indexed by `training`; params are `seed` and columns with a dot
     patients: pd.DataFrame
     definitions: pd.DataFrame
 
 
 def read_text(path: Path, *columns: str) -> pd.DataFrame:
-    """Return a table of the study, all of it as text; refuse one without these columns."""
+    """Return one of the study's tables, all as text; raise an error if a column is missing."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         table[["training", *columns]]
@@ -43,9 +43,10 @@ def read_text(path: Path, *columns: str) -> pd.DataFrame:
 
 
 def read_table(path: Path, text: list[str], numbers: list[str] | None = None) -> pd.DataFrame:
-    """Return a table of the study with columns of text and of numbers, by default all the others.
+    """Return one of the study's tables, with numbers converted and empty fields as NaN.
 
-    Empty fields are NaN.
+    `text` lists required columns that stay text. `numbers` lists the columns to convert, by
+    default all except `training` and `text`.
     """
     table = read_text(path, *text, *(numbers or [])).replace("", np.nan)
     numbers = numbers or [*table.columns.difference(["training", *text])]
@@ -56,26 +57,27 @@ def read_table(path: Path, text: list[str], numbers: list[str] | None = None) ->
 
 
 def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
-    """Return the study's tables; refuse those that do not fit each other."""
+    """Return the study's tables; raise an error if they do not fit together."""
     study = Study(
-        read_table(trainings, ["train.repeat", COST[2]], [*COST[:2], TESTED]),
+        read_table(trainings, ["train.repeat", COST[2]], [*COST[:2], N_TESTED]),
         read_table(patients, ["patient_id"], [*COUNTED, *SCORED]),
         read_table(definitions, ["split", "predictor"]),
     )
     names = study.trainings["training"]
-    problems = [f"{trainings}: {name} is listed twice" for name in names[names.duplicated()]]
+    problems = [f"{trainings}: {name} has two rows" for name in names[names.duplicated()]]
     for path, table in ((patients, study.patients), (definitions, study.definitions)):
         unlisted = table["training"][~table["training"].isin(names)].unique()
         problems += [f"{path}: {name} is not in {trainings.name}" for name in unlisted]
-    found = study.patients["training"].value_counts().reindex(names, fill_value=0)
+    n_rows = study.patients["training"].value_counts().reindex(names, fill_value=0)
     problems += [
-        f"{patients}: {n} patients of {name}, which tested {wanted:.0f}"
-        for (name, n), wanted in zip(found.items(), study.trainings[TESTED], strict=True)
-        if n != wanted
+        f"{patients}: {n} patients for {name}; {trainings.name} says it tested {n_tested:.0f}"
+        for (name, n), n_tested in zip(n_rows.items(), study.trainings[N_TESTED], strict=True)
+        if n != n_tested
     ]
     keys = study.definitions[["training", "split", "predictor"]]
     problems += [
-        f"{definitions}: {', '.join(row)} twice" for row in keys[keys.duplicated()].to_numpy()
+        f"{definitions}: {', '.join(row)} has two rows"
+        for row in keys[keys.duplicated()].to_numpy()
     ]
     if problems:
         refuse(problems, HINT)
@@ -83,35 +85,40 @@ def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
 
 
 def recipes(study: Study, kind: str) -> dict[str, list[str]]:
-    """Return the names of the trainings of a kind by recipe, both sorted."""
-    found: dict[str, list[str]] = {}
+    """Return the names of all trainings of a kind by recipe; recipes and names are sorted."""
+    by_recipe: dict[str, list[str]] = {}
     for name in sorted(study.trainings.index):
         if name.startswith(f"{kind}/"):
-            found.setdefault(name.split("/")[1], []).append(name)
-    return found
+            by_recipe.setdefault(name.split("/")[1], []).append(name)
+    return by_recipe
 
 
-def refuse_mixed(study: Study, names: list[str], *free: str) -> None:
-    """Refuse trainings that are to be joined and differ in other params than the `free` ones.
+def check_same_params(study: Study, names: list[str], *free: str) -> None:
+    """Raise an error if trainings to be joined differ in params other than the `free` ones.
 
-    A param that only one of them has was added to the project between the two.
+    A param that only one training has is ignored: it was added to the project between the two.
     """
-    first, *others = (study.trainings.loc[name].dropna() for name in names)
+    first, *rest = (study.trainings.loc[name].dropna() for name in names)
     params = [name for name in first.index if "." in name or name == "seed"]
     problems = [
-        f"{other.name}: {param} is {other[param]}, in {first.name} {first[param]}"
-        for other in others
+        f"{training.name}: {param} is {training[param]}; in {first.name} it is {first[param]}"
+        for training in rest
         for param in params
-        if param not in free and param in other and other[param] != first[param]
+        if param not in free and param in training and training[param] != first[param]
     ]
     if problems:
-        refuse(problems, f"Trainings of one recipe are joined: run them again. {HINT}")
+        refuse(
+            problems,
+            f"Trainings of one recipe must have the same params to be joined. Train them again. "
+            f"{HINT}",
+        )
 
 
 def join_tested(study: Study, groups: list[list[str]]) -> list[pd.DataFrame]:
-    """Return the patients tested by each group of trainings, by id; `fold` is a training's part.
+    """Return the patients tested by each group of trainings, sorted by id.
 
-    Refuses patients who are tested twice in a group.
+    `fold` is the last part of the training's name. Raises an error if a group tests a patient
+    twice.
     """
     tables, problems = [], []
     for names in groups:
@@ -127,14 +134,17 @@ def join_tested(study: Study, groups: list[list[str]]) -> list[pd.DataFrame]:
         ]
         tables.append(table)
     if problems:
-        refuse(problems, f"Each fold is to test its own patients: run them again. {HINT}")
+        refuse(
+            problems, f"A patient must be in only one test fold. Train these folds again. {HINT}"
+        )
     return tables
 
 
 def costs(study: Study, names: list[str]) -> dict[str, float | str]:
-    """Return the minutes and images/s of a training, the means of these, and the devices.
+    """Return the mean minutes and images/s of these trainings, and their devices.
 
-    Those without a cost, which were interrupted, do not count; empty if all were.
+    Trainings without a cost are left out: they were interrupted or came from the cache. The result
+    is empty if none has a cost.
     """
     rows = study.trainings.loc[names, COST].dropna()
     if rows.empty:
@@ -147,14 +157,15 @@ def costs(study: Study, names: list[str]) -> dict[str, float | str]:
 
 
 def as_text(value: Any) -> str:
-    """Return a param as a field of the tables; 1.0 and 1 are the same."""
+    """Return a param as the text of a field; 1.0 and 1 give the same text."""
     return value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
 
 
 def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> list[pd.DataFrame]:
-    """Return a training's rows of the three tables.
+    """Return a training's rows for each of the three tables.
 
-    `results` holds its params.yaml and metrics; `cost` has the values of COST, or none.
+    `results` is the folder with its params.yaml and metrics. `cost` has the values of COST or is
+    empty.
     """
     metrics = results / "metrics"
     scores = read_metrics(metrics / "evaluate.json", HINT)
@@ -184,9 +195,9 @@ def training_rows(name: str, results: Path, cost: dict[str, float | str]) -> lis
 
 
 def add_training(files: list[Path], rows: list[pd.DataFrame]) -> None:
-    """Put a training's rows into the three tables' files, in place of its earlier ones.
+    """Add a training's rows to the files of the three tables, replacing its earlier rows.
 
-    Several processes may do so at once.
+    Several processes may call this at the same time.
     """
     name = rows[0]["training"].iloc[0]
     with FileLock(files[0].with_name(".tables.lock")), replacing(*files) as partials:

@@ -1,7 +1,7 @@
-"""The cohort: data/patients.csv, one row a patient, and the groups that scores are broken down by.
+"""The cohort: data/patients.csv, with one row per patient, and the subgroups for scores.
 
-Clinical values stay the codes of data.csv, which comes without a code book; another data set may
-have none of them.
+Clinical values are the codes from data.csv, which comes without a code book. Other data sets may
+have no clinical values.
 """
 
 from collections.abc import Iterable
@@ -14,39 +14,39 @@ from scans.sequences import lacking
 
 AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years
 UNKNOWN = "unknown"
-MISSING = "missing_"  # begins the columns that flag a sequence as missing
+MISSING = "missing_"  # prefix of the columns that flag a sequence as missing
 
 
 def missing_columns(columns: Iterable[Any]) -> list[str]:
-    """Return the columns of patients.csv that flag a sequence as missing, in their order."""
+    """Return those columns of patients.csv that flag a sequence as missing, in the same order."""
     return [name for name in columns if name.startswith(MISSING)]
 
 
 def read_patients(path: Path) -> pd.DataFrame:
-    """Return data/patients.csv; names and codes stay text, "" where there is none."""
+    """Return data/patients.csv; names and codes stay text, "" if missing."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     counts = ["n_slices", "n_abnormal", "tumor_volume", *missing_columns(table)]
     return table.astype(dict.fromkeys(counts, int))
 
 
 def age_band(age: str) -> str:
-    """Return the band of an age in years."""
+    """Return the age band of an age in years; UNKNOWN if it is not such a number."""
     years = pd.to_numeric(age, errors="coerce")
     bands = [band for band, (lowest, end) in AGE_BANDS.items() if lowest <= years < end]
     return bands[0] if bands else UNKNOWN
 
 
 def missing_sequence(patient: pd.Series) -> str:
-    """Return which sequences a patient lacks, as a phrase."""
+    """Return a phrase that names the patient's missing sequences, or `none`."""
     flagged = [name for name in missing_columns(patient.index) if patient[name]]
     return lacking([name.removeprefix(MISSING) for name in flagged]) or "none"
 
 
 def groups(patients: pd.DataFrame, *codes: str) -> pd.DataFrame:
-    """Return `attribute`, `value` and `patient_id`, a row for each group that a patient is in.
+    """Return `attribute`, `value` and `patient_id`, one row for each group a patient is in.
 
-    Attributes are institution, missing sequence, age band and the columns `codes`, as far as the
-    table has them.
+    Attributes are the institution, missing sequence, age band and the columns `codes`. Columns that
+    the table does not have are skipped.
     """
     values = {
         "institution": patients["institution"],

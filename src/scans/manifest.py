@@ -1,7 +1,7 @@
-"""The manifest: a table with one row a slice, labelled by build_manifest, completed by split.
+"""The manifest: a table with one row per slice.
 
-It is where a slice's files are looked up: `image` and `mask` are their paths, relative to the
-repository's root.
+build_manifest writes it with a label for each slice; split adds the columns `split` and `fold`.
+`image` and `mask` are the paths of a slice's files, relative to the repository's root.
 """
 
 from pathlib import Path
@@ -16,20 +16,20 @@ REQUIRED = ("slice_id", "patient_id", "abnormal")
 
 
 def splits_of(slices: pd.DataFrame) -> list[str]:
-    """Return the SPLITS that a table has slices of, in their order; there may be no val."""
+    """Return those of SPLITS that have slices in the table, in this order; val may be missing."""
     return [split for split in SPLITS if (slices["split"] == split).any()]
 
 
 def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
-    """Return data/manifest.csv or data/splits.csv; names stay text, also `NA` and `0012`.
+    """Return data/manifest.csv or data/splits.csv; names stay text, even `NA` and `0012`.
 
-    Refuses what is no such table, or lacks one of `columns`.
+    Raises an error if the file is not such a table or does not have all `columns`.
     """
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
-    except ValueError as error:  # pandas' own kinds among them
+    except ValueError as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise Refusal(f"{path}: not a table in CSV ({reason}); {remake('split')}") from None
+        raise Refusal(f"{path}: not a CSV table ({reason}); {remake('split')}") from None
     for column in (*REQUIRED, *columns):
         if column not in table:
             raise Refusal(f"{path}: no column `{column}`; {remake('split')}")
@@ -37,13 +37,15 @@ def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
 
 
 def count_near_duplicates(slices: pd.DataFrame, findings: Path) -> int:
-    """Return how many pairs of near-duplicates in explore's table are on two sides of a split."""
+    """Return how many near-duplicate pairs in explore's table have slices in different splits."""
     try:
         table = pd.read_csv(findings, keep_default_na=False, dtype=str)
         pairs = table.loc[table["kind"] == "near_duplicate", ["file", "other"]]
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise Refusal(f"{findings}: no table of findings ({reason}); {remake('explore')}") from None
-    sides = slices.set_index("image")["split"]
-    one, other = (pairs[column].map(sides) for column in ("file", "other"))
-    return int((one.notna() & other.notna() & (one != other)).sum())
+        raise Refusal(
+            f"{findings}: not a table of findings ({reason}); {remake('explore')}"
+        ) from None
+    splits = slices.set_index("image")["split"]
+    first, second = (pairs[column].map(splits) for column in ("file", "other"))
+    return int((first.notna() & second.notna() & (first != second)).sum())

@@ -1,5 +1,5 @@
-"""How good a prediction is: overlap, distances, detection, calibration, and their intervals.
+"""Scores for predictions: overlap, distances, detection, calibration, and confidence intervals.
 
-Works on masks, counts and tables, whatever predicted them; nothing here knows of a network. May
-import `pipeline` and `scans`.
+The modules work on masks, counts and tables from any predictor; none of them depends on the
+network. They may import `pipeline` and `scans`.
 """

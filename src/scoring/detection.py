@@ -1,7 +1,7 @@
-"""Finding the abnormal slices: each slice's highest probability as the score of a classifier.
+"""Detection of abnormal slices: the highest probability in a slice is its classifier score.
 
-Areas under curves are scikit-learn's, which a test checks. They are computed here because the
-bootstrap wants thousands of them, and scikit-learn takes 2 ms to check the input of each.
+The areas under curves equal scikit-learn's; a test checks this. They are computed here because the
+bootstrap needs thousands of them, and scikit-learn spends 2 ms on each to validate its input.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from scoring.overlap import ratio
 
 SPECIFICITY = 0.95
 
-Curve = NDArray[np.float64]  # cumulative counts of slices as the threshold falls, from 0 on
+Curve = NDArray[np.float64]  # cumulative counts of slices as the threshold falls, starting at 0
 
 
 def descending_ranks(scores: ArrayLike) -> NDArray[np.int64]:
-    """Return the rank of each score, 0 for the highest one; equal scores have the same rank."""
+    """Return the rank of each score, 0 for the highest; equal scores have the same rank."""
     return np.unique(-np.asarray(scores), return_inverse=True)[1]
 
 
 def threshold_curves(
     abnormal: NDArray[np.bool_], ranks: NDArray[np.int64], weights: ArrayLike
 ) -> tuple[Curve, Curve]:
-    """Return true and false positives, as sums of weights, at each threshold from the highest down.
+    """Return true and false positives, as sums of weights, from the highest threshold down.
 
-    Both begin with 0. Slices of the same rank are called abnormal together.
+    Both curves start at 0. Slices of equal rank share a threshold.
     """
     true, false = (
         np.bincount(1 + ranks, np.where(kind, weights, 0)) for kind in (abnormal, ~abnormal)
@@ -39,24 +39,24 @@ def threshold_curves(
 def auroc(tp: Curve, fp: Curve) -> float:
     """Return the area under the ROC curve, by the trapezoidal rule.
 
-    NaN if all slices are of one kind.
+    NaN if all slices are abnormal or all are healthy.
     """
     return float(ratio(np.trapezoid(tp, fp), tp[-1] * fp[-1]))
 
 
 def average_precision(tp: Curve, fp: Curve) -> float:
-    """Return the precision at each threshold, averaged with the gain in recall as its weight.
+    """Return the mean of the precision over thresholds, weighted by the gain in recall.
 
-    NaN if all slices are of one kind.
+    NaN if all slices are abnormal or all are healthy.
     """
     precision = np.nan_to_num(ratio(tp, tp + fp))
     return float(ratio((np.diff(tp) * precision[1:]).sum(), tp[-1])) if fp[-1] else float("nan")
 
 
 def sensitivity_at_specificity(tp: Curve, fp: Curve) -> float:
-    """Return the highest sensitivity of a threshold whose specificity is SPECIFICITY or more.
+    """Return the highest sensitivity among thresholds with a specificity of at least SPECIFICITY.
 
-    NaN if all slices are of one kind.
+    NaN if all slices are abnormal or all are healthy.
     """
     if not tp[-1] * fp[-1]:
         return float("nan")
@@ -64,28 +64,31 @@ def sensitivity_at_specificity(tp: Curve, fp: Curve) -> float:
 
 
 def detection(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
-    """Return how well abnormal slices are told from healthy ones; NaN where there is one kind.
+    """Return how well abnormal slices are separated from healthy ones.
 
-    The confusion matrix calls a slice abnormal where any of its pixels is predicted as tumor.
+    In the confusion matrix, a slice is predicted abnormal if any of its pixels is predicted as
+    tumor. Scores of the curves are NaN if all slices are abnormal or all are healthy.
     """
     abnormal = slices["abnormal"].to_numpy(dtype=np.bool_)
-    found = (slices["tp"] + slices["fp"] > 0).to_numpy()
+    detected = (slices["tp"] + slices["fp"] > 0).to_numpy()
     matrix = {
-        "detection_tp": int((found & abnormal).sum()),
-        "detection_fp": int((found & ~abnormal).sum()),
-        "detection_fn": int((~found & abnormal).sum()),
-        "detection_tn": int((~found & ~abnormal).sum()),
+        "detection_tp": int((detected & abnormal).sum()),
+        "detection_fp": int((detected & ~abnormal).sum()),
+        "detection_fn": int((~detected & abnormal).sum()),
+        "detection_tn": int((~detected & ~abnormal).sum()),
     }
     ranks = descending_ranks(slices["max_probability"])
     patient, patient_ids = pd.factorize(slices["patient_id"], sort=True)
     n_patients = len(patient_ids)
 
     def over_patients(metric: Callable[[Curve, Curve], float]) -> Estimate:
-        def of_drawn(members: NDArray[np.int64]) -> float:
-            times = np.bincount(members, minlength=n_patients)  # how often each patient was drawn
-            return metric(*threshold_curves(abnormal, ranks, times[patient]))
+        def of_resample(drawn: NDArray[np.int64]) -> float:
+            times_drawn = np.bincount(drawn, minlength=n_patients)
+            return metric(*threshold_curves(abnormal, ranks, times_drawn[patient]))
 
-        return bootstrap.estimate(n_patients, lambda drawn: [of_drawn(each) for each in drawn])
+        return bootstrap.estimate(
+            n_patients, lambda resamples: [of_resample(drawn) for drawn in resamples]
+        )
 
     curves = threshold_curves(abnormal, ranks, np.ones(len(slices)))
     return {

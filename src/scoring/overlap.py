@@ -1,8 +1,8 @@
-r"""Overlap of a predicted mask P with the reference R, from counts of pixels.
+r"""Overlap of a predicted mask P with the reference R, from pixel counts.
 
-All measures are ratios of tp = |P ∩ R|, fp = |P \ R| and fn = |R \ P|; counts add up over slices,
-patients and splits, ratios do not. Where P and R are both empty a ratio is undefined: NaN, never
-a silent 0 or 1. Definitions as in Taha and Hanbury, BMC Medical Imaging 15:29 (2015).
+All measures are ratios of tp = |P ∩ R|, fp = |P \ R| and fn = |R \ P|. Counts can be added over
+slices, patients and splits; ratios cannot. If P and R are both empty, a ratio is undefined: it is
+NaN, never a silent 0 or 1. Definitions follow Taha and Hanbury, BMC Medical Imaging 15:29 (2015).
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def count_pixels(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
-    """Return the quotient, elementwise; NaN where the denominator is 0."""
+    """Return the elementwise quotient; NaN where the denominator is 0."""
     top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     undefined = np.full(top.shape, np.nan)
     return np.asarray(np.divide(top, bottom, out=undefined, where=bottom != 0))

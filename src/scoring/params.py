@@ -1,4 +1,4 @@
-"""The section of params.yaml that says how predictions are scored."""
+"""The section of params.yaml with the settings for scoring predictions."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from pipeline.params import Section
 
 
 class EvaluateParams(Section):
-    """From probabilities to masks, and the bootstrap."""
+    """Settings for turning probabilities into masks, and for the bootstrap."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["val"]
     component_share: Annotated[float, Field(ge=0, le=1)]

@@ -1,6 +1,7 @@
-"""Scores in millimeters and milliliters, for patients whose voxel sizes are known.
+"""Scores in millimeters and milliliters, for patients whose voxel spacing is known.
 
-A patient is one volume here: distances are in 3-D, between the borders of both masks.
+Each patient is scored as one volume. Distances are measured in 3-D between the borders of the
+predicted and the reference mask.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ def physical_scores(
     """Return COLUMNS for two masks (D, H, W); `voxel` has the mm between slices, rows and columns.
 
     `hd95_mm` is the larger of the two directed 95th percentiles of the Hausdorff distance.
-    `surface_distance_mm` is the average symmetric surface distance: the mean over the voxels of
-    both borders of the distance to the other border. Both are NaN where a mask is empty. Borders
-    consist of voxels with one of six neighbors outside the mask (Maier-Hein et al., Metrics
+    `surface_distance_mm` is the average symmetric surface distance: the mean distance to the other
+    border, over the voxels of both borders. Both are NaN if a mask is empty. A border consists of
+    the voxels with at least one of their six neighbors outside the mask (Maier-Hein et al., Metrics
     Reloaded, Nature Methods 21, 2024).
     """
     milliliters = float(np.prod(voxel)) / 1000
@@ -35,7 +36,7 @@ def physical_scores(
     if not (predicted.any() and mask.any()):
         return {"hd95_mm": np.nan, "surface_distance_mm": np.nan, **volumes}
     distances = border_distances(predicted, mask, voxel)
-    directed = [np.quantile(each.astype(np.float64), QUANTILE) for each in distances]
+    directed = [np.quantile(one_way.astype(np.float64), QUANTILE) for one_way in distances]
     return {
         "hd95_mm": float(max(directed)),
         "surface_distance_mm": float(np.concatenate(distances).mean()),
@@ -43,16 +44,17 @@ def physical_scores(
     }
 
 
-def in_one_piece(numbers: Sequence[int], splits: Sequence[str]) -> bool:
-    """Return whether a patient's slices are all of one split, and none is missing between them."""
+def is_complete_volume(numbers: Sequence[int], splits: Sequence[str]) -> bool:
+    """Return whether a patient's slices are all in one split, without gaps in their numbers."""
     return len(set(splits)) == 1 and bool((np.diff(numbers) == 1).all())
 
 
 def summarize_physical(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float | int]:
-    """Return the scores of one split from its rows of patients; none where no size is known.
+    """Return the scores of one split from its patients' rows; none if no voxel spacing is known.
 
-    Means with 95 % intervals, and of the volumes the bias (predicted - reference) with the limits
-    of agreement (Bland and Altman, Lancet 327:307, 1986), all over the patients that have them.
+    They are the mean distances with 95 % intervals, and for volumes the bias (predicted -
+    reference) and the limits of agreement (Bland and Altman, Lancet 327:307, 1986). Patients
+    without a value are left out.
     """
     if "reference_ml" not in patients:
         return {}
@@ -69,8 +71,10 @@ def summarize_physical(patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str
     }
 
 
-def joined(patients: pd.DataFrame, physical: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Return the table of patients with COLUMNS, as far as any patient has them."""
+def with_physical_scores(
+    patients: pd.DataFrame, physical: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """Return the patients' table with COLUMNS added, or unchanged if no patient has them."""
     if not physical:
         return patients
     table = pd.DataFrame(physical, index=list(COLUMNS)).T

@@ -1,4 +1,4 @@
-"""The scores of a split, from tables with one row a slice and one row a patient."""
+"""The scores of a split, from tables with one row per slice and one row per patient."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,18 @@ from scoring.bootstrap import Bootstrap, Estimate
 from scoring.calibration import soft_dice_confidence
 from scoring.overlap import COUNTS, dice, iou, ratio
 
-FEWEST = 10  # patients; of a smaller group an interval by resampling is far too narrow
+MIN_PATIENTS = 10  # bootstrap intervals of smaller groups are far too narrow
 
 
 def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each split and patient with counts over its slices there, IoU and Dice.
+    """Return one row per split and patient: pixel counts over its slices, and their scores.
 
-    `fp_healthy` are the false positives in its slices without tumor.
-    `slices` has one row a slice: `split`, `patient_id`, `abnormal`, COUNTS, `hd95` and
-    `surface_dice`, which are averaged over the slices where they are defined, `probability_inside`
-    the predicted mask and `probability_sum` over all pixels.
+    `fp_healthy` counts the false positives in slices without tumor. `hd95` and `surface_dice` are
+    means over the slices where they are defined.
+
+    `slices` has one row per slice: `split`, `patient_id`, `abnormal`, COUNTS, `hd95`,
+    `surface_dice`, and the sums of probabilities inside the predicted mask (`probability_inside`)
+    and over all pixels (`probability_sum`).
     """
     grouped = slices.groupby(["split", "patient_id"], sort=True)
     patients = grouped[list(COUNTS)].sum()
@@ -42,7 +44,7 @@ def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def slice_mean(slices: pd.DataFrame, values: pd.Series, bootstrap: Bootstrap) -> Estimate:
-    """Return the mean of a value over the slices that have it, its interval by patients."""
+    """Return the mean of a value over the slices that have it; the interval resamples patients."""
     by_patient = values.groupby(slices["patient_id"])
     return bootstrap.ratio(by_patient.sum(), by_patient.count())
 
@@ -50,10 +52,10 @@ def slice_mean(slices: pd.DataFrame, values: pd.Series, bootstrap: Bootstrap) ->
 def limits_of_agreement(
     name: str, bias: Estimate, differences: "pd.Series[float]"
 ) -> dict[str, float]:
-    """Return bias, with its interval, and the limits between which 95 % of the differences lie.
+    """Return the bias with its interval, and the 95 % limits of agreement.
 
-    That is mean ± 1.96 standard deviations, if the differences are normal (Bland and Altman, Lancet
-    327:307, 1986).
+    The limits are the mean ± 1.96 standard deviations. 95 % of the differences lie between them if
+    the differences are normally distributed (Bland and Altman, Lancet 327:307, 1986).
     """
     spread = 1.96 * float(differences.std(ddof=1))
     return {
@@ -64,16 +66,17 @@ def limits_of_agreement(
 
 
 def agreement(slices: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, float]:
-    """Return bias and limits of agreement of abnormal slices' areas: predicted - reference, pixels.
+    """Return bias and limits of agreement of the tumor area in abnormal slices, in pixels.
 
-    The limits take slices for independent, the bias's interval does not.
+    Differences are predicted - reference. The limits treat slices as independent; the interval of
+    the bias does not.
     """
     differences = (slices["fp"] - slices["fn"]).where(slices["abnormal"] == 1)
     return limits_of_agreement("area", slice_mean(slices, differences, bootstrap), differences)
 
 
-# Scores of patients, each with its interval, from their rows: micro IoU, precision and recall over
-# all pixels together, and means and the median over patients, each as one volume.
+# Scores computed from patients' rows, each with an interval. IoU, precision and recall are over all
+# pixels together; means and the median are over patients, each scored as one volume.
 PATIENT_SCORES: dict[str, Callable[[pd.DataFrame, Bootstrap], Estimate]] = {
     "dice_patient_mean": lambda rows, bootstrap: bootstrap.mean(rows["dice"]),
     "dice_patient_median": lambda rows, bootstrap: bootstrap.median(rows["dice"]),
@@ -92,9 +95,9 @@ MICRO = ("iou", "precision", "recall")
 def patient_scores(
     patients: pd.DataFrame, bootstrap: Bootstrap, *names: str
 ) -> dict[str, float | int]:
-    """Return the named PATIENT_SCORES (all, if none is named) with intervals, from patients' rows.
+    """Return the PATIENT_SCORES with these names, by default all, and their intervals.
 
-    NaN where a score is undefined.
+    Undefined scores are NaN.
     """
     scores: dict[str, float | int] = {}
     for name in names or PATIENT_SCORES:
@@ -105,10 +108,10 @@ def patient_scores(
 def summarize(
     slices: pd.DataFrame, patients: pd.DataFrame, bootstrap: Bootstrap
 ) -> dict[str, float | int]:
-    """Return the scores of one split from its rows of slices and of patients.
+    """Return the scores of one split from its slices' and its patients' rows.
 
-    They are PATIENT_SCORES and, as `…_slice_…`, means over slices. Distances are in pixels, in 2-D.
-    A mean leaves out undefined values; its n is given beside it.
+    They are PATIENT_SCORES and means over slices, named `…_slice_…`. Distances are 2-D, in pixels.
+    Means leave out undefined values; `n_…` is the number of values that are defined.
     """
     abnormal = slices["abnormal"] == 1
     slice_iou = pd.Series(iou(slices["tp"], slices["fp"], slices["fn"]), slices.index)
@@ -131,24 +134,24 @@ def summarize(
     }
 
 
-def without_few(scores: dict[str, float], n_patients: int) -> dict[str, float]:
-    """Return the scores, their intervals NaN where they are of fewer than FEWEST patients."""
+def hide_unreliable_intervals(scores: dict[str, float], n_patients: int) -> dict[str, float]:
+    """Return the scores, with intervals set to NaN if there are fewer than MIN_PATIENTS."""
     return {
-        name: np.nan if n_patients < FEWEST and name.endswith(("_low", "_high")) else value
+        name: np.nan if n_patients < MIN_PATIENTS and name.endswith(("_low", "_high")) else value
         for name, value in scores.items()
     }
 
 
 def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return the scores of each group of patients within each split, with their n.
+    """Return the scores of each group of patients within each split, and the group's size.
 
-    `groups` has a row for each group that a patient is in: `attribute`, `value`, `patient_id`. A
-    group of fewer than FEWEST patients with a Dice has no interval.
+    `groups` has one row per patient and group: `attribute`, `value`, `patient_id`. Intervals are
+    NaN for a group with fewer than MIN_PATIENTS patients that have a Dice.
     """
     rows = []
     joined = patients.merge(groups, on="patient_id")
     for (split, attribute, value), chosen in joined.groupby(["split", "attribute", "value"]):
-        figures = {
+        scores = {
             **patient_scores(chosen, bootstrap, "dice_patient_mean"),
             "dice_patient_median": chosen["dice"].median(),
             **patient_scores(chosen, bootstrap, "iou"),
@@ -163,7 +166,7 @@ def subgroups(patients: pd.DataFrame, groups: pd.DataFrame, bootstrap: Bootstrap
                 "n_patients": len(chosen),
                 "n_patients_dice": n_dice,
                 "n_slices": int(chosen["n_slices"].sum()),
-                **without_few(figures, n_dice),
+                **hide_unreliable_intervals(scores, n_dice),
             }
         )
     return pd.DataFrame(rows)

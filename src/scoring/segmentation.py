@@ -1,4 +1,4 @@
-"""From a patient's probability maps to predicted masks, beside the reference masks."""
+"""Turn a patient's probability maps into predicted masks, paired with the reference masks."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,27 +15,27 @@ from scoring.overlap import count_pixels
 
 
 class SegmentedSlice(NamedTuple):
-    """A slice as it was predicted, and its reference; all three are (H, W)."""
+    """The prediction and the reference of a slice; all arrays are (H, W)."""
 
-    levels: NDArray[np.uint8]  # of probability; PROBABILITIES says what they mean
+    levels: NDArray[np.uint8]  # PROBABILITIES[levels] are the probabilities
     mask: NDArray[np.bool_]
     predicted: NDArray[np.bool_]
 
     def counts(self) -> dict[str, int]:
-        """Return tp, fp, fn and tn."""
+        """Return tp, fp, fn and tn in pixels."""
         return count_pixels(self.predicted, self.mask)
 
 
 def read_pair(
     slice_id: str, mask_file: Path | str, predictions: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a slice's levels of probability and its reference, both (H, W)."""
+    """Return a slice's probability levels and its reference mask, both (H, W)."""
     levels = read_levels(predictions, slice_id)
     mask = read_mask(Path(mask_file))
     if levels.shape != mask.shape:
         raise Refusal(
             f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
-            f"{mask.shape}; {remake('predict')}"
+            f"{mask.shape} pixels; {remake('predict')}"
         )
     return levels, mask
 
@@ -45,9 +45,9 @@ def segment_volume(
 ) -> list[SegmentedSlice]:
     """Return the segmented slices of a patient, in order.
 
-    `volume` holds `slice_id`, `slice_number` and `mask` of all of them. Tumor is where the
-    probability is above `threshold`; of that, the patient's connected components in 3-D of at least
-    a `share` of the largest one's pixels.
+    `volume` holds `slice_id`, `slice_number` and `mask` of all slices. Pixels with a probability
+    above `threshold` are tumor. Of their 3-D connected components, only those with at least a
+    fraction `share` of the largest component's pixels are kept.
     """
     pairs = [
         read_pair(slice_id, mask_file, predictions)
@@ -56,6 +56,6 @@ def segment_volume(
     predicted = [PROBABILITIES[levels] > threshold for levels, _ in pairs]
     kept = large_components(stack(predicted), volume["slice_number"].tolist(), share=share)
     return [
-        SegmentedSlice(levels, mask, whole[: mask.shape[0], : mask.shape[1]])
-        for (levels, mask), whole in zip(pairs, kept, strict=True)
+        SegmentedSlice(levels, mask, padded[: mask.shape[0], : mask.shape[1]])
+        for (levels, mask), padded in zip(pairs, kept, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Intervals against theory and against scipy's bootstrap."""
+"""Bootstrap intervals compared with theory and with SciPy's bootstrap."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy import stats
 from scoring.bootstrap import Bootstrap
 
 
-def test_the_interval_of_a_mean_is_that_of_theory() -> None:
+def test_the_interval_of_a_mean_agrees_with_theory() -> None:
     values = np.random.default_rng(0).normal(5, 2, 400)
     value, low, high = Bootstrap(4000, 1).mean(values)
     assert value == pytest.approx(values.mean())
@@ -16,16 +16,16 @@ def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     assert high == pytest.approx(value + margin, abs=0.02)
 
 
-def scipys(statistic: object, *columns: np.ndarray) -> tuple[float, float]:
-    """Return scipy's interval of a statistic of columns that are drawn together."""
-    found = stats.bootstrap(
+def scipy_interval(statistic: object, *columns: np.ndarray) -> tuple[float, float]:
+    """Return SciPy's bootstrap interval for a statistic of paired columns."""
+    result = stats.bootstrap(
         columns, statistic, paired=True, n_resamples=5000, method="percentile", rng=1
     )
-    return found.confidence_interval.low, found.confidence_interval.high
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
-def test_a_ratio_draws_patients_whole() -> None:
-    """Parts go with wholes: drawn apart, the interval would be far wider."""
+def test_a_ratio_resamples_parts_and_wholes_together() -> None:
+    """If they were resampled separately, the interval would be far wider."""
     rng = np.random.default_rng(2)
     wholes = rng.integers(1, 900, 30)
     parts = (wholes * rng.uniform(0.4, 0.6, 30)).astype(np.int64)
@@ -36,31 +36,31 @@ def test_a_ratio_draws_patients_whole() -> None:
         result: np.ndarray = top.sum(axis=axis) / bottom.sum(axis=axis)
         return result
 
-    assert (low, high) == pytest.approx(scipys(quotient, parts, wholes), abs=0.002)
+    assert (low, high) == pytest.approx(scipy_interval(quotient, parts, wholes), abs=0.002)
     assert high - low < 0.05
 
 
-def test_mean_and_median_have_the_intervals_of_scipy() -> None:
+def test_intervals_of_mean_and_median_equal_scipys() -> None:
     values = np.random.default_rng(4).exponential(size=40)
     bootstrap = Bootstrap(5000, 1)
-    for found, statistic in (
+    for estimate, statistic in (
         (bootstrap.mean(values), np.mean),
         (bootstrap.median(values), np.median),
     ):
-        assert found.value == statistic(values)
-        assert found[1:] == pytest.approx(scipys(statistic, values), abs=0.03)
+        assert estimate.value == statistic(values)
+        assert estimate[1:] == pytest.approx(scipy_interval(statistic, values), abs=0.03)
 
 
-def test_undefined_patients_are_left_out_of_a_figure() -> None:
+def test_patients_without_a_value_are_left_out() -> None:
     bootstrap = Bootstrap(500, 3)
     assert bootstrap.mean([1, np.nan, 4, 2.5]).value == pytest.approx(2.5)
     assert bootstrap.median([1, np.nan, 4, 2.5]).value == 2.5
     assert bootstrap.ratio([3, 0, 1], [4, 0, 5]).value == pytest.approx(4 / 9)
-    for found in (bootstrap.mean([0.5, np.nan, 0.5]), bootstrap.median([0.5, np.nan, 0.5])):
-        assert found == (0.5, 0.5, 0.5)  # also where a resample draws no other
+    for estimate in (bootstrap.mean([0.5, np.nan, 0.5]), bootstrap.median([0.5, np.nan, 0.5])):
+        assert estimate == (0.5, 0.5, 0.5)  # some resamples consist only of the NaN
 
 
-def test_the_seed_decides_and_every_figure_sees_the_same_patients() -> None:
+def test_the_seed_determines_the_resamples_and_all_scores_share_them() -> None:
     values = np.random.default_rng(5).random(20)
     assert Bootstrap(300, 1).mean(values) == Bootstrap(300, 1).mean(values)
     assert Bootstrap(300, 1).mean(values) != Bootstrap(300, 2).mean(values)
@@ -77,7 +77,7 @@ def test_the_seed_decides_and_every_figure_sees_the_same_patients() -> None:
     assert drawn[0].tolist() == [list(range(20))]
 
 
-def test_too_few_patients_have_no_interval() -> None:
+def test_fewer_than_two_patients_have_no_interval() -> None:
     bootstrap = Bootstrap(100, 0)
     assert np.isnan(bootstrap.mean([])).all()
     assert np.isnan(bootstrap.median([])).all()
@@ -87,6 +87,6 @@ def test_too_few_patients_have_no_interval() -> None:
     assert np.isnan([low, high]).all()
 
 
-def test_an_estimate_is_three_scalars_for_dvc() -> None:
-    named = Bootstrap(100, 0).mean([0.5, 0.5]).named("dice")
-    assert named == {"dice": 0.5, "dice_low": 0.5, "dice_high": 0.5}
+def test_an_estimate_becomes_three_scalars_for_dvc() -> None:
+    scalars = Bootstrap(100, 0).mean([0.5, 0.5]).named("dice")
+    assert scalars == {"dice": 0.5, "dice_low": 0.5, "dice_high": 0.5}

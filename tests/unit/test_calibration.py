@@ -1,4 +1,4 @@
-"""Calibration by hand and against scikit-learn."""
+"""Calibration compared with values computed by hand and with scikit-learn."""
 
 from typing import Any
 
@@ -24,16 +24,16 @@ def test_reliability_equals_scikit_learns() -> None:
     tumor = rng.random(5000) < values[pixels] ** 2
     counts = np.stack([np.bincount(pixels[tumor == kind], minlength=200) for kind in (False, True)])
     bins = reliability(values, counts)
-    observed, promised = calibration_curve(tumor, values[pixels], n_bins=BINS)
+    observed, probability = calibration_curve(tumor, values[pixels], n_bins=BINS)
     np.testing.assert_allclose(bins["observed"], observed)
-    np.testing.assert_allclose(bins["probability"], promised)
+    np.testing.assert_allclose(bins["probability"], probability)
     assert bins["n_pixels"].sum() == 5000
     gap = np.abs(bins["observed"] - bins["probability"])
     expected = np.average(gap, weights=bins["n_pixels"])
     assert expected_calibration_error(bins) == pytest.approx(expected)
 
 
-def test_cases_by_hand() -> None:
+def test_reliability_equals_values_computed_by_hand() -> None:
     values = np.array([0.0, 0.52, 0.54, 1.0])
     counts = np.array([[90, 1, 0, 0], [0, 0, 1, 8]])
     bins = reliability(values, counts)
@@ -46,12 +46,12 @@ def test_cases_by_hand() -> None:
 
 
 def test_confidence_is_the_dice_that_the_network_expects() -> None:
-    # Sure of its 10 pixels; half sure of each of 10; and nothing predicted, all else at 0.
-    found = soft_dice_confidence([10, 5, 0], [10, 5, 0], [10, 10, 0])
-    np.testing.assert_allclose(found, [1, 10 / 15, 1])
+    # 10 pixels with a probability of 1, 10 pixels with 0.5, and no pixel with any probability.
+    confidence = soft_dice_confidence([10, 5, 0], [10, 5, 0], [10, 10, 0])
+    np.testing.assert_allclose(confidence, [1, 10 / 15, 1])
 
 
-def test_risk_falls_when_doubt_points_at_the_poor_patients() -> None:
+def test_risk_falls_with_coverage_if_confidence_ranks_patients_by_dice() -> None:
     dice, confidence = [0.5, 0.9, np.nan, 0.7, 1.0], [0.1, 0.8, 0.9, 0.3, 0.9]
     np.testing.assert_allclose(risks(dice, confidence), [0, 0.05, 0.4 / 3, 0.225])
     assert area_under_risk_coverage(dice, confidence) == pytest.approx(
@@ -62,7 +62,7 @@ def test_risk_falls_when_doubt_points_at_the_poor_patients() -> None:
     assert table.loc[0.5, "risk"] == pytest.approx(0.05)
     assert table.loc[1.0, "risk"] == pytest.approx(0.225)
     assert np.isnan(area_under_risk_coverage([np.nan], [0.5]))
-    # Sure of all: any may come first, whatever the order they are given in.
+    # With equal confidence, the order of the patients makes no difference.
     for order in ([0.2, 1.0, 0.6], [1.0, 0.6, 0.2]):
         np.testing.assert_allclose(risks(order, [1, 1, 1]), [0.4, 0.4, 0.4])
     assert risk_coverage([], [])["risk"].isna().all()

@@ -1,4 +1,4 @@
-"""The groups that patients are in."""
+"""The subgroups of patients."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from scans.cohort import age_band, groups, missing_sequence, read_patients
         ("old", "unknown"),
     ],
 )
-def test_ages_fall_into_bands(age: str, band: str) -> None:
+def test_age_bands(age: str, band: str) -> None:
     assert age_band(age) == band
 
 
@@ -51,11 +51,11 @@ def test_every_patient_is_in_one_group_of_each_attribute(data: Data) -> None:
     assert last[["age", "grade", "gender"]].tolist() == ["unknown"] * 3
 
 
-def test_a_data_set_without_clinical_columns_has_the_other_groups(
+def test_a_data_set_without_clinical_columns_still_has_the_other_groups(
     data: Data, tmp_path: Path
 ) -> None:
     bare = tmp_path / "patients.csv"
     table = pd.read_csv(data.patients, dtype=str, keep_default_na=False)
     table.loc[:, :"missing_post_contrast"].to_csv(bare, index=False)
-    found = groups(read_patients(bare), "grade")
-    assert found["attribute"].unique().tolist() == ["institution", "missing sequence"]
+    attributes = groups(read_patients(bare), "grade")["attribute"]
+    assert attributes.unique().tolist() == ["institution", "missing sequence"]

@@ -438,8 +438,8 @@ DAMAGED: dict[str, tuple[Damage, str, str]] = {
         "build_manifest",
         "raw/data.csv: more than one column for ['case_id']",
     ),
-    "one patient": (but_for(1), "split", "split.folds is 3, with 1 patients only; use fewer"),
-    "three patients": (but_for(3), "split", "split.folds is 3, with 3 patients only; use fewer"),
+    "one patient": (but_for(1), "split", "split.folds is 3"),
+    "three patients": (but_for(3), "split", "split.folds is 3"),
     "no tumor": (healthy, "split", "no abnormal slice in train\nno abnormal slice in test\n"),
 }
 
@@ -457,8 +457,8 @@ WAYS_OUT = (
     "needs that column alone",
     "correct it where it comes from, then `dvc repro -f acquire`",
     "use fewer folds or more patients",
-    "Choose a test fold that has some, fewer split.folds, or add patients.",
-    "Otherwise take one away. Then `dvc repro -f acquire`.",
+    "split.folds, or add patients.",
+    "`subject` in data.csv",
 )
 DATA_STAGES = ("acquire", "restructure", "build_manifest", "measure_tissue", "split")
 

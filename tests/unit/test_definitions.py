@@ -1,4 +1,4 @@
-"""Every definition by hand, and the predictors that need no network."""
+"""All definitions of IoU and Dice by hand, and the trivial predictors."""
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,8 @@ from scoring.definitions import BATCH, COPIED, definitions, nearest_in_train, tr
 from scoring.overlap import COUNTS, count_pixels
 
 
-def test_cases_by_hand() -> None:
-    """A's tumor is found in half, with a false alarm; B's is found; C is rightly empty."""
+def test_definitions_equal_values_computed_by_hand() -> None:
+    """A: half of the tumor and a false positive; B: all of the tumor; C: empty and predicted so."""
     rows = [
         # patient, abnormal, tp, fp, fn, tn
         ("A", 1, 5, 0, 5, 90),
@@ -19,8 +19,7 @@ def test_cases_by_hand() -> None:
         ("C", 0, 0, 0, 0, 100),
     ]
     slices = pd.DataFrame(rows, columns=["patient_id", "abnormal", *COUNTS])
-    found = definitions(slices, seed=1)
-    assert found == pytest.approx(
+    assert definitions(slices, seed=1) == pytest.approx(
         {
             "slice_iou_empty_1": (0.5 + 0 + 1 + 1) / 4,
             "slice_iou_empty_0": (0.5 + 0 + 1 + 0) / 4,
@@ -42,45 +41,46 @@ def test_cases_by_hand() -> None:
     )
 
 
-def test_they_equal_scikit_learns_on_random_masks() -> None:
+def test_definitions_equal_scikit_learns_scores_on_random_masks() -> None:
     rng = np.random.default_rng(0)
-    masks, answers = rng.random((2, 40, 8, 8)) < 0.3
+    masks, predicted = rng.random((2, 40, 8, 8)) < 0.3
     masks[::3] = False
-    answers[::4] = False
-    counts = [count_pixels(answer, mask) for answer, mask in zip(answers, masks, strict=True)]
+    predicted[::4] = False
+    counts = [count_pixels(*pair) for pair in zip(predicted, masks, strict=True)]
     slices = pd.DataFrame(counts).assign(
         patient_id=[f"P{index // 10}" for index in range(40)],
         abnormal=masks.any(axis=(1, 2)).astype(int),
     )
-    found = definitions(slices, seed=1)
+    scores = definitions(slices, seed=1)
     for zero, name in ((1.0, "slice_iou_empty_1"), (0.0, "slice_iou_empty_0")):
-        flat = masks.reshape(40, -1), answers.reshape(40, -1)
-        each = jaccard_score(*flat, average="samples", zero_division=zero)
-        assert found[name] == pytest.approx(each)
-    flat = masks.ravel(), answers.ravel()
-    assert found["micro_iou"] == pytest.approx(jaccard_score(*flat))
-    assert found["mean_iou_with_background"] == pytest.approx(jaccard_score(*flat, average="macro"))
-    volumes = masks.reshape(4, -1), answers.reshape(4, -1)
-    assert found["patient_iou_mean"] == pytest.approx(jaccard_score(*volumes, average="samples"))
-    order = np.random.default_rng(1).permutation(40) // BATCH
-    in_batches = [
-        jaccard_score(masks[order == batch].ravel(), answers[order == batch].ravel())
+        flat = masks.reshape(40, -1), predicted.reshape(40, -1)
+        expected = jaccard_score(*flat, average="samples", zero_division=zero)
+        assert scores[name] == pytest.approx(expected)
+    flat = masks.ravel(), predicted.ravel()
+    assert scores["micro_iou"] == pytest.approx(jaccard_score(*flat))
+    macro = jaccard_score(*flat, average="macro")
+    assert scores["mean_iou_with_background"] == pytest.approx(macro)
+    volumes = masks.reshape(4, -1), predicted.reshape(4, -1)
+    assert scores["patient_iou_mean"] == pytest.approx(jaccard_score(*volumes, average="samples"))
+    batches = np.random.default_rng(1).permutation(40) // BATCH
+    batch_iou = [
+        jaccard_score(masks[batches == batch].ravel(), predicted[batches == batch].ravel())
         for batch in range(3)
     ]
-    assert found["batch_iou"] == pytest.approx(np.mean(in_batches))
+    assert scores["batch_iou"] == pytest.approx(np.mean(batch_iou))
 
 
-def test_nothing_to_find_and_nothing_found_is_undefined_but_where_a_rule_says_so() -> None:
+def test_scores_of_only_empty_masks_are_nan_unless_the_definition_sets_a_value() -> None:
     slices = pd.DataFrame([("A", 0, 0, 0, 0, 9)], columns=["patient_id", "abnormal", *COUNTS])
-    found = definitions(slices, seed=1)
-    assert found["slice_iou_empty_1"] == 1
-    assert found["slice_iou_empty_0"] == 0
+    scores = definitions(slices, seed=1)
+    assert scores["slice_iou_empty_1"] == 1
+    assert scores["slice_iou_empty_0"] == 0
     for name in ("slice_iou_abnormal", "micro_iou", "batch_iou", "patient_dice_median"):
-        assert np.isnan(found[name]), name
-    assert (found["n_slices"], found["n_slices_abnormal"], found["n_patients"]) == (1, 0, 0)
+        assert np.isnan(scores[name]), name
+    assert (scores["n_slices"], scores["n_slices_abnormal"], scores["n_patients"]) == (1, 0, 0)
 
 
-def test_the_nearest_train_slice_is_by_number_the_lower_of_two() -> None:
+def test_the_nearest_train_slice_is_by_number_and_the_lower_if_two_are_equally_near() -> None:
     numbers = [1, 2, 4, 6, 9, 11]
     splits = ["test", "train", "val", "train", "test", "train"]
     assert nearest_in_train(numbers, splits) == [1, None, 1, None, 5, None]
@@ -88,7 +88,7 @@ def test_the_nearest_train_slice_is_by_number_the_lower_of_two() -> None:
     assert nearest_in_train([1, 2], ["test", "val"]) == [None, None]
 
 
-def test_trivial_predictors_by_hand() -> None:
+def test_counts_of_trivial_predictors_equal_values_computed_by_hand() -> None:
     square, shifted = np.zeros((2, 9, 9), np.bool_)
     square[3:6, 3:6] = True
     shifted[3:6, 4:7] = True
@@ -101,7 +101,7 @@ def test_trivial_predictors_by_hand() -> None:
     ]
     assert counts[0]["reference"] == {"tp": 9, "fp": 0, "fn": 0, "tn": 72}
     assert counts[0]["always empty"] == {"tp": 0, "fp": 0, "fn": 9, "tn": 72}
-    # A pixel grows into its four neighbors, and stays if it has all four.
+    # Dilation adds a pixel's four neighbors; erosion keeps pixels that have all four.
     assert counts[0]["reference dilated by 1 px"] == {"tp": 9, "fp": 12, "fn": 0, "tn": 60}
     assert counts[0]["reference eroded by 1 px"] == {"tp": 1, "fp": 0, "fn": 8, "tn": 72}
     copied = counts[1][COPIED]

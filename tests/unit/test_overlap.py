@@ -1,4 +1,4 @@
-"""Overlap against cases done by hand and against scikit-learn."""
+"""Overlap compared with values computed by hand and with scikit-learn."""
 
 import math
 
@@ -30,10 +30,14 @@ def test_counts_and_ratios_equal_scikit_learn(pair: np.ndarray) -> None:
 
 @given(masks)
 def test_overlap_is_symmetric_and_dice_follows_from_iou(pair: np.ndarray) -> None:
-    there, back = (count_pixels(a, b) for a, b in (pair, pair[::-1]))
-    assert (there["tp"], there["fp"], there["fn"]) == (back["tp"], back["fn"], back["fp"])
-    j = float(iou(there["tp"], there["fp"], there["fn"]))
-    d = float(dice(there["tp"], there["fp"], there["fn"]))
+    counts, swapped = (count_pixels(a, b) for a, b in (pair, pair[::-1]))
+    assert (counts["tp"], counts["fp"], counts["fn"]) == (
+        swapped["tp"],
+        swapped["fn"],
+        swapped["fp"],
+    )
+    j = float(iou(counts["tp"], counts["fp"], counts["fn"]))
+    d = float(dice(counts["tp"], counts["fp"], counts["fn"]))
     assert math.isnan(j) == math.isnan(d)
     if not math.isnan(j):
         assert d == pytest.approx(2 * j / (1 + j))
@@ -41,9 +45,11 @@ def test_overlap_is_symmetric_and_dice_follows_from_iou(pair: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tp", "fp", "fn", "wanted_iou", "wanted_dice"),
+    ("tp", "fp", "fn", "expected_iou", "expected_dice"),
     [(3, 0, 0, 1, 1), (0, 2, 3, 0, 0), (1, 1, 1, 1 / 3, 1 / 2), (0, 0, 4, 0, 0)],
 )
-def test_cases_by_hand(tp: int, fp: int, fn: int, wanted_iou: float, wanted_dice: float) -> None:
-    assert iou(tp, fp, fn) == pytest.approx(wanted_iou)
-    assert dice(tp, fp, fn) == pytest.approx(wanted_dice)
+def test_iou_and_dice_equal_values_computed_by_hand(
+    tp: int, fp: int, fn: int, expected_iou: float, expected_dice: float
+) -> None:
+    assert iou(tp, fp, fn) == pytest.approx(expected_iou)
+    assert dice(tp, fp, fn) == pytest.approx(expected_dice)

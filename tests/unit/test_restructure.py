@@ -1,4 +1,4 @@
-"""One folder of scans, one of masks; and what makes restructure refuse a data set."""
+"""Scans and masks are copied into one folder each; damaged data sets are an error."""
 
 import shutil
 from pathlib import Path
@@ -18,13 +18,15 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def restructured(run_stage: RunStage, raw: Path) -> Outcome:
+def run_restructure(run_stage: RunStage, raw: Path) -> Outcome:
     folder = raw.parent / "slices"
     return run_stage(restructure.main, [raw, folder / "images", folder / "masks"])
 
 
-def test_bytes_are_kept_under_one_name_in_both_folders(run_stage: RunStage, raw: Path) -> None:
-    assert restructured(run_stage, raw).code == 0
+def test_files_are_copied_unchanged_with_one_name_in_both_folders(
+    run_stage: RunStage, raw: Path
+) -> None:
+    assert run_restructure(run_stage, raw).code == 0
     images, masks = raw.parent / "slices/images", raw.parent / "slices/masks"
     names = sorted(path.name for path in images.iterdir())
     assert names == sorted(path.name for path in masks.iterdir())
@@ -36,52 +38,52 @@ def test_bytes_are_kept_under_one_name_in_both_folders(run_stage: RunStage, raw:
         assert (masks / path.name).read_bytes() == mask.read_bytes()
 
 
-def test_odd_names_sizes_and_suffixes_work(run_stage: RunStage, raw: Path) -> None:
-    """Spaces, unicode, a number alone, and a size of a patient's own."""
+def test_unusual_names_sizes_and_suffixes_work(run_stage: RunStage, raw: Path) -> None:
+    """Spaces, Unicode, only a number, and a size that differs from the other patients'."""
     for name in ("Ärztin Größe 1", "007", "a.b_c"):
         (raw / name).mkdir()
         save(raw / name / f"{name}_1.TIF", np.zeros((40, 33, 3), np.uint8))
         save(raw / name / f"{name}_1_mask.tiff", np.zeros((40, 33), np.uint8))
-    assert restructured(run_stage, raw) == Outcome(0, "")
-    found = {name.slice_id for name in sorted_slices(raw.parent / "slices/images")}
-    assert {"Ärztin Größe 1_1", "007_1", "a.b_c_1"} < found
+    assert run_restructure(run_stage, raw) == Outcome(0, "")
+    slice_ids = {name.slice_id for name in sorted_slices(raw.parent / "slices/images")}
+    assert {"Ärztin Größe 1_1", "007_1", "a.b_c_1"} < slice_ids
 
 
 def remove_mask(raw: Path) -> None:
     (raw / P1 / f"{P1}_3_mask.tif").unlink()
 
 
-def test_a_patient_without_slices_is_refused(run_stage: RunStage, raw: Path) -> None:
+def test_a_patient_without_slices_is_an_error(run_stage: RunStage, raw: Path) -> None:
     (raw / "PHANTOM_P9_0099_20000101").mkdir()
-    outcome = restructured(run_stage, raw)
+    outcome = run_restructure(run_stage, raw)
     assert (outcome.code, f"patient without slices: {raw}/PHANTOM_P9" in outcome.error) == (1, True)
 
 
-def test_without_a_folder_of_patients_it_is_refused(run_stage: RunStage, raw: Path) -> None:
+def test_a_missing_folder_of_patients_is_an_error(run_stage: RunStage, raw: Path) -> None:
     shutil.rmtree(raw)
-    outcome = restructured(run_stage, raw)
+    outcome = run_restructure(run_stage, raw)
     assert outcome.code == 1
     assert f"no folder of patients at {raw}" in outcome.error
-    assert "Correct the files, then `dvc repro -f acquire`." in outcome.error
+    assert "`dvc repro -f acquire`" in outcome.error
     raw.mkdir()
-    assert f"no patient's folder in {raw}" in restructured(run_stage, raw).error
-    (raw / "labels.xlsx").write_text("left here")
-    assert f"nor data.csv: {raw}/labels.xlsx" in restructured(run_stage, raw).error
+    assert f"no patient's folder in {raw}" in run_restructure(run_stage, raw).error
+    (raw / "labels.xlsx").write_text("")
+    assert f"{raw}/labels.xlsx" in run_restructure(run_stage, raw).error
 
 
-def test_all_offenders_are_listed_ten_shown(run_stage: RunStage, raw: Path) -> None:
+def test_an_error_lists_ten_files_and_counts_the_rest(run_stage: RunStage, raw: Path) -> None:
     masks = sorted(raw.glob("*/*_mask.tif"))[:14]
     for mask in masks:
         mask.unlink()
-    outcome = restructured(run_stage, raw)
+    outcome = run_restructure(run_stage, raw)
     assert outcome.error.count("scan without mask") == 10
-    assert "… and 4 more" in outcome.error
+    assert "4 more" in outcome.error
     assert not (raw.parent / "slices").exists()
 
 
-def test_a_refusal_keeps_the_earlier_output(run_stage: RunStage, raw: Path) -> None:
-    assert restructured(run_stage, raw).code == 0
+def test_an_error_keeps_the_earlier_output(run_stage: RunStage, raw: Path) -> None:
+    assert run_restructure(run_stage, raw).code == 0
     before = sorted(path.name for path in (raw.parent / "slices").rglob("*"))
     remove_mask(raw)
-    assert restructured(run_stage, raw).code == 1
+    assert run_restructure(run_stage, raw).code == 1
     assert sorted(path.name for path in (raw.parent / "slices").rglob("*")) == before

@@ -1,4 +1,4 @@
-"""The scores of a split by hand."""
+"""The scores of a split, compared with values by hand."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import pytest
 
 from scoring.bootstrap import Bootstrap
 from scoring.overlap import COUNTS
-from scoring.scores import FEWEST, agreement, per_patient, subgroups, summarize
+from scoring.scores import MIN_PATIENTS, agreement, per_patient, subgroups, summarize
 
 NAN = np.nan
 
 
 def table() -> pd.DataFrame:
-    """A's tumor is found in half, with a false alarm; B's is found; C has none at all."""
+    """A: half of the tumor and a false positive; B: all of the tumor; C: empty and predicted so."""
     rows = [
         # split, patient, abnormal, tp, fp, fn, tn, hd95, surface_dice, inside, sum
         ("test", "A", 1, 5, 0, 5, 90, 4.0, 0.5, 4.0, 6.0),
@@ -27,7 +27,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "patient_id", "abnormal", *COUNTS, *distances])
 
 
-def test_patients_by_hand() -> None:
+def test_patients_scores_equal_values_computed_by_hand() -> None:
     patients = per_patient(table())
     assert patients[["split", "patient_id"]].to_numpy().tolist() == [
         ["test", "A"],
@@ -53,13 +53,11 @@ def test_patients_by_hand() -> None:
         np.testing.assert_allclose(patients[name], values, err_msg=name)
 
 
-def test_a_split_by_hand() -> None:
-    slices, patients = (each[each["split"] == "test"] for each in (table(), per_patient(table())))
+def test_a_splits_scores_equal_values_computed_by_hand() -> None:
+    slices, patients = (rows[rows["split"] == "test"] for rows in (table(), per_patient(table())))
     scores = summarize(slices, patients, Bootstrap(100, 1))
-    figures = {
-        name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))
-    }
-    assert figures == pytest.approx(
+    values = {name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))}
+    assert values == pytest.approx(
         {
             "iou": 25 / 40,
             "precision": 25 / 35,
@@ -88,7 +86,7 @@ def test_a_split_by_hand() -> None:
     assert scores["dice_patient_mean_high"] == 1
 
 
-def test_limits_of_agreement_by_hand() -> None:
+def test_limits_of_agreement_equal_values_computed_by_hand() -> None:
     slices = pd.DataFrame(
         {
             "patient_id": ["A", "A", "B", "B"],
@@ -97,40 +95,49 @@ def test_limits_of_agreement_by_hand() -> None:
             "fn": [3, 1, 0, 0],
         }
     )
-    found = agreement(slices, Bootstrap(200, 1))
-    assert found["area_bias"] == 2
-    assert found["area_limit_lower"] == pytest.approx(2 - 1.96 * 2)
-    assert found["area_limit_upper"] == pytest.approx(2 + 1.96 * 2)
-    assert (found["area_bias_low"], found["area_bias_high"]) == (2, 2)  # A's mean and B's are equal
-    one = agreement(slices[1:2], Bootstrap(200, 1))
-    assert one["area_bias"] == 4
-    assert np.isnan(one["area_limit_lower"])
+    result = agreement(slices, Bootstrap(200, 1))
+    assert result["area_bias"] == 2
+    assert result["area_limit_lower"] == pytest.approx(2 - 1.96 * 2)
+    assert result["area_limit_upper"] == pytest.approx(2 + 1.96 * 2)
+    assert (result["area_bias_low"], result["area_bias_high"]) == (
+        2,
+        2,
+    )  # A's mean and B's are equal
+    of_one_slice = agreement(slices[1:2], Bootstrap(200, 1))
+    assert of_one_slice["area_bias"] == 4
+    assert np.isnan(of_one_slice["area_limit_lower"])
     assert np.isnan(agreement(slices[3:], Bootstrap(200, 1))["area_bias"])
 
 
-def test_groups_of_patients_have_their_scores_and_n() -> None:
+def test_each_group_of_patients_has_its_scores_and_size() -> None:
     groups = pd.DataFrame(
         [("sex", "x", "A"), ("sex", "x", "B"), ("sex", "y", "C"), ("sex", "y", "D")],
         columns=["attribute", "value", "patient_id"],
     )
-    found: Any = subgroups(per_patient(table()), groups, Bootstrap(100, 1)).set_index("group")
-    assert found.index.tolist() == ["sex: x (test)", "sex: y (test)", "sex: y (train)"]
-    first = found.loc["sex: x (test)"]
+    result: Any = subgroups(per_patient(table()), groups, Bootstrap(100, 1)).set_index("group")
+    assert result.index.tolist() == ["sex: x (test)", "sex: y (test)", "sex: y (train)"]
+    first = result.loc["sex: x (test)"]
     assert (first["n_patients"], first["n_slices"]) == (2, 3)
     assert first["dice_patient_mean"] == pytest.approx(0.7)
     assert first["iou"] == pytest.approx(25 / 40)
-    second = found.loc["sex: y (test)"]
+    second = result.loc["sex: y (test)"]
     assert (second["n_patients"], second["n_patients_dice"]) == (1, 0)
     assert np.isnan(second["dice_patient_mean"])
-    assert found.loc["sex: y (train)", "dice_patient_mean"] == 0
-    assert found["dice_patient_mean_low"].isna().all()  # of so few
+    assert result.loc["sex: y (train)", "dice_patient_mean"] == 0
+    assert result["dice_patient_mean_low"].isna().all()  # fewer than MIN_PATIENTS
 
 
 def test_a_group_of_enough_patients_has_intervals() -> None:
-    dice = np.linspace(0.1, 0.9, FEWEST + 1) ** 2
-    patients = pd.DataFrame({"split": "test", "patient_id": [f"P{i}" for i in range(FEWEST + 1)]})
+    dice = np.linspace(0.1, 0.9, MIN_PATIENTS + 1) ** 2
+    patients = pd.DataFrame(
+        {"split": "test", "patient_id": [f"P{i}" for i in range(MIN_PATIENTS + 1)]}
+    )
     patients = patients.assign(n_slices=2, tp=5, fp=1, fn=2, dice=dice)
-    for n, given in ((FEWEST + 1, True), (FEWEST, True), (FEWEST - 1, False)):
+    for n, has_interval in (
+        (MIN_PATIENTS + 1, True),
+        (MIN_PATIENTS, True),
+        (MIN_PATIENTS - 1, False),
+    ):
         chosen = patients[:n]
         groups = chosen[["patient_id"]].assign(attribute="sex", value="x")
         [row] = subgroups(chosen, groups, Bootstrap(200, 1)).to_dict("records")
@@ -138,5 +145,5 @@ def test_a_group_of_enough_patients_has_intervals() -> None:
         assert row["dice_patient_mean"] == pytest.approx(dice[:n].mean())
         assert row["dice_patient_median"] == pytest.approx(np.median(dice[:n]))
         assert row["iou"] == pytest.approx(5 / 8)
-        assert (row["dice_patient_mean_low"] < row["dice_patient_mean"]) == given
-        assert np.isnan(row["iou_high"]) != given
+        assert (row["dice_patient_mean_low"] < row["dice_patient_mean"]) == has_interval
+        assert np.isnan(row["iou_high"]) != has_interval

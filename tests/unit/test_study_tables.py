@@ -1,4 +1,4 @@
-"""The study: its list of trainings, what they cost, and what is kept of them."""
+"""The study: its list of trainings, their cost, and their rows in the tables."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from pipeline.params import leaves
 from pipeline.refusals import Refusal
 
 
-def test_overrides_are_what_dvc_takes() -> None:
+def test_overrides_have_the_syntax_of_dvc() -> None:
     tree = {"split": {"by": "patient", "inner_fold": 0}, "train": {"augment": {"flip": True}}}
     assert run.overrides_of(tree) == [
         'split.by="patient"',
@@ -32,7 +32,7 @@ def test_overrides_are_what_dvc_takes() -> None:
     ]
 
 
-TOLD = """Stage 'split' didn't change, skipping
+LOG = """Stage 'split' didn't change, skipping
 Running stage 'train':
 2202 slices, 137 steps of 16 an epoch, 4,405,073 parameters trained, on 1 × cpu in bf16-mixed
 epoch 1/3: loss 0.3, IoU 0.3475 train, 0.5833 val, 90.0 images/s
@@ -43,8 +43,8 @@ Running stage 'predict':
 Updating lock file 'dvc.lock'""".splitlines()
 
 
-def test_the_cost_is_that_of_the_train_stage() -> None:
-    lines = [(30.0 * number, line) for number, line in enumerate(TOLD)]
+def test_the_cost_counts_only_the_train_stage() -> None:
+    lines = [(30.0 * number, line) for number, line in enumerate(LOG)]
     assert run.cost(lines) == {
         "minutes": 2.5,
         "images_per_s": 90.0,
@@ -54,15 +54,15 @@ def test_the_cost_is_that_of_the_train_stage() -> None:
 
 @pytest.mark.parametrize(
     "lines",
-    [TOLD[:1] + TOLD[7:], [*TOLD[:3], "resumed at epoch 1", *TOLD[4:]]],
-    ids=["taken from the cache", "resumed"],
+    [LOG[:1] + LOG[7:], [*LOG[:3], "resumed at epoch 1", *LOG[4:]]],
+    ids=["from the cache", "resumed"],
 )
-def test_what_was_not_trained_at_once_has_no_cost(lines: list[str]) -> None:
+def test_a_cached_or_resumed_training_has_no_cost(lines: list[str]) -> None:
     assert run.cost([(0.0, line) for line in lines]) == {}
 
 
-def test_every_run_is_named_once_and_fits_params() -> None:
-    """A key twice in YAML is the last one; params that do not exist would only fail in DVC."""
+def test_run_names_are_unique_and_their_params_exist() -> None:
+    """YAML silently keeps the last of two equal keys; an unknown param would only fail in DVC."""
     text = run.RUNS.read_text()
     names = [line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()]
     runs = yaml.safe_load(text)
@@ -72,18 +72,18 @@ def test_every_run_is_named_once_and_fits_params() -> None:
         assert dict(leaves(overrides)).keys() <= known.keys()
 
 
-def test_each_row_has_the_params_that_its_name_stands_for() -> None:
+def test_each_row_has_the_params_that_are_listed_for_its_name() -> None:
     runs = yaml.safe_load(run.RUNS.read_text())
     rows = read_study(*run.TABLES).trainings
     assert not set(rows.index) - runs.keys()
     for name in rows.index:
-        wanted = {param: as_text(value) for param, value in leaves(runs[name])}
-        assert {param: rows.loc[name, param] for param in wanted} == wanted, name
+        expected = {param: as_text(value) for param, value in leaves(runs[name])}
+        assert {param: rows.loc[name, param] for param in expected} == expected, name
         assert 1 <= int(rows.loc[name, "kept_epoch"]) <= int(rows.loc[name, "train.epochs"])
 
 
 def write_results(folder: Path) -> None:
-    """Write what study/run.py fetches of an experiment."""
+    """Write the files that study/run.py gets from an experiment."""
     (folder / "metrics/evaluate").mkdir(parents=True)
     (folder / "metrics/train").mkdir()
     (folder / "params.yaml").write_text(
@@ -102,7 +102,7 @@ def write_results(folder: Path) -> None:
         table.to_csv(folder / f"metrics/evaluate/{name}.csv", index=False)
 
 
-def test_rows_of_a_training_are_those_of_its_results(tmp_path: Path) -> None:
+def test_rows_of_a_training_are_read_from_its_results(tmp_path: Path) -> None:
     write_results(tmp_path)
     cost: dict[str, float | str] = {"minutes": 2.5, "images_per_s": 90.0, "device": "1 × cpu"}
     training, patients, scores = training_rows("a/b/0", tmp_path, cost)
@@ -124,27 +124,29 @@ def test_rows_of_a_training_are_those_of_its_results(tmp_path: Path) -> None:
             "train.augment.a": "0.1",
         }
     ]
-    assert patients["patient_id"].tolist() == ["NA", "0012"]  # those who were tested
+    assert patients["patient_id"].tolist() == ["NA", "0012"]  # only tested patients
     assert list(patients) == ["training", "patient_id", *COUNTED, *SCORED]
-    assert patients["dice"].tolist() == ["0.50"] * 2  # as it was written
+    assert patients["dice"].tolist() == ["0.50"] * 2  # the same text as in the file
     assert scores.to_dict("records") == [
         {"training": "a/b/0", "split": "test", "predictor": "network", "x": "0.10"}
     ]
 
 
-def test_rows_go_into_all_tables_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_added_to_all_tables_or_to_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [tmp_path / f"{n}.csv" for n in range(3)]
     tables = [pd.DataFrame({"training": ["a"]})] * 3
     add_training(files, tables)
     before = [file.read_bytes() for file in files]
-    files[2].write_text("no table of the study\n")
-    with pytest.raises(Refusal, match="2.csv: not a table of the study"):
+    files[2].write_text("no column for the training\n")
+    with pytest.raises(Refusal, match="2.csv: .*`python study/run.py`"):
         add_training(files, [table.assign(training="b") for table in tables])
     assert [file.read_bytes() for file in files[:2]] == before[:2]
     assert {path.name for path in tmp_path.iterdir()} == {"0.csv", "1.csv", "2.csv", ".tables.lock"}
 
 
-def test_several_at_once_lose_no_rows(tmp_path: Path) -> None:
+def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     files = [tmp_path / f"{n}.csv" for n in range(3)]
 
     def add(number: int) -> None:
@@ -157,7 +159,7 @@ def test_several_at_once_lose_no_rows(tmp_path: Path) -> None:
 
 
 def test_rows_replace_those_of_the_same_training(tmp_path: Path) -> None:
-    """The others keep their bytes; a param that is new is blank in the rows before it."""
+    """Other rows keep their text; a param that they do not have is blank in them."""
     tables = [pd.DataFrame({"training": ["b"], "x.y": ["0.10"]})] * 3
     files = [tmp_path / f"{n}.csv" for n in range(3)]
     add_training(files, tables)
@@ -166,13 +168,13 @@ def test_rows_replace_those_of_the_same_training(tmp_path: Path) -> None:
     assert {file.read_text() for file in files} == {"training,x.y,new\na,0.10,1\nb,0.30,\n"}
 
 
-def test_a_cost_is_kept_where_the_same_training_came_from_the_cache(
+def test_the_cost_is_kept_if_the_same_training_comes_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"training": "a", "minutes": "2.5", "images_per_s": "90", "device": "cpu", "x.y": "1"}
     monkeypatch.setattr(run, "TABLES", [tmp_path / "trainings.csv"])
-    again = pd.DataFrame([row | dict.fromkeys(COST, "")])
-    assert run.kept_cost(again) == {}
+    from_cache = pd.DataFrame([row | dict.fromkeys(COST, "")])
+    assert run.kept_cost(from_cache) == {}
     pd.DataFrame([row]).to_csv(run.TABLES[0], index=False)
-    assert run.kept_cost(again) == {name: row[name] for name in COST}
-    assert run.kept_cost(again.assign(**{"x.y": "2"})) == {}
+    assert run.kept_cost(from_cache) == {name: row[name] for name in COST}
+    assert run.kept_cost(from_cache.assign(**{"x.y": "2"})) == {}
