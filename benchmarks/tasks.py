@@ -29,7 +29,7 @@ def nothing(item: int) -> int:
 def seconds_of(n_tasks: int) -> float:
     """Return the seconds until so many tasks are done."""
     begin = time.perf_counter()
-    done = list(cluster.outcomes(nothing, range(n_tasks), share=cluster.Share(1)))
+    done = list(cluster.outcomes(nothing, range(n_tasks), resources=cluster.Resources(1)))
     seconds = time.perf_counter() - begin
     if sorted(outcome.result for _, outcome in done) != list(range(n_tasks)):
         raise RuntimeError("not every task was done once")
@@ -74,7 +74,7 @@ def main() -> None:
         made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         for _ in range(n_machines - 1):
             made.add_node(num_cpus=1)
-        with cluster.joined(made.address):
+        with cluster.connect(made.address):
             seconds_of(10 * n_machines)  # which starts the processes
             each = [seconds_of(asked.tasks) / asked.tasks for _ in range(asked.repeats)]
             times = f"{1000 * min(each):.2f} to {1000 * max(each):.2f}"

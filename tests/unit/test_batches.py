@@ -13,7 +13,7 @@ from helpers import SIZE, Data, section
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder, Key, TrainBatch
 from learning.params import AugmentParams
-from pipeline.parallel import ahead
+from pipeline.parallel import prefetch
 from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices, Slices
 from scans.manifest import read_manifest
@@ -99,13 +99,13 @@ def test_what_fails_ahead_fails_where_it_is_needed_and_nothing_is_left_running()
         return number
 
     taken: list[int] = []
-    results = ahead(work, range(100), threads=2, depth=4)
+    results = prefetch(work, range(100), threads=2, depth=4)
     with pytest.raises(Refusal, match="the third"):
         taken.extend(results)
     assert taken == [0, 1, 2]
     assert max(begun) < 12
-    assert list(ahead(work, [5, 4, 6], threads=3, depth=1)) == [5, 4, 6]
-    early = ahead(work, itertools.count(10), depth=3)
+    assert list(prefetch(work, [5, 4, 6], threads=3, depth=1)) == [5, 4, 6]
+    early = prefetch(work, itertools.count(10), depth=3)
     assert next(early) == 10
     early.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]

@@ -25,7 +25,7 @@ from pipeline.refusals import Refusal
 
 def test_overrides_are_what_dvc_takes() -> None:
     tree = {"split": {"by": "patient", "inner_fold": 0}, "train": {"augment": {"flip": True}}}
-    assert run.overrides_of(tree) == [
+    assert run.param_overrides(tree) == [
         'split.by="patient"',
         "split.inner_fold=0",
         "train.augment.flip=true",
@@ -172,7 +172,7 @@ def test_a_cost_is_kept_where_the_same_training_came_from_the_cache(
     row = {"training": "a", "minutes": "2.5", "images_per_s": "90", "device": "cpu", "x.y": "1"}
     monkeypatch.setattr(run, "TABLES", [tmp_path / "trainings.csv"])
     again = pd.DataFrame([row | dict.fromkeys(COST, "")])
-    assert run.kept_cost(again) == {}
+    assert run.recorded_cost(again) == {}
     pd.DataFrame([row]).to_csv(run.TABLES[0], index=False)
-    assert run.kept_cost(again) == {name: row[name] for name in COST}
-    assert run.kept_cost(again.assign(**{"x.y": "2"})) == {}
+    assert run.recorded_cost(again) == {name: row[name] for name in COST}
+    assert run.recorded_cost(again.assign(**{"x.y": "2"})) == {}
