@@ -66,7 +66,7 @@ ISOLATED = {
 
 
 def git(*arguments: str, folder: Path | None = None) -> bytes:
-    """Run Git and return its output: in the current folder, or isolated from settings in `folder`.
+    """Run Git in the current folder, or in `folder` without the user's settings; return its output.
 
     Raises a Refusal with Git's message if it fails.
     """

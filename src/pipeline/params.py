@@ -45,7 +45,7 @@ class Section(BaseModel):
 
 
 class ParamsLoader(yaml.SafeLoader):
-    """Read `1e-05`, as DVC writes it, as a float (YAML 1.2); PyYAML's YAML 1.1 reads text."""
+    """Read `1e-05`, which DVC writes, as a float (as in YAML 1.2); PyYAML reads it as text."""
 
 
 ParamsLoader.add_implicit_resolver(
@@ -86,7 +86,7 @@ def check_params(types: Mapping[str, Any], params: Mapping[str, Any]) -> dict[st
 
 
 def explain(error: ValidationError, params: Mapping[str, Any]) -> list[str]:
-    """Return one line for each invalid param, with its name, its value and the expected value."""
+    """Return one line for each invalid param, with its name, its value and what is expected."""
     lines = []
     for detail in error.errors():
         keys: list[str] = []
