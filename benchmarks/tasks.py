@@ -29,7 +29,7 @@ def do_nothing(item: int) -> int:
 def time_tasks(n_tasks: int) -> float:
     """Return the seconds until `n_tasks` tasks are done."""
     begin = time.perf_counter()
-    done = list(cluster.outcomes(do_nothing, range(n_tasks), share=cluster.Share(1)))
+    done = list(cluster.outcomes(do_nothing, range(n_tasks), resources=cluster.Resources(1)))
     seconds = time.perf_counter() - begin
     if sorted(outcome.result for _, outcome in done) != list(range(n_tasks)):
         raise RuntimeError("not every task ran exactly once")
@@ -74,7 +74,7 @@ def main() -> None:
         machines: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         for _ in range(n_machines - 1):
             machines.add_node(num_cpus=1)
-        with cluster.joined(machines.address):
+        with cluster.connect(machines.address):
             time_tasks(10 * n_machines)  # starts the processes
             n_tasks = arguments.tasks
             times = [1000 * time_tasks(n_tasks) / n_tasks for _ in range(arguments.repeats)]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, t
 
 from page.rendering import script_json, template_environment
 from page.wording import shown_sequences
-from pipeline.exits import ending
+from pipeline.exits import exit_with_message
 from pipeline.outputs import replacing
 from pipeline.refusals import Refusal
 from scans import sequences
@@ -88,7 +88,7 @@ def build_page(scripts: Path, runtime: Path, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     scripts, runtime, out = map(Path, sys.argv[1:] if argv is None else argv)
-    with ending("build_page"):
+    with exit_with_message("build_page"):
         build_page(scripts, runtime, out)
 
 

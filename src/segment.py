@@ -29,7 +29,7 @@ from application.reading import read_case
 from application.results import identity_of, kept_summary, summary_of, write_results
 from application.segmentation import segment
 from pipeline import cluster
-from pipeline.exits import ending
+from pipeline.exits import exit_with_message
 from pipeline.outputs import replacing
 from pipeline.refusals import Refusal, print_list, refuse
 from scans.cases import Candidate, Case, find_cases
@@ -215,19 +215,19 @@ def lacking(paths: list[Path]) -> list[Path]:
 
 def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
     """Yield the row of each case, in the order in which a Ray cluster is done with them."""
-    with cluster.joined(options.address), cluster.marked(options.out) as mark:
-        needed = [Path(__file__).resolve(), options.model, mark, *filter(None, [options.scan])]
+    with cluster.connect(options.address), cluster.marker_file(options.out) as marker:
+        needed = [Path(__file__).resolve(), options.model, marker, *filter(None, [options.scan])]
         problems = [
             f"{machine}: has no {path}"
-            for machine, paths in cluster.on_each_machine(lacking, needed)
+            for machine, paths in cluster.run_on_each_machine(lacking, needed)
             for path in paths
         ]
         if problems:
             refuse(
                 problems, "All machines have to see them, under the same path: share the folders."
             )
-        share = cluster.usual_share(1, 0)
-        ends = cluster.outcomes(attempt_elsewhere, cases, options, share=share)
+        resources = cluster.resources_per_item(1, 0)
+        ends = cluster.outcomes(attempt_elsewhere, cases, options, resources=resources)
         with tqdm(total=len(cases), unit="case", leave=False, disable=None) as bar, closing(ends):
             for case, outcome in ends:
                 row, output, errors = outcome.result or (
@@ -263,7 +263,7 @@ def segment_cohort(cases: list[Case], model: ReleasedModel, options: Options) ->
 
 def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
-    with ending("segment"):
+    with exit_with_message("segment"):
         model = ReleasedModel(options.model)
         cases = asked_cases(options)
         if len(cases) == 1:

@@ -1,9 +1,9 @@
-"""Hash everything that DVC shares once more: its cache, and the outputs beside dvc.lock.
+"""Hash DVC's cache and all outputs again, to find files that were damaged.
 
     python src/verify.py
 
-DVC trusts a file whose time and size are unchanged, and an object of its cache whatever it holds.
-Where a disk or a program has changed bytes, it would push and publish them under the old hash.
+DVC does not hash a file again if its time and size are unchanged, and never hashes an object in its
+cache again. If a disk or a program changed bytes, DVC would push them under the old hash.
 """
 
 import hashlib
@@ -14,67 +14,70 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline.command import run
 from pipeline.outputs import file_digest
 from pipeline.refusals import refuse
 
-FOLDER = ".dir"  # ends the hash of a folder, whose object is the list of its files
+FOLDER_SUFFIX = ".dir"  # of the hash of a folder; the object in the cache lists the folder's files
 
 
-def shown(path: Path) -> str:
-    """Return a path as a person would write it, from the current folder."""
+def display_path(path: Path) -> str:
+    """Return a path relative to the current folder if it is inside it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def md5(path: Path) -> str:
-    """Return the MD5 of a file's bytes, "" where there is no file."""
+    """Return the MD5 of a file, or "" if there is no file."""
     return file_digest(path, "md5") if path.is_file() else ""
 
 
-def hashed(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the MD5 of many files, several at a time."""
+def md5_of_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the MD5 of each file, computed in parallel."""
     ordered = list(paths)
     with ThreadPoolExecutor() as pool:
         return dict(zip(ordered, pool.map(md5, ordered), strict=True))
 
 
 def damaged_objects(cache: Path) -> list[Path]:
-    """Return the objects of a cache whose bytes are not those of their name."""
-    digests = hashed(path for path in cache.glob("??/*") if path.is_file())
+    """Return the objects of a cache whose content does not match the hash in their name."""
+    digests = md5_of_files(path for path in cache.glob("??/*") if path.is_file())
     return sorted(
         path
         for path, digest in digests.items()
-        if f"{path.parent.name}{path.name}".removesuffix(FOLDER) != digest
+        if f"{path.parent.name}{path.name}".removesuffix(FOLDER_SUFFIX) != digest
     )
 
 
-def listing(digests: dict[str, str]) -> bytes:
-    """Return the object of a folder that holds these files, given by relative path, as DVC's."""
-    entries = [{"md5": digest, "relpath": place} for place, digest in sorted(digests.items())]
+def folder_object(digests: dict[str, str]) -> bytes:
+    """Return the object that DVC stores for a folder, given its files' MD5 by relative path."""
+    entries = [{"md5": digest, "relpath": path} for path, digest in sorted(digests.items())]
     return json.dumps(entries, sort_keys=True).encode()
 
 
 def changed_files(output: Path, recorded: str, cache: Path, files: list[Path]) -> list[Path]:
-    """Return which files of an output are not as recorded; the output itself where that is unknown.
+    """Return the files of an output that differ from the hash recorded in dvc.lock.
 
-    `files` are those that there are.
+    `files` are the existing files of the output. If it is a folder whose list of files is missing
+    from the cache or damaged, return the folder itself.
     """
-    if not recorded.endswith(FOLDER):
+    if not recorded.endswith(FOLDER_SUFFIX):
         return [output] if md5(output) != recorded else []
-    digests = {path.relative_to(output).as_posix(): each for path, each in hashed(files).items()}
-    if hashlib.md5(listing(digests)).hexdigest() + FOLDER == recorded:  # noqa: S324
+    digests = {
+        path.relative_to(output).as_posix(): digest for path, digest in md5_of_files(files).items()
+    }
+    if hashlib.md5(folder_object(digests)).hexdigest() + FOLDER_SUFFIX == recorded:  # noqa: S324
         return []
-    wanted_file = cache / recorded[:2] / recorded[2:]
+    recorded_list = cache / recorded[:2] / recorded[2:]
     try:
-        entries = json.loads(wanted_file.read_bytes())
-        wanted = {entry["relpath"]: entry["md5"] for entry in entries}
+        entries = json.loads(recorded_list.read_bytes())
+        expected = {entry["relpath"]: entry["md5"] for entry in entries}
     except (OSError, ValueError, LookupError, TypeError):  # not cached, or damaged itself
         return [output]
-    places = wanted.keys() | digests.keys()
-    return [output / place for place in sorted(places) if wanted.get(place) != digests.get(place)]
+    paths = sorted(expected.keys() | digests.keys())
+    return [output / path for path in paths if expected.get(path) != digests.get(path)]
 
 
 def main() -> None:
@@ -91,16 +94,19 @@ def main() -> None:
                 files = [Path(folder) / name for folder, _, names in walked for name in names]
                 changed += changed_files(path, out.hash_info.value, cache, files)
                 n_outputs += 1
-    problems = [f"not what its name says: {shown(path)}" for path in damaged]
-    problems += [f"not as dvc.lock has it: {shown(path)}" for path in changed]
+    problems = [f"differs from the hash in its name: {display_path(path)}" for path in damaged]
+    problems += [f"differs from dvc.lock: {display_path(path)}" for path in changed]
     if problems:
         refuse(
             problems,
-            "Of outputs: run `dvc repro` first, if it has not come to its end. Otherwise remove "
-            "what is wrong, get it from the remote by `dvc pull`, and make what is not there by "
-            f"`dvc repro`:\n  rm -r -- {shlex.join(map(shown, [*damaged, *changed]))}",
+            "If outputs differ because `dvc repro` did not finish, run it first. Otherwise remove "
+            "these files with the command below, restore them from the remote with `dvc pull`, and "
+            "create those that the remote does not have with `dvc repro`:\n"
+            f"  rm -r -- {shlex.join(map(display_path, [*damaged, *changed]))}",
         )
-    print(f"{n_outputs} outputs are as dvc.lock has them, and {shown(cache)} as its names say")
+    print(
+        f"{n_outputs} outputs match dvc.lock; objects in {display_path(cache)} match their hashes"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
 
-from pipeline.exits import ending
+from pipeline.exits import exit_with_message
 from pipeline.outputs import replacing
 from pipeline.refusals import Refusal
 from scans.params import Layout
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     size = {"seed": asked.seed, "patients": asked.patients, "image_size": asked.image_size}
     if not (2 <= asked.patients <= 9999 and 32 <= asked.image_size <= 4096 and asked.seed >= 0):
         parser.error("--patients is 2 to 9999, --image-size 32 to 4096, --seed 0 or more")
-    with ending("write_phantom"):
+    with exit_with_message("write_phantom"):
         if asked.folder.exists():
             raise Refusal(f"{asked.folder}: is there already; name a new folder")
         with replacing(asked.folder) as [partial]:

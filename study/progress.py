@@ -1,4 +1,4 @@
-"""What is seen of trainings while they run: a line each in the terminal, and a log file each."""
+"""Show the progress of trainings: one line each in the terminal, and one log file each."""
 
 import re
 import time
@@ -14,41 +14,44 @@ STAGE = re.compile(r"Running stage '(\w+)'")
 
 
 class Progress:
-    """The lines of a study: in a terminal they change in place, elsewhere each change is a line."""
+    """One line per training. A terminal updates it in place; otherwise each update is printed."""
 
     def __init__(self, names: Mapping[str, str], logs: Path) -> None:
-        """`names` are those of trainings by experiment; `logs` is the folder of the log files."""
+        """`names` maps experiments to names of trainings; `logs` is the folder of the log files."""
         self.names, self.logs = names, logs
         self.bars: dict[str, tqdm[Any]] = {}
-        self.began: dict[str, tuple[float, int]] = {}  # the first epoch that was seen, and when
+        self.started: dict[str, tuple[float, int]] = {}  # time (s) and number of the first epoch
 
-    def log_of(self, experiment: str) -> Path:
+    def log_file(self, experiment: str) -> Path:
         """Return the log file of a training."""
         return self.logs / f"{experiment.removeprefix('study-')}.log"
 
-    def tell(self, report: tuple[str, str, str]) -> None:
-        """Log a line of output and show what it says; it comes with experiment and machine."""
-        experiment, machine, line = report
+    def report(self, message: tuple[str, str, str]) -> None:
+        """Log a line of a training's output and show its progress.
+
+        A message is the experiment, the machine and the line.
+        """
+        experiment, machine, line = message
         self.logs.mkdir(exist_ok=True)
-        with self.log_of(experiment).open("a", encoding="utf-8") as log:
+        with self.log_file(experiment).open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")
         if found := EPOCH.search(line):
             epoch, epochs = int(found[1]), int(found[2])
-            what = f"epoch {epoch}/{epochs}, loss {found[3]}, {found[4]} images/s"
-            began, first = self.began.setdefault(experiment, (time.monotonic(), epoch))
+            status = f"epoch {epoch}/{epochs}, loss {found[3]}, {found[4]} images/s"
+            start, first = self.started.setdefault(experiment, (time.monotonic(), epoch))
             if epoch > first:
-                left = (time.monotonic() - began) / (epoch - first) * (epochs - epoch)
-                what += f", {left / 60:.0f} min left"
+                left = (time.monotonic() - start) / (epoch - first) * (epochs - epoch)
+                status += f", {left / 60:.0f} min left"
         elif found := STAGE.search(line):
-            what = found[1]
+            status = found[1]
         elif line.startswith("test: "):
-            what = line
+            status = line
         else:
             return
-        self.show(experiment, f"{self.names[experiment]} on {machine}: {what}")
+        self.show(experiment, f"{self.names[experiment]} on {machine}: {status}")
 
     def show(self, experiment: str, text: str) -> None:
-        """Show the line of a training."""
+        """Show the text as the training's line."""
         if experiment not in self.bars:
             self.bars[experiment] = tqdm(bar_format="{desc}", leave=False, disable=None)
         bar = self.bars[experiment]
@@ -58,7 +61,7 @@ class Progress:
             bar.set_description_str(text)
 
     def end(self, experiment: str, state: str) -> None:
-        """Close the line of a training, and say how it ended."""
+        """Remove the training's line and print its final state."""
         if experiment in self.bars:
             self.bars.pop(experiment).close()
         tqdm.write(f"{self.names[experiment]}: {state}")

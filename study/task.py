@@ -1,7 +1,8 @@
-"""One training of the study, on whatever machine it is started.
+"""Run one training of the study on any machine.
 
-It needs nothing of the project there, for it makes its own copy: a clone of one commit, in which
-DVC runs the graph. As a script it runs a command, and ends it when its own parent ends:
+The machine does not need the project: the training makes a copy of it (a clone of one commit) and
+runs the DVC graph there. As a script, this module runs a command and stops it when the parent
+process ends:
 
     python study/task.py FOLDER COMMAND...
 """
@@ -24,43 +25,44 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SCRATCH, LOCK = "study-", "in-use"  # names of temporary folders, and of a file in each
+SCRATCH_PREFIX = "study-"  # of temporary folders
+LOCK = "in-use"  # name of the lock file in each
 MODEL = "models/unet.safetensors"
-ENDED = 10.0  # seconds that a command has to end in
-PUSHES = 3  # attempts to push a model
-DEADLY = (signal.SIGKILL, signal.SIGTERM)
-KILLED = {code for number in DEADLY for code in (-number, 128 + number)}  # exit codes
+GRACE_PERIOD = 10.0  # seconds between interrupting a command and killing it
+PUSH_ATTEMPTS = 3
+KILL_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+KILLED_EXIT_CODES = {code for number in KILL_SIGNALS for code in (-number, 128 + number)}
 
 
 class Source(NamedTuple):
-    """What the copies of the project are made from."""
+    """What a machine needs to make a copy of the project."""
 
-    commit: bytes  # a Git repository of that commit, as a tar archive
-    prefix: str  # of the project in it
-    config: str  # .dvc/config.local, with remotes that can be reached from anywhere
-    repository: str  # the .dvc of the checkout that the study belongs to
+    commit: bytes  # tar archive of a Git repository with only that commit
+    prefix: str  # path of the project in the repository
+    config: str  # .dvc/config.local, with full paths of remotes
+    dvc_folder: str  # .dvc of the checkout that runs the study
     cache: str
-    mark: str  # a file in it, by which it is known elsewhere
-    inputs: list[str]  # what trainings read, as paths in the cache
+    marker: str  # name of a file in the cache; a machine that sees it shares the cache
+    inputs: list[str]  # paths in the cache of the data that trainings read
 
 
-def has_inputs(cache: str, mark: str, inputs: list[str]) -> bool:
-    """Return whether this machine reaches that very cache, and it has what trainings read."""
-    return all((Path(cache) / path).exists() for path in (mark, *inputs))
+def has_inputs(cache: str, marker: str, inputs: list[str]) -> bool:
+    """Return whether this machine shares the cache and the cache contains all inputs."""
+    return all((Path(cache) / path).exists() for path in (marker, *inputs))
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """Yield a new temporary folder, and remove those that killed processes have left.
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new temporary folder; remove the folders of killed processes.
 
-    A living process has locked a file in its folder.
+    Each process locks a file in its folder while it is alive.
     """
-    for lock in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{LOCK}"):
-        with suppress(OSError), lock.open() as file:  # it may be locked, or another user's
+    for lock in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*/{LOCK}"):
+        with suppress(OSError), lock.open() as file:  # may be locked or belong to another user
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, ignore_cleanup_errors=True) as folder,
         (Path(folder) / "new").open("w") as file,
     ):
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -71,53 +73,56 @@ def scratch() -> Iterator[Path]:
 
 
 def make_copy(source: Source, folder: Path) -> Path:
-    """Check the commit out in a folder; return where the project is in it."""
+    """Check out the commit in a folder; return the path of the project."""
     with tarfile.open(fileobj=io.BytesIO(source.commit)) as archive:
         archive.extractall(folder, filter="data")
     project = folder / source.prefix
     git(folder, "checkout", "--quiet", "--force", "HEAD")
     (project / ".dvc/config.local").write_text(source.config, encoding="utf-8")
     (project / ".dvc/tmp").mkdir(exist_ok=True)
-    if Path(source.repository).is_dir():  # there a training that was interrupted has its checkpoint
-        states = Path(source.repository) / "tmp/training"
-        states.mkdir(parents=True, exist_ok=True)
-        (project / ".dvc/tmp/training").symlink_to(states)
-    if has_inputs(source.cache, source.mark, source.inputs):
+    if Path(source.dvc_folder).is_dir():  # share checkpoints, to resume interrupted trainings
+        checkpoints = Path(source.dvc_folder) / "tmp/training"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (project / ".dvc/tmp/training").symlink_to(checkpoints)
+    if has_inputs(source.cache, source.marker, source.inputs):
         (project / ".dvc/cache").symlink_to(source.cache)
     return project
 
 
-def git(folder: Path, *words: str) -> str:
-    """Return what Git prints in a folder."""
+def git(folder: Path, *arguments: str) -> str:
+    """Run Git in a folder and return its output."""
     return subprocess.run(
-        ["git", *words], cwd=folder, env=environment(None), check=True, stdout=subprocess.PIPE,
+        ["git", *arguments], cwd=folder, env=environment(None), check=True, stdout=subprocess.PIPE,
         text=True,
     ).stdout.strip()  # fmt: skip
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a command: this Python first, and as many threads as it may have.
+    """Return the environment of a command: this Python first in PATH, and its number of threads.
 
-    What a Git hook or a stage of DVC has set speaks of another repository.
+    Variables that a Git hook or a DVC stage set are removed, because they refer to another
+    repository.
     """
-    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    added = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if threads is not None:
-        own["OMP_NUM_THREADS"] = str(threads)
-    foreign = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
-    return {name: value for name, value in os.environ.items() if name not in foreign} | own
+        added["OMP_NUM_THREADS"] = str(threads)
+    removed = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    return {name: value for name, value in os.environ.items() if name not in removed} | added
 
 
-def lines_of(command: list[str], project: Path, folder: Path, threads: int | None) -> Iterator[str]:
-    """Run a command in the project and yield its lines; raise CalledProcessError if it fails.
+def run_command(
+    command: list[str], project: Path, folder: Path, threads: int | None
+) -> Iterator[str]:
+    """Run a command in the project and yield its lines of output.
 
-    ChildProcessError where something has killed it.
+    Raises ChildProcessError if a signal killed the command, CalledProcessError if it failed.
     """
     lines: list[str] = []
     with subprocess.Popen(
         [sys.executable, "study/task.py", str(folder), *command],
         cwd=project,
         env=environment(threads),
-        stdin=subprocess.PIPE,  # at whose end the command is ended
+        stdin=subprocess.PIPE,  # when it closes, task.py stops the command
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -128,25 +133,25 @@ def lines_of(command: list[str], project: Path, folder: Path, threads: int | Non
             lines.append(line.rstrip())
             yield lines[-1]
     codes = re.findall(r"exited with (-?\d+)$", "\n".join(lines[-5:]), re.MULTILINE)
-    if KILLED & {running.returncode, *map(int, codes)}:
-        raise ChildProcessError(f"it was killed: {' '.join(lines[-1:])}")
+    if KILLED_EXIT_CODES & {running.returncode, *map(int, codes)}:
+        raise ChildProcessError(f"the command was killed: {' '.join(lines[-1:])}")
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command, "\n".join(lines))
 
 
-def reason(lines: list[str]) -> str:
-    """Return the lines that say why a training failed: those of errors, or else the last ones."""
+def failure_reason(lines: list[str]) -> str:
+    """Return the error messages in a training's output, or its last lines if there are none."""
     errors = [line for line in lines if re.match(r"(\w+\.py: error|ERROR|\w*Error): ", line)]
     return "\n  ".join(errors or [line for line in lines if line][-4:])
 
 
 def push(execute: Callable[..., None]) -> None:
-    """Push the model to the remote; the network may fail, but not every time."""
-    for left in reversed(range(PUSHES)):
+    """Push the model to the remote; retry, because the network may fail."""
+    for attempts_left in reversed(range(PUSH_ATTEMPTS)):
         try:
             execute("push", MODEL)
         except subprocess.CalledProcessError:
-            if not left:
+            if not attempts_left:
                 raise
         else:
             return
@@ -155,25 +160,26 @@ def push(execute: Callable[..., None]) -> None:
 def train(
     training: tuple[str, list[str]],
     source: Source,
-    tell: Callable[[tuple[str, str, str]], object],
+    report: Callable[[tuple[str, str, str]], object],
     threads: int | None,
 ) -> dict[str, Any]:
-    """Run a training, given by the experiment's name and its overrides of params.
+    """Run a training, given as the name of its experiment and the params that it overrides.
 
-    Returns `lines`, each with the second at which it came, and `experiment`, a Git bundle of what
-    DVC has recorded; where it failed, `error` says why. `tell` is called with the names of the
-    experiment and the machine, and each line.
+    Returns a dictionary: `lines` are pairs of time (s) and line of output, `error` says why the
+    training failed or is empty, and `experiment`, if it succeeded, is a Git bundle of the DVC
+    experiment. `report` is called for each line with the experiment, the machine and the line.
     """
     name, overrides = training
     lines: list[tuple[float, str]] = []
     machine = socket.gethostname()
 
-    def execute(*words: str) -> None:
-        for line in lines_of([sys.executable, "-m", "dvc", *words], project, folder, threads):
+    def execute(*arguments: str) -> None:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        for line in run_command(command, project, folder, threads):
             lines.append((time.monotonic(), line))
-            tell((name, machine, line))
+            report((name, machine, line))
 
-    with scratch() as folder:
+    with scratch_folder() as folder:
         project = make_copy(source, folder)
         is_shared = (project / ".dvc/cache").is_symlink()
         run = ["exp", "run", "--allow-missing", "--name", name, "evaluate"]
@@ -185,23 +191,23 @@ def train(
                 execute(*run, "--pull")
                 push(execute)
         except subprocess.CalledProcessError:
-            return {"lines": lines, "error": reason([line for _, line in lines])}
+            return {"lines": lines, "error": failure_reason([line for _, line in lines])}
         bundle = folder / "experiment.bundle"
         ref = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
         git(folder, "bundle", "create", "--quiet", str(bundle), ref, "^HEAD", "--")
         return {"lines": lines, "experiment": bundle.read_bytes(), "error": ""}
 
 
-def end(group: int, number: signal.Signals) -> None:
-    """Send a signal to whatever is left of a process group."""
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to a process group, if any of its processes is alive."""
     with suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
 def run_while_parent_lives(folder: str, command: list[str]) -> int:
-    """Run a command; end it, and remove the folder, once standard input has ended.
+    """Run a command; when standard input closes, stop the command and remove the folder.
 
-    Whatever the command has started ends with it.
+    Processes that the command started are stopped with it. Returns the exit code.
     """
     running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     orphaned = threading.Event()
@@ -210,13 +216,13 @@ def run_while_parent_lives(folder: str, command: list[str]) -> int:
         while os.read(0, 1):
             pass
         orphaned.set()
-        end(running.pid, signal.SIGINT)
-        time.sleep(ENDED)
-        end(running.pid, signal.SIGKILL)
+        signal_group(running.pid, signal.SIGINT)
+        time.sleep(GRACE_PERIOD)
+        signal_group(running.pid, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
     code = running.wait()
-    end(running.pid, signal.SIGKILL)
+    signal_group(running.pid, signal.SIGKILL)
     if orphaned.is_set():
         shutil.rmtree(folder, ignore_errors=True)
     return code if code >= 0 else 128 - code

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from learning.params import Workers
-from pipeline.parallel import ahead, n_threads
+from pipeline.parallel import n_threads, prefetch
 from scans.fitted import FittedSlices
 
 if TYPE_CHECKING:
@@ -189,4 +189,4 @@ class Batches:
         return len(self.order)
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        return iter(self.loader or ahead(self.maker.__getitem__, self.order))
+        return iter(self.loader or prefetch(self.maker.__getitem__, self.order))

@@ -1,4 +1,4 @@
-"""What every stage stands on: params, refusals, outputs, and copies that DVC has.
+"""What all stages share: params, error messages, outputs, parallel work and restoring from DVC.
 
-Nothing here knows of scans, scores or networks. May import none of the other packages.
+Nothing here depends on scans, scores or networks. This package may not import the other packages.
 """

@@ -1,8 +1,8 @@
-"""Work on the cores, GPUs and machines that Ray has: many items, each computed once.
+"""Run a function on many items with Ray: on this machine's cores and GPUs, or on a cluster.
 
-Ray (requirements-cluster.txt) is optional, and imported where it is used. It decides what runs
-where, and repeats what is lost with a machine or a process. What fails for a reason of its own is
-not repeated, and stops nothing else.
+Ray is optional (requirements-cluster.txt), so this module imports it only inside functions. Ray
+schedules the work and retries an item whose process or machine is lost. An exception in the work
+itself is not retried and does not stop the other items.
 """
 
 import importlib.util
@@ -23,34 +23,34 @@ from pipeline.refusals import Refusal, refuse
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-REPEATS = 3  # of an item whose process or machine is lost
-TIMEOUT = 10.0  # seconds in which a cluster has to answer
-POLL = 0.5  # seconds between two looks at what has been done
-STORE = 2**29  # bytes of shared memory for what is handed over, where Ray is started here
-# How often Ray repeats what it has ended itself to save memory; by default without end.
-MEMORY_REPEATS = {"RAY_task_oom_retries": str(REPEATS)}
-# Ray that is started here listens on the loopback interface alone (the variable is named after the
-# systems where that is the default), asks for a token, and reports to nobody.
-PRIVATE = {
+RETRIES = 3  # of an item whose process or machine is lost
+TIMEOUT = 10.0  # seconds to wait for a cluster to answer
+POLL_INTERVAL = 0.5  # seconds
+OBJECT_STORE = 2**29  # bytes of shared memory for a local Ray's object store
+# By default, Ray retries a task without limit after killing it to save memory.
+OUT_OF_MEMORY_RETRIES = {"RAY_task_oom_retries": str(RETRIES)}
+# A local Ray listens only on the loopback interface (the variable is named after the systems where
+# that is the default), requires a token, and sends no usage statistics.
+LOCAL_SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 HINT = (
-    "Name the address that `ray start --head` printed, as host:port, or auto on a machine of the "
-    "cluster; where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+    "Give the address that `ray start --head` printed, as host:port, or auto on a machine of the "
+    "cluster. If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
 )
 
 
-class Share(NamedTuple):
-    """What one item is given of a machine."""
+class Resources(NamedTuple):
+    """The CPU cores and GPUs of a machine, or those reserved for one item."""
 
     cpus: float
     gpus: float = 0
 
 
 class Outcome(NamedTuple):
-    """What came of an item: a result, or why there is none."""
+    """The result of an item, or the error that prevented it."""
 
     result: Any
     error: str = ""
@@ -61,8 +61,8 @@ def is_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def refuse_unreachable(address: str) -> None:
-    """Refuse an address where nothing answers: Ray itself would wait for it without end."""
+def check_reachable(address: str) -> None:
+    """Raise an error if nothing answers at an address; Ray itself would wait forever."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
@@ -71,53 +71,55 @@ def refuse_unreachable(address: str) -> None:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
-    """Join a Ray cluster for the block; without an address, start Ray on this machine alone."""
+def connect(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster for the block; without an address, start Ray on this machine."""
     if not is_installed():
-        raise Refusal("Ray is not installed: `pip install --requirement requirements-cluster.txt`")
-    started = address in (None, "local")
-    os.environ |= MEMORY_REPEATS
-    if started:
-        os.environ |= {**PRIVATE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        raise Refusal(
+            "Ray is not installed. Run `pip install --requirement requirements-cluster.txt`."
+        )
+    is_local = address in (None, "local")
+    os.environ |= OUT_OF_MEMORY_RETRIES
+    if is_local:
+        os.environ |= {**LOCAL_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     elif address != "auto":
-        refuse_unreachable(str(address))
+        check_reachable(str(address))
     import ray
 
-    own = {"include_dashboard": False, "num_cpus": n_cores(), "object_store_memory": STORE}
+    local = {"include_dashboard": False, "num_cpus": n_cores(), "object_store_memory": OBJECT_STORE}
     try:
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
-            **(own if started else {}),
+            **(local if is_local else {}),
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Refusal(
-            f"no Ray cluster can be joined at {address}: {first_line(error)} {HINT}"
+            f"cannot connect to a Ray cluster at {address}: {first_line(error)} {HINT}"
         ) from None
-    ship(sys.modules[__name__])
+    pickle_by_value(sys.modules[__name__])
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise Refusal(f"the Ray cluster was lost: {first_line(error)}") from None
+        raise Refusal(f"lost the connection to the Ray cluster: {first_line(error)}") from None
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def marked(folder: Path) -> Iterator[Path]:
-    """Yield a new file in a folder, by which other machines know that they see the same folder."""
+def marker_file(folder: Path) -> Iterator[Path]:
+    """Create a file in a folder for the block: machines that see it share the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f".{secrets.token_hex(8)}.partial"
-    mark.touch()
+    marker = folder / f".{secrets.token_hex(8)}.partial"
+    marker.touch()
     try:
-        yield mark
+        yield marker
     finally:
-        mark.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
 
-def ship(module: ModuleType) -> None:
-    """Let a module's functions travel as code: machines need not have its file."""
+def pickle_by_value(module: ModuleType) -> None:
+    """Send a module's functions to other machines as code, so that they do not need its file."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(module)
@@ -130,47 +132,54 @@ def machines() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def name_of(machine: dict[str, Any]) -> str:
-    """Return the name by which a person knows a machine."""
+def machine_name(machine: dict[str, Any]) -> str:
+    """Return a machine's host name and address, for messages."""
     return f"{machine['NodeManagerHostname']} ({machine['NodeManagerAddress']})"
 
 
-def usual_share(cpus: float | None, gpus: float | None) -> Share:
-    """Return what an item gets where it is not said: a GPU with its part of the cores, or one core.
+def resources_per_item(cpus: float | None, gpus: float | None) -> Resources:
+    """Return the resources to reserve for an item, with defaults for values that are None.
 
-    Refuses what no machine of the cluster has.
+    The default is one GPU with its share of the machine's cores, or one core if no machine has a
+    GPU. Raises an error if no machine of the cluster has enough.
     """
-    have = [
-        Share(each["Resources"].get("CPU", 0), each["Resources"].get("GPU", 0))
-        for each in machines()
+    available = [
+        Resources(machine["Resources"].get("CPU", 0), machine["Resources"].get("GPU", 0))
+        for machine in machines()
     ]
     if gpus is None:
-        gpus = float(any(each.gpus for each in have))
+        gpus = float(any(machine.gpus for machine in available))
     if cpus is None:
-        parts = [each.cpus * gpus / each.gpus for each in have if gpus and each.gpus >= gpus]
-        cpus = float(max(1, int(min(parts, default=1))))
-    if not any(each.cpus >= cpus and each.gpus >= gpus for each in have):
+        cores = [
+            machine.cpus * gpus / machine.gpus
+            for machine in available
+            if gpus and machine.gpus >= gpus
+        ]
+        cpus = float(max(1, int(min(cores, default=1))))
+    if not any(machine.cpus >= cpus and machine.gpus >= gpus for machine in available):
         refuse(
             [
-                f"no machine of the cluster has {cpus:g} cores and {gpus:g} GPUs; it has:",
+                f"no machine of the cluster has {cpus:g} cores and {gpus:g} GPUs. It has:",
                 *(
-                    f"  {name_of(machine)}: {each.cpus:g} cores, {each.gpus:g} GPUs"
-                    for machine, each in zip(machines(), have, strict=True)
+                    f"  {machine_name(machine)}: {found.cpus:g} cores, {found.gpus:g} GPUs"
+                    for machine, found in zip(machines(), available, strict=True)
                 ),
             ],
-            "Ask for less, or start Ray on another machine first.",
+            "Request fewer, or start Ray on another machine first.",
         )
-    return Share(cpus, gpus)
+    return Resources(cpus, gpus)
 
 
-def on_each_machine(look: Callable[..., Result], *arguments: Any) -> list[tuple[str, Result]]:
-    """Return what a function returns on every machine, with the machine's name."""
+def run_on_each_machine(
+    function: Callable[..., Result], *arguments: Any
+) -> list[tuple[str, Result]]:
+    """Call a function on every machine; return pairs of the machine's name and the result."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = machines()
-    looks = [
-        ray.remote(look)
+    references = [
+        ray.remote(function)
         .options(
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False),
@@ -178,57 +187,57 @@ def on_each_machine(look: Callable[..., Result], *arguments: Any) -> list[tuple[
         .remote(*arguments)
         for machine in nodes
     ]
-    return list(zip(map(name_of, nodes), ray.get(looks), strict=True))
+    return list(zip(map(machine_name, nodes), ray.get(references), strict=True))
 
 
-def common(value: object) -> Any:
-    """Return a reference to a value that many items are given: it is sent to a machine once."""
+def broadcast(value: object) -> Any:
+    """Return a reference to a value that many items use; Ray sends it to each machine once."""
     import ray
 
     return ray.put(value)
 
 
-class Told:
-    """What tasks have reported since the last look: an actor on the machine of the command."""
+class Mailbox:
+    """The actor of a MessageQueue. It collects messages in the order in which they arrive."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.messages: list[Any] = []
 
-    def tell(self, what: Any) -> None:
-        """Add something."""
-        self.told.append(what)
+    def put(self, message: Any) -> None:
+        """Add a message."""
+        self.messages.append(message)
 
     def take(self) -> list[Any]:
-        """Return what there is, in its order, and forget it."""
-        told, self.told = self.told, []
-        return told
+        """Return the messages and clear the list."""
+        messages, self.messages = self.messages, []
+        return messages
 
 
-class Listener:
-    """Brings to this process what tasks report on any machine."""
+class MessageQueue:
+    """Messages from tasks on any machine to this process; tasks call `actor.put.remote`."""
 
     def __init__(self) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.actor = ray.remote(Told).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def take(self) -> list[Any]:
-        """Return what was reported since the last time."""
+        """Return the messages since the last call."""
         import ray
 
-        told: list[Any] = ray.get(self.actor.take.remote())
-        return told
+        messages: list[Any] = ray.get(self.actor.take.remote())
+        return messages
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; Ray's have many."""
+    """Return the first line of an error's message; Ray's messages have many."""
     return str(error).strip().partition("\n")[0]
 
 
 def outcome(reference: Any) -> Outcome:
-    """Return what came of an item that is done."""
+    """Return the outcome of an item that is done."""
     import ray
 
     try:
@@ -241,7 +250,7 @@ def outcome(reference: Any) -> Outcome:
         ray.exceptions.WorkerCrashedError,
     ) as error:
         reason = first_line(error)
-        return Outcome(None, f"lost {REPEATS + 1} times, with its process or machine: {reason}")
+        return Outcome(None, f"its process or machine was lost {RETRIES + 1} times: {reason}")
     except ray.exceptions.RayError as error:
         return Outcome(None, f"{type(error).__name__}: {first_line(error)}")
 
@@ -250,28 +259,28 @@ def outcomes(
     work: Callable[..., Any],
     items: Iterable[Item],
     *shared: Any,
-    share: Share,
-    meanwhile: Callable[[], object] = lambda: None,
+    resources: Resources,
+    on_poll: Callable[[], object] = lambda: None,
 ) -> Generator[tuple[Item, Outcome], None, None]:
-    """Yield each item with what `work(item, *shared)` came to, in the order in which they end.
+    """Yield each item with the outcome of `work(item, *shared)`, in order of completion.
 
-    An item is repeated if its process or machine is lost, or if `work` raises ChildProcessError.
-    `meanwhile` is called about twice a second. Closing the generator cancels what is not done.
+    An item is retried if its process or machine is lost, or if `work` raises ChildProcessError.
+    `on_poll` is called about twice a second. Closing the generator cancels unfinished items.
     """
     import ray
 
     task = ray.remote(work).options(
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-        max_retries=REPEATS,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_retries=RETRIES,
         retry_exceptions=[ChildProcessError],
         scheduling_strategy="SPREAD",
     )
     waiting = {task.remote(item, *shared): item for item in items}
     try:
         while waiting:
-            done, _ = ray.wait(list(waiting), timeout=POLL, fetch_local=False)
-            meanwhile()
+            done, _ = ray.wait(list(waiting), timeout=POLL_INTERVAL, fetch_local=False)
+            on_poll()
             for reference in done:
                 yield waiting.pop(reference), outcome(reference)
     finally:

@@ -1,8 +1,8 @@
-"""How a stage starts and ends: paths from the command line, values from params.yaml, exit codes.
+"""Run a stage: read paths from the command line and values from params.yaml, set the exit code.
 
-A stage's `main` names its paths as positional parameters, and what it reads of params.yaml as
-keyword-only ones without defaults, each annotated with its type: a section's model, or a number
-such as Seed. Everything is checked before any work begins.
+A stage's `main` takes its paths as positional parameters and its params as keyword-only parameters
+without defaults. The annotation of each param is its type: the model of a section, or a number such
+as Seed. All params are checked before any work begins.
 """
 
 import argparse
@@ -14,45 +14,46 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.exits import ending
+from pipeline.exits import exit_with_message
 from pipeline.params import check_params, read_yaml
 
-# Ctrl-C reaches all processes of a terminal: those that a stage has forked leave it to the stage.
+# Ctrl-C reaches every process of a terminal. Forked processes ignore it; the stage handles it.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 
 def dvc_note() -> str:
-    """Return how to get a stage's earlier outputs back, where it was started by DVC."""
+    """Return how to restore a stage's earlier outputs if DVC started it, otherwise ""."""
     if "DVC_STAGE" not in os.environ:
         return ""
     return (
-        "\nDVC had removed the stage's earlier outputs before it started. Those of the last commit "
-        "return with `git restore metrics models MODEL_CARD.md dvc.lock && dvc checkout` in "
+        "\nDVC removed the stage's earlier outputs before it started. To restore those of the last "
+        "commit, run `git restore metrics models MODEL_CARD.md dvc.lock && dvc checkout` in "
         f"{Path.cwd()}."
     )
 
 
 def run(main: Callable[..., None], argv: Sequence[str] | None = None) -> None:
-    """Call `main` with paths from the command line and the params that its signature names.
+    """Call `main` with paths from the command line and the params in its signature.
 
-    Exits with 1 and one message, without a traceback, when the input, a param or the machine (a
-    full disk, a missing permission) stops the stage; with 130 after Ctrl-C.
+    If the input, a param or the machine (a full disk, a missing permission) stops the stage, the
+    process prints one message without a traceback and exits with code 1. After Ctrl-C, the code is
+    130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A log shows each line at once, and a × also where the terminal's encoding has none.
+        # Logs show each line at once, and terminals whose encoding lacks × print an escape.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     module = inspect.getmodule(main)
     parser = argparse.ArgumentParser(
         description=module.__doc__ if module else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = {}
+    types = {}
     for parameter in inspect.signature(main).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            kinds[parameter.name] = parameter.annotation
+            types[parameter.name] = parameter.annotation
         else:
             parser.add_argument(parameter.name, type=Path)
     paths = vars(parser.parse_args(argv))
-    with ending(parser.prog, dvc_note()):
-        main(*paths.values(), **(check_params(kinds, read_yaml()) if kinds else {}))
+    with exit_with_message(parser.prog, dvc_note()):
+        main(*paths.values(), **(check_params(types, read_yaml()) if types else {}))

@@ -1,7 +1,7 @@
-"""The copy of an output that DVC holds already, in its cache or a remote.
+"""Restore an output from DVC's cache or remote instead of downloading it again.
 
-DVC removes a stage's outputs before it runs the stage again, also where only a seed or a line of
-code has changed. What came over the network once need not come again.
+DVC removes a stage's outputs before it repeats the stage, even if only a seed or a line of code has
+changed.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ LOCK_FILE = Path("dvc.lock")
 
 
 def recorded_params(stage: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
-    """Return the params that dvc.lock records for a stage by dotted name; empty if it has none."""
+    """Return the params of a stage in dvc.lock by dotted name; empty if it records none."""
     if not lock_file.is_file():
         return {}
     lock = yaml.safe_load(lock_file.read_text(encoding="utf-8")) or {}
@@ -25,20 +25,20 @@ def recorded_params(stage: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
 
 
 def restore(output: Path, target: Path, *, stage: str, params: dict[str, Any]) -> bool:
-    """Write the recorded copy of `output` to `target`; return False when there is none to be had.
+    """Copy `output` from DVC's cache or remote to `target`; return whether it was found.
 
-    Only a copy that dvc.lock records for the same values of `params` counts.
+    A copy is used only if dvc.lock records it for the same values of `params`.
     """
     recorded = recorded_params(stage)
     if output.is_absolute() or any(recorded.get(name) != value for name, value in params.items()):
         return False
     try:
-        from dvc.api import DVCFileSystem  # imported here: slow, and seldom needed
+        from dvc.api import DVCFileSystem  # slow to import and rarely needed
 
         DVCFileSystem(".").get(f"/{output.as_posix()}", str(target), recursive=True)
-    except Exception as error:  # whatever a cache or a remote may raise, the source itself is next
-        discard(target)  # part of it may have come
-        print(f"DVC holds no copy of {output} ({type(error).__name__}); going to its source")
+    except Exception as error:  # whatever a cache or a remote raises, download from the source
+        discard(target)  # it may be incomplete
+        print(f"DVC has no copy of {output} ({type(error).__name__}); getting it from its source")
         return False
-    print(f"took {output} from the copy that {LOCK_FILE} records")
+    print(f"restored {output} from the copy that {LOCK_FILE} records")
     return True

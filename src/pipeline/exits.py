@@ -1,4 +1,4 @@
-"""How a command ends: with 1 and one message where it cannot go on, with 130 after Ctrl-C."""
+"""Exit codes of a command: 1 with a message if it cannot continue, 130 after Ctrl-C."""
 
 import sys
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from pipeline.refusals import Refusal
 
 
 @contextmanager
-def ending(program: str, note: str = "") -> Iterator[None]:
-    """End the process with a message, without a traceback, when the block is stopped.
+def exit_with_message(program: str, note: str = "") -> Iterator[None]:
+    """Exit with a message instead of a traceback if the block raises Refusal or OSError.
 
-    By the input or the machine (a full disk, a missing permission): exit code 1. By Ctrl-C: 130.
-    `note` goes after the message.
+    The exit code is 1 if the input or the machine stops the block (a full disk, a missing
+    permission), and 130 after Ctrl-C. `note` follows the message.
     """
     try:
         yield

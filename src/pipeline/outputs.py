@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written beside their place, then renamed into it."""
+"""Write outputs atomically: to a temporary path next to the target, then rename."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import psutil
 from pipeline.refusals import Refusal
 
 if TYPE_CHECKING:
-    import pandas as pd  # slow to import, and not needed by all stages
+    import pandas as pd  # slow to import, and some stages do not need it
 
 DECIMALS = 5
 
@@ -30,7 +30,7 @@ def discard(path: Path) -> None:
 
 
 def living_process(pid: int, since: float) -> psutil.Process | None:
-    """Return the process of that number, if it was alive at a time in seconds and still is."""
+    """Return the process with this id if it started before `since` (s) and is still alive."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -41,26 +41,26 @@ def living_process(pid: int, since: float) -> psutil.Process | None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what processes that died have left; refuse if a living one writes the target."""
+    """Remove partial outputs of dead processes; raise an error if a live one writes the target."""
     name = re.compile(rf"\.{re.escape(target.name)}(?:\.(\d+))?\.partial")
     for path in target.parent.iterdir():
         if match := name.fullmatch(path.name):
             writer = living_process(int(match[1] or 0), path.stat().st_mtime)
             if writer is not None:
                 raise Refusal(
-                    f"{target}: process {writer.pid} is writing it; wait until that has ended, or "
-                    f"end it with `kill {writer.pid}`, and repeat this"
+                    f"{target}: process {writer.pid} is writing it; wait until that process ends "
+                    f"or end it with `kill {writer.pid}`, then run this command again"
                 )
             discard(path)
 
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[list[Path]]:
-    """Yield a path to write for each target; when the block ends well, rename all into place.
+    """Yield a temporary path for each target; if the block succeeds, rename them to the targets.
 
-    The paths lie in hidden folders beside the targets, `.<name>.<process>.partial`, which Git and
-    DVC ignore. After an error they are removed and the targets are as before. What a killed process
-    has left is removed by the next one; a second one at the same time is refused.
+    The paths are in hidden folders next to the targets, `.<name>.<process>.partial`, which Git and
+    DVC ignore. After an error, they are removed and the targets are unchanged. The next process
+    removes what a killed process left. Raises an error if a live process is writing a target.
     """
     folders = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
     for target in targets:
@@ -81,7 +81,7 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 
 
 def rounded(value: Any) -> Any:
-    """Return the value with floats at five decimals and NaN as None, dictionaries and lists too."""
+    """Return a value, dict or list with floats rounded to five decimals and NaN as None."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -92,24 +92,24 @@ def rounded(value: Any) -> Any:
 
 
 def write_tables(folder: Path, tables: "dict[str, pd.DataFrame]") -> None:
-    """Write each table as `<name>.csv` into a folder, floats at five decimals."""
+    """Write each table to a folder as `<name>.csv`, with floats rounded to five decimals."""
     for name, table in tables.items():
         table.round(DECIMALS).to_csv(folder / f"{name}.csv", index=False)
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """Return values as the text of a JSON file, floats at five decimals."""
+    """Return values as the text of a JSON file, with floats rounded to five decimals."""
     return json.dumps(rounded(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics as JSON that `dvc metrics` can show: plain numbers, floats at five decimals."""
+    """Write metrics as JSON for `dvc metrics`, with floats rounded to five decimals."""
     with replacing(path) as [partial]:
         partial.write_text(json_text(metrics), encoding="utf-8")
 
 
 def read_metrics(path: Path, hint: str) -> dict[str, Any]:
-    """Return what write_metrics has written; refuse a file that is missing or damaged."""
+    """Return metrics from write_metrics; raise an error if the file is missing or damaged."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -118,11 +118,11 @@ def read_metrics(path: Path, hint: str) -> dict[str, Any]:
 
 
 def file_digest(path: Path, algorithm: str) -> str:
-    """Return a digest of a file's bytes in hexadecimal, by the name that hashlib has for it."""
+    """Return the hexadecimal digest of a file; `algorithm` is a name that hashlib knows."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    """Return the hexadecimal SHA-256 of a file."""
     return file_digest(path, "sha256")

@@ -1,4 +1,4 @@
-"""Work on many patients or slices at once, by processes or by threads."""
+"""Process many patients or slices in parallel, with processes or threads."""
 
 import os
 from collections import deque
@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 def in_parallel(
     work: Callable[[Item], Result], items: Iterable[Item], title: str, unit: str = "patient"
 ) -> list[Result]:
-    """Return what `work` makes of each item, in their order; in a terminal with a progress bar."""
-    size = 32 if unit == "slice" else 1  # items that a process is handed at a time
+    """Return `work(item)` of each item in order; in a terminal, show a progress bar."""
+    size = 32 if unit == "slice" else 1  # items a process gets at a time
     try:
         results: list[Result] = process_map(
             work,
@@ -32,46 +32,46 @@ def in_parallel(
         )
     except BrokenProcessPool:
         raise Refusal(
-            f"{title}: one of the processes was killed, as a system short of memory kills the "
-            "largest; close other programs, or take a machine with more memory, and repeat it"
+            f"{title}: a worker process was killed, probably because the system ran out of memory. "
+            "Close other programs or use a machine with more memory, then run it again."
         ) from None
     return results
 
 
 def n_cores() -> int:
-    """Return how many cores the system lets this process use."""
+    """Return the number of cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1
 
 
 def n_threads() -> int:
-    """Return how many threads or workers a process may have: its share of the cores.
+    """Return the number of threads or workers that this process may start.
 
-    Those that the system lets it use, or fewer if OMP_NUM_THREADS says so, as it does in a task of
-    Ray; processes that torchrun has started share them.
+    This is the number of cores, limited by OMP_NUM_THREADS, which Ray sets for its tasks. Processes
+    that torchrun started share the cores equally.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    n = min(n_cores(), int(asked)) if asked.isdigit() else n_cores()
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    n = min(n_cores(), int(limit)) if limit.isdigit() else n_cores()
     return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def ahead(
+def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1, depth: int = 2
 ) -> Iterator[Result]:
-    """Yield what `work` makes of each item, in their order, `depth` results ahead of the consumer.
+    """Yield `work(item)` of each item in order, computed up to `depth` results ahead.
 
-    An error comes where its result would have come. Whoever stops early waits for what has begun
-    and for nothing else.
+    An exception is raised in place of its result. A consumer that stops early waits only for items
+    that have started.
     """
     with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                begun.append(pool.submit(work, item))
-                if len(begun) > depth:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                pending.append(pool.submit(work, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in begun:
+            for future in pending:
                 future.cancel()

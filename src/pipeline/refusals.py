@@ -1,4 +1,4 @@
-"""Refusals: errors for the person who runs a stage, shown without a traceback."""
+"""Errors for the person who runs a stage, shown without a traceback."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -7,32 +7,32 @@ SHOWN = 10  # lines of one message
 
 
 class Refusal(ValueError):
-    """What is wrong, where, and how to go on, in words for the person who runs the stage."""
+    """An error in the input or settings: its message says what is wrong, where and what to do."""
 
 
-def first_ones(lines: Sequence[str]) -> list[str]:
-    """Return the first ten lines, and how many more there are."""
-    more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return [*lines[:SHOWN], *more]
+def truncated(lines: Sequence[str]) -> list[str]:
+    """Return the first ten lines, followed by the number of remaining lines if there are any."""
+    rest = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *rest]
 
 
 def print_list(title: str, lines: Sequence[str]) -> None:
-    """Print what a person should know though work goes on; nothing where there are no lines."""
+    """Print warnings under a title, without stopping; print nothing if there are none."""
     if lines:
-        print(f"{title}:", *first_ones(lines), sep="\n  ")
+        print(f"{title}:", *truncated(lines), sep="\n  ")
 
 
 def remake(stage: str) -> str:
-    """Return the end of a message about a bad output: how to write it again.
+    """Return a hint for messages about a damaged output: how to create it again.
 
-    DVC notices a change by a file's time and size; verify finds damage that kept both.
+    DVC detects changes by a file's time and size; `make verify` finds damage that changed neither.
     """
     return (
-        f"`dvc repro {stage}` writes it again; if DVC finds nothing to do, `make verify` shows "
-        "what is damaged"
+        f"`dvc repro {stage}` writes it again; if DVC finds nothing to do, run `make verify` to "
+        "find damaged files"
     )
 
 
 def refuse(problems: Sequence[str], hint: str) -> NoReturn:
-    """Raise one Refusal that lists the first ten problems, counts the rest and ends with a hint."""
-    raise Refusal("\n".join([*first_ones(problems), hint]))
+    """Raise a Refusal with the first ten problems, the number of remaining ones and a hint."""
+    raise Refusal("\n".join([*truncated(problems), hint]))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.refusals import Refusal, first_ones
+from pipeline.refusals import Refusal, truncated
 from scans.dicom import DicomSeries, find_series, is_dicom, is_volume, sequence_by_times
 from scans.layout import files_below
 from scans.names import SliceName
@@ -78,12 +78,10 @@ class Case(NamedTuple):
                 found[sequence] = of_it[0]
         if problems:
             raise Refusal(
-                "\n".join(
-                    [*first_ones(problems), "Say which with --flair, --pre, --post and --t2."]
-                )
+                "\n".join([*truncated(problems), "Say which with --flair, --pre, --post and --t2."])
             )
         if "flair" not in found:
-            seen = first_ones([each.described for each in self.candidates])
+            seen = truncated([each.described for each in self.candidates])
             lines = [f"{self.name}: no FLAIR, which the model needs, among", *seen]
             raise Refusal("\n".join([*lines, "If one of these is FLAIR, say so with --flair."]))
         return found

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.parallel import ahead, n_threads
+from pipeline.parallel import n_threads, prefetch
 from scans.fitting import fit, fit_mask, neighbors, padded_size
 from scans.normalization import Normalization
 from scans.tiff import read_image, read_mask
@@ -55,7 +55,7 @@ def read_batches(
     """Yield the scans of a table, read and fitted, in batches of consecutive slices."""
     load = partial(read_fitted, image_size=image_size, normalization=normalization)
     rows = slices.table[["image", "patient_id"]].to_dict("records")
-    fitted = ahead(load, rows, threads=n_threads(), depth=2 * batch_size)
+    fitted = prefetch(load, rows, threads=n_threads(), depth=2 * batch_size)
     while chunk := list(islice(fitted, batch_size)):
         yield Batch(np.stack([image for image, _ in chunk]), [size for _, size in chunk])
 
@@ -89,7 +89,7 @@ class FittedSlices:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             rows = slices.table[["image", "mask", "patient_id"]].to_dict("records")
-            for record, mask in ahead(load, rows, threads=n_threads(), depth=64):
+            for record, mask in prefetch(load, rows, threads=n_threads(), depth=64):
                 file.write(record)
                 self.sizes.append((mask.shape[0], mask.shape[1]))
                 if own_masks:

@@ -1,4 +1,4 @@
-"""The demo: its params, what it replaces, and what it says when it fails or is interrupted."""
+"""The demo: its params, the files it copies and replaces, its errors and interruption."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from pipeline.params import leaves
 from pipeline.refusals import Refusal
 
 
-def test_the_demo_overrides_params_that_exist() -> None:
+def test_the_demo_overrides_existing_params() -> None:
     known: dict[str, Any] = dict(leaves(yaml.safe_load((ROOT / "params.yaml").read_text())))
     for name, value in demo.PARAMS.items():
         assert name in known
@@ -38,14 +38,15 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_a_stage_that_fails_says_why_and_how_to_go_on(repository: Path) -> None:
-    (repository / "src/acquire.py").write_text("raise SystemExit('the reason of the stage')")
+def test_the_error_of_a_failed_stage_is_shown_with_a_hint(repository: Path) -> None:
+    (repository / "src/acquire.py").write_text("raise SystemExit('the stage failed')")
     done = run_demo(repository)
     assert done.returncode == 1
-    assert "the reason of the stage" in done.stderr
+    assert "the stage failed" in done.stderr
     assert "ERROR: failed to reproduce 'acquire'" in done.stderr
-    assert f"`dvc exp run` ended with 255 in {repository}/demo; it says why above" in done.stderr
-    assert f"Fix that in {repository}, not in the copy" in done.stderr
+    assert f"`dvc exp run` failed in {repository}/demo with exit code 255" in done.stderr
+    assert f" in {repository}, not in the copy" in done.stderr
+    assert "`make demo`" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -67,37 +68,35 @@ def ignored(repository: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("breakage", "reason"),
     [
-        (no_git, "the program `git` is missing; install Git"),
-        (no_repository, "in a folder without Git, run `git init && git add .` first"),
-        (ignored, "Git does not list dvc.yaml in {folder}: it ignores this folder"),
+        (no_git, "install Git"),
+        (no_repository, "run `git init && git add .`"),
+        (ignored, "Git does not list dvc.yaml in {folder}: "),
     ],
 )
-def test_a_project_that_cannot_be_copied_is_refused_and_the_old_demo_stays(
-    repository: Path, spoil: Any, reason: str
+def test_a_project_that_cannot_be_copied_is_an_error_and_the_old_demo_stays(
+    repository: Path, breakage: Any, reason: str
 ) -> None:
     old = repository / "demo/.git/made-by-demo"
     old.parent.mkdir(parents=True)
     old.touch()
-    done = run_demo(repository, **spoil(repository))
+    done = run_demo(repository, **breakage(repository))
     assert done.returncode == 1
     assert reason.format(folder=repository) in done.stderr
     assert "Traceback" not in done.stderr
     assert old.exists()
 
 
-def test_two_demos_do_not_run_in_the_same_folder(repository: Path) -> None:
+def test_a_second_demo_in_the_same_folder_is_an_error(repository: Path) -> None:
     with FileLock(repository / ".demo.lock"):
         done = run_demo(repository)
     assert done.returncode == 1
-    assert "another demo is running in demo; wait until it has ended" in done.stderr
+    assert "another demo is running in demo" in done.stderr
     assert not (repository / "demo").exists()
 
 
-def test_an_earlier_demo_is_replaced_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_an_earlier_demo_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     folder, link = tmp_path / "demo", tmp_path / "link"
     demo.copy_project(folder)
@@ -110,19 +109,19 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(
     (tmp_path / "thesis/text").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for other in (tmp_path / "thesis", tmp_path / "file", link):
-        with pytest.raises(Refusal, match=f"{other} was not made by the demo; move it"):
+        with pytest.raises(Refusal, match=f"{other} was not created by the demo"):
             demo.copy_project(other)
     assert (tmp_path / "thesis/text").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
 def test_only_files_of_the_project_are_copied(repository: Path) -> None:
-    """New code is, scans that lie about are not; and a Git hook's variables do no harm."""
+    """New code is copied, untracked scans are not. Variables of a Git hook have no effect."""
     (repository / "src/new.py").touch()
     (repository / "scans.zip").touch()
-    (repository / "src/acquire.py").write_text("raise SystemExit('as far as here')")
+    (repository / "src/acquire.py").write_text("raise SystemExit('the copy was made')")
     before = git(repository, "log", "--format=%H")
     hook = {"GIT_DIR": str(repository / ".git"), "GIT_INDEX_FILE": str(repository / ".git/index")}
-    assert "as far as here" in run_demo(repository, **hook).stderr
+    assert "the copy was made" in run_demo(repository, **hook).stderr
     copied = git(repository / "demo", "ls-files").splitlines()
     assert "src/new.py" in copied
     assert "scans.zip" not in copied
@@ -130,7 +129,7 @@ def test_only_files_of_the_project_are_copied(repository: Path) -> None:
     assert git(repository, "diff", "--cached", "--name-only") == ""
 
 
-def test_ctrl_c_ends_everything_before_the_demo_ends(repository: Path) -> None:
+def test_after_ctrl_c_the_demo_waits_for_its_processes_to_end(repository: Path) -> None:
     (repository / "src/acquire.py").write_text(
         "import time\n"
         "try:\n    print('begun', flush=True)\n    time.sleep(60)\n"
@@ -155,5 +154,5 @@ def test_ctrl_c_ends_everything_before_the_demo_ends(repository: Path) -> None:
         output, _ = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "ended" in output
-    assert output.rstrip().endswith("demo.py: interrupted; run the same command again")
+    assert output.rstrip().splitlines()[-1].startswith("demo.py: interrupted")
     assert not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == f"{repository}/demo"]

@@ -110,8 +110,8 @@ def test_what_dvc_holds_is_not_fetched_again(
     done = dvc(repository, "repro", "acquire", "fetch_encoder")
     assert done.returncode == 0, done.stderr
     assert set(ran(done)) == {"acquire", "fetch_encoder"}
-    assert "took data/raw from the copy that dvc.lock records" in done.stdout
-    assert "took models/encoder.safetensors from the copy that dvc.lock records" in done.stdout
+    assert "restored data/raw from " in done.stdout
+    assert "restored models/encoder.safetensors from " in done.stdout
     again = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
     for stage in ("acquire", "fetch_encoder"):
         assert again[stage]["outs"] == lock[stage]["outs"]

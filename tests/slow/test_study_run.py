@@ -1,4 +1,4 @@
-"""A training of the study leaves its tables, whole, and nothing else."""
+"""A training of the study changes only the study's tables."""
 
 import subprocess
 import sys
@@ -17,21 +17,21 @@ from helpers import (
 )
 
 
-def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path: Path) -> None:
-    """Also in a subfolder of a larger Git repository, with names outside of ASCII."""
+def test_a_training_changes_only_the_tables(committed_run: Path, tmp_path: Path) -> None:
+    """The project is in a subfolder of a larger Git repository, with non-ASCII names."""
     folder = clone_with_outputs(committed_run, tmp_path / "größer und größer/brain")
-    wanted = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
-    (folder / "study/runs.yaml").write_text(yaml.safe_dump(wanted))
+    runs = {"tiny/fold/1": {"split": {"test_fold": 1}, "train": {"repeat": 3}}}
+    (folder / "study/runs.yaml").write_text(yaml.safe_dump(runs))
     larger = put_into_larger_repository(folder)
     git(larger, "config", "user.name", "Jörg")
 
-    def take(*names: str) -> subprocess.CompletedProcess[str]:
+    def run(*names: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "study/run.py", *names]
         return subprocess.run(
             command, cwd=folder, env=dvc_environment(), capture_output=True, text=True, check=False
         )
 
-    done = take()
+    done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     changed = ["git", "status", "--short", "--untracked-files=all"]
     status = subprocess.run(changed, cwd=folder, capture_output=True, text=True, check=True).stdout
@@ -52,11 +52,11 @@ def test_a_run_leaves_its_tables_and_nothing_else(committed_run: Path, tmp_path:
     definitions = study.definitions.query("training == 'tiny/fold/1'")
     assert {"train", "test"} <= set(definitions["split"])
 
-    assert take().stdout == ""  # nothing lacks
+    assert run().stdout == ""  # no training is missing
     before = [path.read_bytes() for path in tables]
-    done = take("tiny/fold/1")  # DVC has it: nothing is trained, and its cost stays
+    done = run("tiny/fold/1")  # DVC restores it without training, and its cost is kept
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.read_bytes() for path in tables] == before
-    done = take("tiny/fold/2")
+    done = run("tiny/fold/2")
     assert done.returncode == 2
-    assert "has no tiny/fold/2, but tiny/fold/1" in done.stderr
+    assert "does not list tiny/fold/2; it lists tiny/fold/1" in done.stderr

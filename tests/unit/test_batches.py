@@ -13,7 +13,7 @@ from helpers import SIZE, Data, section
 from learning.augmentation import augmentation
 from learning.batches import Batches, BatchMaker, BatchOrder, Key, TrainBatch
 from learning.params import AugmentParams
-from pipeline.parallel import ahead
+from pipeline.parallel import prefetch
 from pipeline.refusals import Refusal
 from scans.fitted import FittedSlices, Slices
 from scans.manifest import read_manifest
@@ -99,13 +99,13 @@ def test_errors_of_prefetched_items_are_raised_in_order_and_no_thread_keeps_runn
         return number
 
     received: list[int] = []
-    results = ahead(work, range(100), threads=2, depth=4)
+    results = prefetch(work, range(100), threads=2, depth=4)
     with pytest.raises(Refusal, match="the third"):
         received.extend(results)
     assert received == [0, 1, 2]
     assert max(begun) < 12
-    assert list(ahead(work, [5, 4, 6], threads=3, depth=1)) == [5, 4, 6]
-    unfinished = ahead(work, itertools.count(10), depth=3)
+    assert list(prefetch(work, [5, 4, 6], threads=3, depth=1)) == [5, 4, 6]
+    unfinished = prefetch(work, itertools.count(10), depth=3)
     assert next(unfinished) == 10
     unfinished.close()  # type: ignore[attr-defined]
     names = [thread.name for thread in threading.enumerate()]

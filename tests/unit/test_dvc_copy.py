@@ -1,4 +1,4 @@
-"""The copy that DVC holds; test_graph has it at work in the graph."""
+"""Restoring outputs from DVC; tests/slow/test_graph_runs.py does it in the graph."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ stages:
 """
 
 
-def test_params_are_read_by_dotted_name(tmp_path: Path) -> None:
+def test_recorded_params_have_dotted_names(tmp_path: Path) -> None:
     lock_file = tmp_path / "dvc.lock"
     assert recorded_params("acquire", lock_file) == {}
     lock_file.write_text(LOCK)
@@ -47,5 +47,5 @@ def test_nothing_is_restored_for_other_params_or_without_a_repository(
     assert not restore(raw.absolute(), target, stage="acquire", params={"acquire.dataset": "lgg"})
     assert capsys.readouterr().out == ""
     assert not restore(raw, target, stage="acquire", params={"acquire.dataset": "lgg"})
-    assert "DVC holds no copy of data/raw" in capsys.readouterr().out
+    assert "no copy of data/raw" in capsys.readouterr().out
     assert not target.exists()

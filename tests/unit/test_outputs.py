@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all."""
+"""Outputs are written atomically, and parallel work returns its results in order."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def write(target: Path, text: str) -> None:
     (target / "a.txt").write_text(text)
 
 
-def test_a_folder_replaces_the_earlier_one(tmp_path: Path) -> None:
+def test_a_new_folder_replaces_the_earlier_one(tmp_path: Path) -> None:
     target = tmp_path / "deep/out"
     for text in ("first", "second"):
         with replacing(target) as [partial]:
@@ -36,7 +36,7 @@ def test_a_folder_replaces_the_earlier_one(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"deep/out/a.txt": "second"}
 
 
-def test_an_error_leaves_every_target_as_it_was(tmp_path: Path) -> None:
+def test_after_an_error_all_targets_are_unchanged(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     with replacing(first, second) as partials:
         for partial in partials:
@@ -52,7 +52,7 @@ def test_an_error_leaves_every_target_as_it_was(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"first/a.txt": "before", "second/a.txt": "before"}
 
 
-def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     leftovers = [tmp_path / name for name in (".out.partial", f".out.{dead.pid}.partial")]
@@ -66,8 +66,8 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"out/a.txt": "whole", **other}
 
 
-def test_a_number_that_another_process_has_got_since_is_no_obstacle(tmp_path: Path) -> None:
-    """As in a container, where each run may be process 7."""
+def test_leftovers_are_removed_even_if_another_process_has_the_same_id_now(tmp_path: Path) -> None:
+    """For example in a container, where each run may be process 7."""
     leftover = tmp_path / f".out.{os.getpid()}.partial"
     write(leftover, "half")
     os.utime(leftover, (0, 0))
@@ -87,15 +87,15 @@ with replacing(Path("out")) as [partial]:
 """
 
 
-def test_a_second_process_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+def test_writing_a_target_while_another_process_writes_it_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "out", "before")
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
     command = [sys.executable, "-c", WRITER]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"begun\n"
-        advice = f"process {first.pid} is writing it; .* end it with `kill {first.pid}`"
-        with pytest.raises(Refusal, match=advice), replacing(tmp_path / "out"):
+        message = f"out: process {first.pid} is writing it; .*`kill {first.pid}`"
+        with pytest.raises(Refusal, match=message), replacing(tmp_path / "out"):
             pass
         assert (tmp_path / f".out.{first.pid}.partial").is_dir()
         first.kill()
@@ -105,8 +105,8 @@ def test_a_second_process_is_refused_while_the_first_one_writes(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_hard_link_to_the_earlier_file_keeps_its_bytes(tmp_path: Path) -> None:
-    """As DVC's cache is linked: an output written in place would change the cache."""
+def test_a_hard_link_to_the_earlier_file_keeps_its_content(tmp_path: Path) -> None:
+    """DVC may link outputs to its cache, so writing an output in place would change the cache."""
     target, cached = tmp_path / "metrics.json", tmp_path / "cached"
     write_metrics(target, {"iou": 0.25})
     cached.hardlink_to(target)
@@ -114,7 +114,7 @@ def test_a_hard_link_to_the_earlier_file_keeps_its_bytes(tmp_path: Path) -> None
     assert json.loads(cached.read_text()) == {"iou": 0.25}
 
 
-def test_metrics_are_rounded_and_nan_is_null(tmp_path: Path) -> None:
+def test_metrics_are_rounded_and_nan_becomes_null(tmp_path: Path) -> None:
     write_metrics(tmp_path / "m.json", {"test": {"iou": 1 / 3, "dice": float("nan"), "n": 3}})
     assert (tmp_path / "m.json").read_text() == (
         '{\n  "test": {\n    "iou": 0.33333,\n    "dice": null,\n    "n": 3\n  }\n}\n'
@@ -128,7 +128,7 @@ def double(number: int) -> int:
 
 
 @pytest.mark.parametrize("unit", ["patient", "slice"])
-def test_work_in_parallel_comes_back_in_order_and_a_refusal_as_it_is(unit: str) -> None:
+def test_parallel_work_returns_results_in_order_and_passes_errors_on(unit: str) -> None:
     assert in_parallel(double, range(100), "test", unit) == list(range(0, 200, 2))
     assert in_parallel(double, [], "test", unit) == []
     with pytest.raises(Refusal, match="^negative$"):
@@ -141,6 +141,6 @@ def killed(number: int) -> int:
     return number
 
 
-def test_a_process_that_is_killed_is_a_refusal() -> None:
-    with pytest.raises(Refusal, match="^check: one of the processes was killed"):
+def test_a_killed_worker_process_is_an_error() -> None:
+    with pytest.raises(Refusal, match="^check: .*killed"):
         in_parallel(killed, range(5), "check")

@@ -25,7 +25,7 @@ from pipeline.refusals import Refusal
 
 def test_overrides_have_the_syntax_of_dvc() -> None:
     tree = {"split": {"by": "patient", "inner_fold": 0}, "train": {"augment": {"flip": True}}}
-    assert run.overrides_of(tree) == [
+    assert run.param_overrides(tree) == [
         'split.by="patient"',
         "split.inner_fold=0",
         "train.augment.flip=true",
@@ -174,7 +174,7 @@ def test_the_cost_is_kept_if_the_same_training_comes_from_the_cache(
     row = {"training": "a", "minutes": "2.5", "images_per_s": "90", "device": "cpu", "x.y": "1"}
     monkeypatch.setattr(run, "TABLES", [tmp_path / "trainings.csv"])
     from_cache = pd.DataFrame([row | dict.fromkeys(COST, "")])
-    assert run.kept_cost(from_cache) == {}
+    assert run.recorded_cost(from_cache) == {}
     pd.DataFrame([row]).to_csv(run.TABLES[0], index=False)
-    assert run.kept_cost(from_cache) == {name: row[name] for name in COST}
-    assert run.kept_cost(from_cache.assign(**{"x.y": "2"})) == {}
+    assert run.recorded_cost(from_cache) == {name: row[name] for name in COST}
+    assert run.recorded_cost(from_cache.assign(**{"x.y": "2"})) == {}
