@@ -89,18 +89,18 @@ def main(
     missing = flags.astype(bool).to_numpy().tolist()
     voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
     known = [
-        Patient(rows, own, min(voxels[name][1:]) if name in voxels else None)
-        for rows, own, name in zip(volumes, missing, cohort["patient_id"], strict=True)
+        Patient(rows, absent, min(voxels[name][1:]) if name in voxels else None)
+        for rows, absent, name in zip(volumes, missing, cohort["patient_id"], strict=True)
     ]
     examined = in_parallel(examine, known, "explore")
-    thumbnails = np.concatenate([each.thumbnails for each in examined])
+    thumbnails = np.concatenate([patient.thumbnails for patient in examined])
     twins = near_duplicates(pd.concat(volumes), thumbnails)
-    mixed = mixed_findings(volumes, [each.bone for each in examined], voxels)
+    mixed = mixed_findings(volumes, [patient.bone for patient in examined], voxels)
     findings = finding_table(
-        [found for each in examined for found in each.findings] + twins + mixed
+        [found for patient in examined for found in patient.findings] + twins + mixed
     )
-    measured = Measurements.sum(each.measured for each in examined)
-    area = np.concatenate([each.area for each in examined])
+    measured = Measurements.sum(patient.measured for patient in examined)
+    area = np.concatenate([patient.area for patient in examined])
     tables = {
         "cohort": cohort_table(cohort, examined),
         "findings": findings,

@@ -148,13 +148,13 @@ def near_duplicates(slices: pd.DataFrame, thumbnails: NDArray[np.float32]) -> li
     positions, exact = np.arange(len(slices)), thumbnails.astype(np.float64)
     found = []
     for patient_id in dict.fromkeys(patient_ids):  # one at a time, to save memory
-        own = np.flatnonzero(patient_ids == patient_id)
-        correlation = exact[own] @ exact.T
-        later = (patient_ids != patient_id) & (positions > own[:, None])
+        members = np.flatnonzero(patient_ids == patient_id)
+        correlation = exact[members] @ exact.T
+        later = (patient_ids != patient_id) & (positions > members[:, None])
         for row, other in np.argwhere((correlation >= ALIKE) & later):
             value = float(correlation[row, other])
             found.append(
-                Finding("near_duplicate", files[own[row]], patient_id, value, files[other])
+                Finding("near_duplicate", files[members[row]], patient_id, value, files[other])
             )
     return found
 

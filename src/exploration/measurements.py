@@ -25,7 +25,7 @@ HUE_BINS = 180  # bin k is around 2 k degrees, as OpenCV rounds hue in 8 bits
 POSITIONS = 20  # bins along the volume, first slice to last
 TISSUES = ("tumor", "healthy")
 TISSUE_LEVEL = 20  # of 255 in FLAIR; darker pixels, mostly air, are not counted as tissue
-PEAK_WEIGHTS = (1, 2, 3, 4, 3, 2, 1)  # smooths the spikes where two 8-bit channels are equal
+PEAK_WEIGHTS = (1, 2, 3, 4, 3, 2, 1)  # smooths spikes from equal 8-bit channels
 
 
 class Volume(NamedTuple):
@@ -49,7 +49,7 @@ class Measurements:
     @classmethod
     def sum(cls, measured: Iterable["Measurements"]) -> "Measurements":
         """Return the sum of several measurements."""
-        columns = zip(*(vars(each).values() for each in measured), strict=True)
+        columns = zip(*(vars(counts).values() for counts in measured), strict=True)
         return cls(*(sum(column[1:], start=column[0]) for column in columns))
 
 

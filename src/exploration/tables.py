@@ -56,7 +56,7 @@ def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
 
 def count_nonempty(counts: Iterable[Counts]) -> int:
     """Return the number of histograms that are not empty; a missing sequence leaves one empty."""
-    return sum(bool(each.any()) for each in counts)
+    return sum(bool(histogram.any()) for histogram in counts)
 
 
 def hues(measured: Measurements) -> dict[str, float]:
@@ -70,13 +70,13 @@ def hues(measured: Measurements) -> dict[str, float]:
 
 def patient_table(patients: pd.DataFrame, examined: list[Examined]) -> pd.DataFrame:
     """Return one row per patient: measurements and columns of patients.csv."""
-    tumor = [each.measured.location.sum() / each.measured.n_pixels for each in examined]
+    tumor = [patient.measured.location.sum() / patient.measured.n_pixels for patient in examined]
     table = patients[["patient_id", "institution", "n_slices", "n_abnormal"]].assign(
         abnormal_fraction=patients["n_abnormal"] / patients["n_slices"],
         tumor_fraction=tumor,
-        image_left_share=[image_left_share(each.measured) for each in examined],
-        n_components=[each.n_components for each in examined],
-        **pd.DataFrame([hues(each.measured) for each in examined]).add_prefix("hue_"),
+        image_left_share=[image_left_share(patient.measured) for patient in examined],
+        n_components=[patient.n_components for patient in examined],
+        **pd.DataFrame([hues(patient.measured) for patient in examined]).add_prefix("hue_"),
     )
     joined = [*missing_columns(patients), *CODES, "age"]
     return table.join(patients[[name for name in joined if name in patients]])
@@ -184,25 +184,29 @@ def summary(
         "abnormal_fraction": len(abnormal) / len(area),
         "tumor_pixel_fraction": int(measured.location.sum()) / measured.n_pixels,
         "tumor_area": quantiles(abnormal),
-        "tumor_share_of_patient": quantiles(np.array([each.area.mean() for each in examined])),
+        "tumor_share_of_patient": quantiles(
+            np.array([patient.area.mean() for patient in examined])
+        ),
         "slices_of_patient": quantiles(patients["n_slices"].to_numpy(dtype=np.float64)),
         "abnormal_of_patient": quantiles(patients["n_abnormal"].to_numpy(dtype=np.float64)),
         "tumor_share_image_left": image_left_share(measured),
         "hue": {
             **hues(measured),
-            "n_patients": count_nonempty(each.measured.hue for each in examined),
+            "n_patients": count_nonempty(patient.measured.hue for patient in examined),
         },
         "intensity": {
             sequence: {
                 "tumor_mean": level_mean(tumor),
                 "healthy_mean": level_mean(healthy),
-                "n_patients": count_nonempty(each.measured.levels[channel] for each in examined),
+                "n_patients": count_nonempty(
+                    patient.measured.levels[channel] for patient in examined
+                ),
             }
             for sequence, channel in channel_of(sequences).items()
             for tumor, healthy in [measured.levels[channel]]
         },
         **{f"n_{name}": int(flags.sum()) for name, flags in missing.items()},
         "n_complete": int((missing.sum(axis=1) == 0).sum()),
-        "n_several_components": sum(each.n_components > 1 for each in examined),
+        "n_several_components": sum(patient.n_components > 1 for patient in examined),
         "findings": {kind: int((findings["kind"] == kind).sum()) for kind in KINDS},
     }

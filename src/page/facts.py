@@ -212,7 +212,7 @@ def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
         (label, [formatted(value) for value in definitions[name]])
         for name, label in DEFINITIONS.items()
     ]
-    rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
+    rows += [(f"n, {unit}", [f"{n:,}" for n in definitions[f"n_{unit}"]]) for unit in COUNTED]
     return {"predictors": definitions["predictor"].tolist(), "rows": rows}
 
 

@@ -51,16 +51,16 @@ def album(
     """
     segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
     shown = []
-    for row, each in zip(volume.to_dict("records"), segmented, strict=True):
+    for row, segmented_slice in zip(volume.to_dict("records"), segmented, strict=True):
         if row["split"] == split:
-            counts = each.counts()
+            counts = segmented_slice.counts()
             shown.append(
                 {
                     "number": row["slice_number"],
-                    "size": each.mask.shape[::-1],
+                    "size": segmented_slice.mask.shape[::-1],
                     "counts": [counts[name] for name in COUNTS[:3]],
                     "views": views(read_image(Path(row["image"]))),
-                    "paths": overlay(each.predicted, each.mask),
+                    "paths": overlay(segmented_slice.predicted, segmented_slice.mask),
                 }
             )
     return shown
@@ -130,7 +130,7 @@ def area_steps(counts: list[list[int]]) -> dict[str, str]:
         "prediction": [tp + fp for tp, fp, _ in counts],
     }
     highest = max(1, *areas["reference"], *areas["prediction"])
-    return {name: bars(each, highest) for name, each in areas.items()}
+    return {name: bars(by_slice, highest) for name, by_slice in areas.items()}
 
 
 def cards(
@@ -146,7 +146,7 @@ def cards(
     facts = cohort.set_index("patient_id")
     found = []
     for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
-        counts = [each["counts"] for each in album_of]
+        counts = [shown_slice["counts"] for shown_slice in album_of]
         patient = facts.loc[row["patient_id"]]
         found.append(
             {

@@ -335,21 +335,22 @@ def test_unreadable_inputs_are_errors_and_keep_the_old_report(
     other.mkdir()
     (other / "evaluate.json").write_text("{")
     rows = [
-        ({"predictions": other}, "probability map"),
-        ({"evaluated": other}, "definitions.csv: "),
-        ({"metrics": other / "evaluate.json"}, "evaluate.json: "),
-        ({"trained": other / "none.json"}, "none.json: "),
-        ({"curves": other}, "loss.tsv: "),
-        ({"unet": other / "none.safetensors"}, "No such file or directory"),
-        ({"encoder": inputs.unet}, "`dvc repro fetch_encoder`"),
+        ({"predictions": other}, other, "`dvc repro predict`"),
+        ({"evaluated": other}, other / "definitions.csv", "`dvc repro report`"),
+        ({"metrics": other / "evaluate.json"}, other / "evaluate.json", "`dvc repro report`"),
+        ({"trained": other / "none.json"}, other / "none.json", "`dvc repro report`"),
+        ({"curves": other}, other / "train/loss.tsv", "`dvc repro report`"),
+        ({"unet": other / "none.safetensors"}, other / "none.safetensors", "No such file"),
+        ({"encoder": inputs.unet}, inputs.unet, "`dvc repro fetch_encoder`"),
     ]
-    for change, message in rows:
+    for change, path, hint in rows:
         paths = [*inputs._replace(**change), page, card]
         outcome = run_stage(report.main, paths, **PARAMS)
         assert outcome.code == 1
-        assert message in outcome.error
+        assert str(path) in outcome.error
+        assert hint in outcome.error
         assert page.read_text() == card.read_text() == "old"
-        assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+        assert [file.name for file in page.parent.iterdir()] == ["index.html"]
 
 
 def test_the_report_links_only_to_itself(written: Written) -> None:

@@ -28,8 +28,8 @@ function pattern(name, width) {
 function summary(slice) {
   if (slice.words) return slice.words;
   const [tp, fp, fn] = slice.counts;
-  const both = 2 * tp + fp + fn;
-  const dice = both ? `Dice ${((2 * tp) / both).toFixed(3)}` : "no tumor in either";
+  const total = 2 * tp + fp + fn;
+  const dice = total ? `Dice ${((2 * tp) / total).toFixed(3)}` : "No tumor in either";
   return `${dice}: ${tp} pixels correct, ${fn} missed, ${fp} false positive`;
 }
 
@@ -40,24 +40,24 @@ function startViewer(gallery, slices) {
 
   function draw(card) {
     const slider = card.querySelector("[type=range]");
-    const of = slices[card.dataset.index];
-    const slice = of[slider.value];
+    const volume = slices[card.dataset.index];
+    const slice = volume[slider.value];
     const choice = gallery.querySelector("[name=sequence]:checked");
     const sequence = choice.parentElement.textContent;
     const [width, height] = slice.size;
-    const found = summary(slice);
+    const comparison = summary(slice);
 
     const image = card.querySelector("img");
     image.width = width;
     image.height = height;
     image.src = uri(slice.views[choice.value] || slice.views[FLAIR]);
     const number = slice.number === undefined ? "" : `, number ${slice.number}`;
-    const where = `Slice ${Number(slider.value) + 1} of ${of.length}${number}`;
+    const position = `Slice ${Number(slider.value) + 1} of ${volume.length}${number}`;
     const missing = card.dataset.missing.split(" ").includes(choice.value);
-    image.alt = `${sequence} scan of ${card.dataset.name}. ${where}. ${found}.`;
+    image.alt = `${sequence} scan of ${card.dataset.name}. ${position}. ${comparison}.`;
     card.querySelector("figcaption").textContent =
-      `${where}. ${found}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
-    slider.setAttribute("aria-valuetext", `${where}. ${found}`);
+      `${position}. ${comparison}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
+    slider.setAttribute("aria-valuetext", `${position}. ${comparison}`);
     card.querySelector(".now").setAttribute("x", slider.value);
 
     const { reference = "", prediction } = slice.paths;
