@@ -1,9 +1,9 @@
-"""Look at the images: where tumors are, of what hue and size; and what to be warned of.
+"""Explore the images: tumor location, size, intensity and hue, and findings to check.
 
     python src/explore.py data/geometry.csv data/manifest.csv data/patients.csv \
         metrics/explore.json metrics/explore
 
-split and report count the near-duplicates that it finds; nothing else depends on it.
+split and report count the near-duplicates found here; no other stage depends on this one.
 """
 
 import sys
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from exploration.findings import (
     KINDS,
@@ -47,15 +47,15 @@ from scans.volume import components, stack
 
 
 class Patient(NamedTuple):
-    """What is known of a patient before its slices are looked at."""
+    """What is known about a patient before its slices are read."""
 
-    rows: pd.DataFrame  # of the manifest
+    rows: pd.DataFrame  # rows of the manifest
     missing: list[bool]  # by channel
-    pixel: float | None  # mm
+    pixel: float | None  # size in mm; None if unknown
 
 
 def examine(patient: Patient) -> Examined:
-    """Look at a patient's slices."""
+    """Read a patient's slices and return their measurements and findings."""
     rows, missing, pixel = patient
     volume = read_volume(rows)
     return Examined(
@@ -82,23 +82,25 @@ def main(
     cohort = read_patients(patients).sort_values("patient_id", ignore_index=True)
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     if [rows["patient_id"].iloc[0] for rows in volumes] != cohort["patient_id"].tolist():
-        raise Refusal(f"{patients}: other patients than {manifest}; {remake('build_manifest')}")
+        raise Refusal(
+            f"{patients}: not the same patients as in {manifest}; {remake('build_manifest')}"
+        )
     flags = cohort.reindex(columns=[f"{MISSING}{name}" for name in sequences], fill_value=0)
     missing = flags.astype(bool).to_numpy().tolist()
     voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
     known = [
-        Patient(rows, own, min(voxels[name][1:]) if name in voxels else None)
-        for rows, own, name in zip(volumes, missing, cohort["patient_id"], strict=True)
+        Patient(rows, absent, min(voxels[name][1:]) if name in voxels else None)
+        for rows, absent, name in zip(volumes, missing, cohort["patient_id"], strict=True)
     ]
     examined = in_parallel(examine, known, "explore")
-    thumbnails = np.concatenate([each.thumbnails for each in examined])
+    thumbnails = np.concatenate([patient.thumbnails for patient in examined])
     twins = near_duplicates(pd.concat(volumes), thumbnails)
-    mixed = mixed_findings(volumes, [each.bone for each in examined], voxels)
+    mixed = mixed_findings(volumes, [patient.bone for patient in examined], voxels)
     findings = finding_table(
-        [found for each in examined for found in each.findings] + twins + mixed
+        [found for patient in examined for found in patient.findings] + twins + mixed
     )
-    measured = Measurements.sum(each.measured for each in examined)
-    area = np.concatenate([each.area for each in examined])
+    measured = Measurements.sum(patient.measured for patient in examined)
+    area = np.concatenate([patient.area for patient in examined])
     tables = {
         "cohort": cohort_table(cohort, examined),
         "findings": findings,
@@ -114,7 +116,7 @@ def main(
     with replacing(explored) as [folder]:
         (folder / "figures").mkdir(parents=True)
         write_tables(folder, tables)
-        # Matplotlib: only now, so that the work begins at once
+        # Imported late: Matplotlib is slow to load
         from exploration.figures import draw
 
         for name, figure in draw(

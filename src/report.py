@@ -1,12 +1,12 @@
-"""Write what a person opens: a page of figures, charts and scans, and the model's card.
+"""Write the report, a page with scores, charts and scans, and the model card.
 
     python src/report.py data/splits.csv data/patients.csv data/predictions \
         models/encoder.safetensors models/unet.safetensors metrics/fetch_encoder.json \
         metrics/train/metrics.json metrics/train/plots/metrics metrics/evaluate.json \
         metrics/evaluate metrics/explore.json metrics/explore report/index.html MODEL_CARD.md
 
-Page and card are filled in from the same values. The page is one file that asks for nothing else;
-it shows slices of the data set, so it is kept by DVC and never in Git. A leaf of the graph.
+Report and card are filled in from the same values. The report is a single file that loads nothing
+else. It shows slices of the data set, so DVC tracks it and Git ignores it. No stage depends on it.
 """
 
 import base64
@@ -19,14 +19,14 @@ import vl_convert
 from markupsafe import Markup
 from pydantic import Field
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from learning.params import EncoderParams, PredictParams, TrainParams
 from page.charts import all_charts
 from page.facts import (
     FIGURES,
     FINDINGS,
-    MIXED,
+    MIXED_FINDINGS,
     SHOWN,
     cohort_facts,
     data_license,
@@ -52,50 +52,50 @@ from scoring.params import EvaluateParams
 
 HINT = remake("report")
 TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
-CURVES = ("train/loss", "train/iou", "val/iou")  # the last where there is a val
+CURVES = ("train/loss", "train/iou", "val/iou")  # val/iou only if there is a val split
 
 
 class ReportParams(Section):
-    """How much the page shows."""
+    """How many patients the page shows."""
 
     patients: Annotated[int, Field(ge=3)]
 
 
 def read_tables(evaluated: Path) -> dict[str, pd.DataFrame]:
-    """Return the tables of evaluate; where a row is of one split, those of SHOWN."""
+    """Return the tables of evaluate; those with a row per split have only the rows of SHOWN."""
     tables = {name: read_table(evaluated / f"{name}.csv", HINT) for name in TABLES}
     by_split = ("definitions", "per_patient", "subgroups")
     return tables | {name: tables[name].query("split == @SHOWN") for name in by_split}
 
 
 def read_curves(folder: Path, slices: pd.DataFrame) -> "dict[str, pd.Series[float]]":
-    """Return DVCLive's CURVES by epoch, as far as there are slices of their split."""
+    """Return DVCLive's CURVES by epoch, without those of a split that has no slices."""
     curves, splits = {}, splits_of(slices)
-    for name in (each for each in CURVES if each.partition("/")[0] in splits):
+    for name in (curve for curve in CURVES if curve.partition("/")[0] in splits):
         path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
         table = read_table(path, HINT, "\t")
         if not {"step", column} <= set(table):
-            raise Refusal(f"{path}: no curve by `step` of `{column}`; {remake('train')}")
+            raise Refusal(f"{path}: needs the columns `step` and `{column}`; {remake('train')}")
         curves[name] = table.set_index("step")[column]
     return curves
 
 
-def picture(path: Path) -> str:
+def image_uri(path: Path) -> str:
     """Return a PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def render(facts: dict[str, Any], shown: dict[str, Any], explored: Path) -> tuple[str, str]:
-    """Return the page and the card; `shown` is what only the page has."""
+def render(facts: dict[str, Any], page_facts: dict[str, Any], explored: Path) -> tuple[str, str]:
+    """Return the page and the card; `page_facts` has the values that only the page needs."""
     jinja = template_environment()
     counts, name = facts["explored"]["findings"], facts["params"]["acquire"].channels[MAIN]
     main = {"main": facts["main_sequence"], "main_intensity": facts["explored"]["intensity"][name]}
     html = jinja.get_template("report.html").render(
-        facts | shown,
-        findings=FINDINGS | {key: words for key, words in MIXED.items() if counts[key]},
+        facts | page_facts,
+        findings=FINDINGS | {key: words for key, words in MIXED_FINDINGS.items() if counts[key]},
         figures=[
             (
-                picture(explored / "figures" / f"{name}.png"),
+                image_uri(explored / "figures" / f"{name}.png"),
                 caption,
                 alt.format_map(facts["explored"] | main),
             )
@@ -153,7 +153,7 @@ def main(
         **exploration_facts(read_metrics(exploration, HINT), acquire.channels),
         "kept": kept,
         "model": file_facts(model_file),
-        "encoder_training": "frozen" if encoder.frozen else "trained too",
+        "encoder_training": "frozen" if encoder.frozen else "trained",
         "encoder_file": encoder_facts(encoder_file, read_metrics(fetched, HINT)),
         **param_facts(params),
         **cohort_facts(manifest, cohort, explored),
@@ -169,13 +169,13 @@ def main(
         share=evaluate.component_share,
     )
     charts = all_charts(read_curves(curves, manifest), kept["epoch"], tables, cohort, SHOWN)
-    shown = {
+    page_facts = {
         "patients": cards(chosen, cohort, slices, acquire.channels),
         "n_tested": len(tables["per_patient"]),
         **{"slices": script_json(slices), "charts": script_json(charts)},
     }
     with replacing(page, card) as partials:
-        for text, partial in zip(render(facts, shown, explored), partials, strict=True):
+        for text, partial in zip(render(facts, page_facts, explored), partials, strict=True):
             partial.write_text(text, encoding="utf-8")
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(chosen)} patients; {card}")
 

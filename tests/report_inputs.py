@@ -1,4 +1,4 @@
-"""What the report is made of, written by the tests: no network has been trained for it."""
+"""Inputs of the report, written without training a network."""
 
 import inspect
 import json
@@ -21,11 +21,11 @@ from scans.manifest import read_manifest
 from scans.params import AcquireParams
 from scoring.params import EvaluateParams
 
-N_TESTED = 6  # of the phantom's ten patients, the two that lack sequences among them
+N_TESTED = 6  # of the phantom's ten patients; two of them have missing sequences
 
 
 class Inputs(NamedTuple):
-    """Everything that the stage reads, in its order."""
+    """The input paths of the stage, in the order of its arguments."""
 
     splits: Path
     patients: Path
@@ -52,25 +52,27 @@ def write_curves(folder: Path) -> None:
         curve.to_csv(path, sep="\t", index_label="step")
 
 
-def answers(masks: dict[str, np.ndarray], patient_of: dict[str, str]) -> dict[str, np.ndarray]:
-    """Return probability maps that are right, missed and false where the tests want them.
+def made_up_predictions(
+    masks: dict[str, np.ndarray], patient_of: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Return probability maps that contain correct, missed and false pixels.
 
-    A good answer is the reference moved by a pixel, a middling one is moved by six, and an empty
-    one is below the threshold everywhere.
+    A good prediction is the reference shifted by one pixel, a mediocre one is shifted by six, and
+    an empty one is below the threshold everywhere.
     """
     rng, names = np.random.default_rng(0), sorted(set(patient_of.values()))
-    middling, empty = (names[2], names[4]), (names[3],)
-    found = {}
+    mediocre, empty = (names[2], names[4]), (names[3],)
+    maps = {}
     for slice_id, mask in masks.items():
         name = patient_of[slice_id]
-        moved = np.roll(mask, 6 if name in middling else 1, axis=1)
-        certain = 0.35 if name in empty else 0.85
-        found[slice_id] = np.where(moved, certain, 0.1) + rng.uniform(-0.09, 0.09, mask.shape)
-    return found
+        shifted = np.roll(mask, 6 if name in mediocre else 1, axis=1)
+        high = 0.35 if name in empty else 0.85
+        maps[slice_id] = np.where(shifted, high, 0.1) + rng.uniform(-0.09, 0.09, mask.shape)
+    return maps
 
 
 def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
-    """Write what the graph would have left: tables, files of weights, and answers of each kind."""
+    """Write the outputs of the earlier stages: tables, weights, and good and bad predictions."""
     found = Inputs(
         root / "splits.csv",
         data.patients,
@@ -91,7 +93,7 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
     manifest.assign(split=manifest["patient_id"].map(sides)).to_csv(found.splits, index=False)
     found.predictions.mkdir()
     patient_of = dict(zip(manifest["slice_id"], manifest["patient_id"], strict=True))
-    write_maps(found.predictions, answers(masks, patient_of))
+    write_maps(found.predictions, made_up_predictions(masks, patient_of))
     evaluate.main(
         data.geometry,
         found.splits,
@@ -119,7 +121,7 @@ def make_inputs(root: Path, data: Data, masks: dict[str, np.ndarray]) -> Inputs:
 
 
 class Written(NamedTuple):
-    """What the stage wrote."""
+    """The output paths of the stage."""
 
     page: Path
     card: Path
@@ -133,7 +135,7 @@ PARAMS = {
 
 
 def write_report(inputs: Inputs, folder: Path) -> Written:
-    """Let the stage write page and card into a folder."""
+    """Run the stage and return the report and card that it wrote into a folder."""
     found = Written(folder / "report/index.html", folder / "MODEL_CARD.md")
     kinds = {
         name: parameter.annotation

@@ -1,4 +1,4 @@
-"""What the images look like, before anything is trained: measurements, findings, figures.
+"""Data exploration before training: measurements, findings, tables and figures.
 
 May import `pipeline` and `scans`.
 """

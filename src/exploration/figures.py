@@ -1,4 +1,4 @@
-"""The figures of explore: plots of counts, never of a scan."""
+"""The figures of explore. They plot counts, never scans."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,33 +13,33 @@ from numpy.typing import NDArray
 from exploration.measurements import GRID, HUE_BINS, POSITIONS, TISSUE_LEVEL, TISSUES, Measurements
 from scans.sequences import channel_of, short_name
 
-# Of two tissues in one plot: told apart without color too.
+# Line styles of the two tissues; they also differ without color.
 STYLES: dict[str, dict[str, Any]] = {
     "tumor": {"color": "tab:red"},
     "healthy": {"color": "tab:blue", "linestyle": "--"},
 }
 LABELS = {"tumor": "tumor", "healthy": f"healthy, FLAIR > {TISSUE_LEVEL}"}
-FEW_PIXELS = 1000  # a histogram of fewer is too ragged to be drawn
+FEW_PIXELS = 1000  # a histogram of fewer pixels is too noisy to draw
 
 
 def shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return counts as percentages of their sum; zeros when there are none."""
+    """Return counts as percentages of their sum; zeros if the sum is 0."""
     return np.asarray(100 * counts / max(1, counts.sum()))
 
 
 def location_figure(measured: Measurements) -> Figure:
-    """Return the heat map of tumor pixels over the slice plane, with each half's share."""
+    """Return the heat map of tumor pixels in the slice plane, with the share of each half."""
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(10 * shares(measured.location), cmap="magma", extent=(0, 1, 1, 0))
-    figure.colorbar(drawn, label=f"‰ of all tumor pixels in a cell of 1/{GRID} × 1/{GRID}")
+    figure.colorbar(drawn, label=f"‰ of all tumor pixels, in a cell of 1/{GRID} × 1/{GRID}")
     left = shares(measured.location)[:, : GRID // 2].sum()
     for column, share, side in ((0.02, left, "left"), (0.98, 100 - left, "right")):
         text = f"{side} of the image:\n{share:.0f} % of tumor pixels"
         axes.text(column, 0.02, text, color="white", ha=side, va="top", fontsize=8)
     axes.axvline(0.5, color="white", linewidth=0.5, linestyle=":")
     axes.set(
-        title=f"Where tumors are in the slice, n = {measured.location.sum():,} pixels",
+        title=f"Tumor location in the slice, n = {measured.location.sum():,} pixels",
         xlabel="column, fraction of width",
         ylabel="row, fraction of height",
     )
@@ -47,7 +47,7 @@ def location_figure(measured: Measurements) -> Figure:
 
 
 def position_figure(table: pd.DataFrame) -> Figure:
-    """Return the share of abnormal slices, and of all tumor pixels, along the volume."""
+    """Return the share of abnormal slices and the share of tumor pixels along the volume."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
     width = 1 / POSITIONS
@@ -56,7 +56,7 @@ def position_figure(table: pd.DataFrame) -> Figure:
         table["abnormal_fraction"],
         0.9 * width,
         color="lightgray",
-        label="slices there that are abnormal",
+        label="abnormal slices, share at this position",
     )
     axes.plot(
         table["position"],
@@ -64,12 +64,12 @@ def position_figure(table: pd.DataFrame) -> Figure:
         color="tab:red",
         marker="o",
         markersize=3,
-        label=f"tumor pixels, of all, in 1/{POSITIONS} of the volume",
+        label=f"share of all tumor pixels, in 1/{POSITIONS} of the volume",
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="upper left", fontsize=8)
     axes.set(
-        title=f"Where tumors are in the volume, n = {table['n_slices'].sum():,} slices",
+        title=f"Tumor location in the volume, n = {table['n_slices'].sum():,} slices",
         xlabel="position of the slice, first to last",
         xlim=(0, 1),
         ylim=(0, 1.25 * max(table["abnormal_fraction"].max(), 1e-9)),
@@ -78,17 +78,17 @@ def position_figure(table: pd.DataFrame) -> Figure:
 
 
 def area_figure(area: NDArray[np.float64], patients: NDArray[np.float64]) -> Figure:
-    """Return histograms of tumor area, by abnormal slice and by patient."""
+    """Return histograms of tumor size, per abnormal slice and per patient."""
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
-    rows = ((area, "abnormal slices", "of the slice"), (patients, "patients", "of all its pixels"))
-    for axes, (values, things, whole) in zip(figure.subplots(1, 2), rows, strict=True):
+    rows = ((area, "abnormal slices", "of the slice"), (patients, "patients", "of all pixels"))
+    for axes, (values, unit, whole) in zip(figure.subplots(1, 2), rows, strict=True):
         axes.hist(100 * values, bins=30, color="tab:red")
         if len(values):
             median = 100 * float(np.median(values))
             axes.axvline(median, color="black", linestyle="--", label=f"median {median:.1f} %")
             axes.legend()
         axes.set(
-            title=f"Tumor of {len(values):,} {things}", xlabel=f"tumor, % {whole}", ylabel=things
+            title=f"Tumor size, n = {len(values):,} {unit}", xlabel=f"tumor, % {whole}", ylabel=unit
         )
     return figure
 
@@ -105,25 +105,25 @@ def draw_hue(axes: Axes, measured: Measurements) -> None:
 def hue_figure(
     measured: Measurements, by_institution: dict[str, Measurements], sequences: Sequence[str]
 ) -> Figure:
-    """Return the hue histograms of tumor and healthy tissue, of all and by institution."""
+    """Return hue histograms of tumor and healthy tissue, for all patients and by institution."""
     panels = {"all institutions": measured, **by_institution}
     figure = Figure(figsize=(7.4, 1 + 1.9 * -(-len(panels) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(panels) // 2), 2, sharex=True, squeeze=False)
     for axes in grid.ravel()[len(panels) :]:
         axes.set_visible(False)
-    for axes, (name, each) in zip(grid.ravel(), panels.items(), strict=False):
-        draw_hue(axes, each)
-        axes.set_title(f"{name}, n = {each.hue[0].sum():,} tumor pixels", fontsize=9)
+    for axes, (name, counted) in zip(grid.ravel(), panels.items(), strict=False):
+        draw_hue(axes, counted)
+        axes.set_title(f"{name}, n = {counted.hue[0].sum():,} tumor pixels", fontsize=9)
     grid[0, 0].legend(fontsize=8)
     red, green, blue = map(short_name, sequences)
-    figure.suptitle(f"Hue of {red}, {green} and {blue} as red, green and blue")
+    figure.suptitle(f"Hue, with {red} as red, {green} as green and {blue} as blue")
     figure.supxlabel("hue, degrees (0 red, 120 green, 240 blue)", fontsize=9)
-    figure.supylabel("% of the tissue's colored pixels in 2 degrees", fontsize=9)
+    figure.supylabel("% of the tissue's colored pixels per 2 degrees", fontsize=9)
     return figure
 
 
 def intensity_figure(measured: Measurements, sequences: Sequence[str]) -> Figure:
-    """Return the histogram of each sequence's intensities in tumor and healthy tissue."""
+    """Return intensity histograms of tumor and healthy tissue, one panel per sequence."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     shown = channel_of(sequences)
     [panels] = figure.subplots(1, len(shown), sharey=True, squeeze=False)
@@ -151,7 +151,8 @@ def draw(
 ) -> dict[str, Figure]:
     """Return the figures by name.
 
-    `area` is of each abnormal slice, as a fraction of it; `sequences` are those of the channels.
+    `area` is the tumor area of each abnormal slice as a fraction of the slice; `sequences` are
+    those of the three channels.
     """
     return {
         "location": location_figure(measured),

@@ -1,4 +1,4 @@
-"""What a person should be warned of before trusting the data: each finding names its file."""
+"""Findings: oddities in the data that a person should check, each with its file."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,46 +15,47 @@ from scans.skull import LEAST_BONE, skull_share
 from scans.tiff import LEVELS
 from scans.volume import components, stack
 
-SPECK_SIZE = 50  # pixels; a component of a mask that is smaller, beside a larger one, is a speck
+SPECK_SIZE = 50  # pixels; a smaller component is a speck if the mask has a larger one
 THUMBNAIL = 32  # pixels along each side of a slice's thumbnail
-BLANK = 2.0  # gray levels; a thumbnail of a lower standard deviation resembles all others like it
-ALIKE = 0.985  # correlation of two thumbnails from which on their slices are near-duplicates
+BLANK = 2.0  # gray levels; thumbnails with a lower standard deviation would all look alike
+ALIKE = 0.985  # slices are near-duplicates if their thumbnails correlate at least this much
 
 RIM = 2  # pixels on either side of a mask's border
-SHIFTS = (-2, -1, 0, 1, 2)  # slices by which masks may be off
+SHIFTS = (-2, -1, 0, 1, 2)  # slices by which the masks may be shifted
 
 KINDS = (
     "no_tumor", "mask_touches_border", "speck", "near_duplicate", "slice_gap", "mask_shifted",
     "skull_stripped", "voxel_size",
 )  # fmt: skip
-OTHER_SIZE = 0.1  # by which a voxel's size differs from the median of all patients
-FALSE_ALARMS = 0.05  # share of whole heads that may pass for stripped: of LGG's 110, two do
-USUAL_FIELD = 230.0  # mm along a slice's longer side, where the size of pixels is not known
+OTHER_SIZE = 0.1  # relative difference from the median voxel size that makes a finding
+FALSE_ALARMS = 0.05  # share of whole heads that may look skull-stripped; 2 of LGG's 110 do
+USUAL_FIELD = 230.0  # mm along a slice's longer side, assumed if the pixel size is unknown
 
 
 class Finding(NamedTuple):
-    """One thing to look at."""
+    """Something to check, and the file that shows it."""
 
     kind: str  # one of KINDS
-    file: str  # the mask or scan that shows it; the first one where it is about all slices
+    file: str  # mask or scan; the first one if the finding concerns all slices
     patient_id: str
-    # Pixels on the border, pixels of the speck, correlation, slices that are missing, slices that
-    # masks are off (+1: they belong to the next slice); of no tumor the number of slices; share of
-    # dark voxels where a skull would be; mm of a voxel along the axis that differs most.
+    # By kind, in the order of KINDS: number of slices; pixels on the border; pixels of the speck;
+    # correlation; missing slices; slices by which the masks are shifted (+1: they belong to the
+    # next slice); share of dark voxels where a skull would be; voxel size in mm along the axis that
+    # differs most.
     value: float
-    other: str  # the near-duplicate's file
+    other: str  # the other file of a near-duplicate; else ""
 
 
 def touches_border(mask: NDArray[np.bool_]) -> int:
-    """Return how many tumor pixels lie on the outermost rows and columns of a slice."""
+    """Return the number of tumor pixels in the outermost rows and columns of a slice."""
     inner = mask[1:-1, 1:-1]
     return int(mask.sum() - inner.sum())
 
 
 def specks(volume: Volume) -> list[tuple[int, int]]:
-    """Return the slice's position and the size in pixels of components too small to be a lesion.
+    """Return slice position and size of each component that is too small to be a lesion.
 
-    Size is over the volume; the slice is the one that holds most of it.
+    The size is in pixels of the whole volume; the slice is the one with most of them.
     """
     labels, sizes = components(stack(volume.masks), volume.rows["slice_number"].tolist())
     found = []
@@ -66,10 +67,10 @@ def specks(volume: Volume) -> list[tuple[int, int]]:
 
 
 def rim_contrast(volume: Volume, shift: int) -> float:
-    """Return how much brighter FLAIR is just inside the masks than just outside.
+    """Return how much brighter FLAIR is just inside the masks than just outside them.
 
-    Each mask is laid on the slice whose number is higher by `shift`. The mean is over the pixels
-    just inside; NaN where there are none.
+    Each mask is compared with the slice whose number is higher by `shift`. Slices are weighted by
+    their number of inside pixels; NaN if there are none.
     """
     numbers = volume.rows["slice_number"].tolist()
     positions = {number: position for position, number in enumerate(numbers)}
@@ -89,11 +90,11 @@ def rim_contrast(volume: Volume, shift: int) -> float:
 
 
 def slice_findings(volume: Volume) -> list[Finding]:
-    """Return what is odd about the order of a patient's slices: gaps, and masks that are off.
+    """Return the findings about the order of a patient's slices: gaps and shifted masks.
 
-    Masks are off where their rims fit the slices before or after better than their own. On the 110
-    patients of the LGG data the rim contrast on a neighbor is at most 0.89 of that on the own
-    slice; with all masks moved by one slice it is at least 1.12 of it.
+    Masks are shifted if their rims fit slices before or after better than their own. In the 110 LGG
+    patients, the rim contrast on a neighboring slice is at most 0.89 times that on the mask's own
+    slice; with all masks shifted by one slice, it is at least 1.12 times as high.
     """
     files, numbers = volume.rows["mask"].tolist(), volume.rows["slice_number"].tolist()
     patient_id = volume.rows["patient_id"].iloc[0]
@@ -111,7 +112,7 @@ def slice_findings(volume: Volume) -> list[Finding]:
 
 
 def mask_findings(volume: Volume) -> list[Finding]:
-    """Return what is remarkable about a patient's masks."""
+    """Return the findings about a patient's masks: no tumor, tumor on the border, specks."""
     files, patient_id = volume.rows["mask"].tolist(), volume.rows["patient_id"].iloc[0]
     if not any(mask.any() for mask in volume.masks):
         return [Finding("no_tumor", files[0], patient_id, len(volume.masks), "")]
@@ -127,7 +128,7 @@ def mask_findings(volume: Volume) -> list[Finding]:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return FLAIR at THUMBNAIL pixels a side, flat, of mean 0 and norm 1; zeros when blank."""
+    """Return FLAIR at THUMBNAIL² pixels, flattened, with mean 0 and norm 1; zeros if blank."""
     small = cv2.resize(image[..., 1], (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     centered = small.astype(np.float32).ravel()
     centered -= centered.mean()
@@ -137,29 +138,29 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def near_duplicates(slices: pd.DataFrame, thumbnails: NDArray[np.float32]) -> list[Finding]:
-    """Return pairs of slices of two patients whose thumbnails correlate at ALIKE or above.
+    """Return pairs of slices from two patients whose thumbnails correlate at ALIKE or above.
 
-    `slices` holds `image` and `patient_id` of each row of `thumbnails`. A copy is found whatever
-    its brightness and contrast, with noise, and shifted by a pixel; one that is mirrored or shifted
-    by several is not. The correlation of two vectors of mean 0 and norm 1 is their product.
+    `slices` has `image` and `patient_id` for each row of `thumbnails`. A copy is found despite
+    changed brightness or contrast, noise, or a shift by one pixel; a mirrored copy or one shifted
+    further is not. The correlation of two vectors of mean 0 and norm 1 is their dot product.
     """
     files, patient_ids = slices["image"].to_numpy(), slices["patient_id"].to_numpy()
     positions, exact = np.arange(len(slices)), thumbnails.astype(np.float64)
     found = []
-    for patient_id in dict.fromkeys(patient_ids):  # one by one, or large data would fill the memory
-        own = np.flatnonzero(patient_ids == patient_id)
-        alike = exact[own] @ exact.T
-        later = (patient_ids != patient_id) & (positions > own[:, None])
-        for row, other in np.argwhere((alike >= ALIKE) & later):
-            value = float(alike[row, other])
+    for patient_id in dict.fromkeys(patient_ids):  # one at a time, to save memory
+        members = np.flatnonzero(patient_ids == patient_id)
+        correlation = exact[members] @ exact.T
+        later = (patient_ids != patient_id) & (positions > members[:, None])
+        for row, other in np.argwhere((correlation >= ALIKE) & later):
+            value = float(correlation[row, other])
             found.append(
-                Finding("near_duplicate", files[own[row]], patient_id, value, files[other])
+                Finding("near_duplicate", files[members[row]], patient_id, value, files[other])
             )
     return found
 
 
 def bone_share(volume: Volume, pixel: float | None) -> float:
-    """Return `skull_share` of a patient; `pixel` is its pixels' size in mm, None if unknown."""
+    """Return `skull_share` of a patient; `pixel` is the pixel size in mm, None if unknown."""
     main = [image[..., MAIN] for image in volume.images]
     counts = sum(np.bincount(image.ravel(), minlength=LEVELS) for image in main)
     statistics = tissue_statistics(np.arange(LEVELS), np.asarray(counts))
@@ -173,10 +174,10 @@ def mixed_findings(
     bone: Sequence[float],
     voxels: Mapping[str, tuple[float, float, float]],
 ) -> list[Finding]:
-    """Return who is unlike others: without a skull among whole heads, or with other voxel sizes.
+    """Return patients unlike the others: skull-stripped among whole heads, or of other voxel size.
 
-    `volumes` has the rows of each patient, `bone` its `bone_share`, `voxels` the sizes that are
-    known by patient, in mm.
+    `volumes` has the manifest rows of each patient, `bone` the `bone_share` of each patient, and
+    `voxels` the known voxel sizes in mm by patient.
     """
     firsts = [(rows["image"].iloc[0], rows["patient_id"].iloc[0]) for rows in volumes]
     stripped = [

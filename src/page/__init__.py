@@ -1,4 +1,4 @@
-"""The report: its gallery, charts, wording and templates.
+"""The report and the model card: gallery, charts, wording and templates.
 
-Scores come from `metrics/`; none is computed here. May import `pipeline`, `scans` and `scoring`.
+Scores are read from `metrics/`, never computed here. May import `pipeline`, `scans` and `scoring`.
 """

@@ -1,17 +1,17 @@
-"""The charts of the report, as Vega-Lite specifications; plots of figures, never of a scan."""
+"""The charts of the report as Vega-Lite specifications. They plot scores, never scans."""
 
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
-HEIGHT, ROW = 260, 22  # pixels of a chart and of a row; the width is that of the page
-TUMOR, SECOND = "#d55e00", "#0072b2"  # told apart by color-blind people, and by their dashes
+HEIGHT, ROW = 260, 22  # pixels of a chart and of a row; the width follows the page
+TUMOR, SECOND = "#d55e00", "#0072b2"  # color-blind safe; the dashes differ too
 Spec = dict[str, Any]
 
 
-def finished(chart: alt.Chart | alt.LayerChart, description: str) -> Spec:
-    """Return a chart as wide as its place; its description is what a screen reader says."""
+def styled(chart: alt.Chart | alt.LayerChart, description: str) -> Spec:
+    """Return a chart as wide as its container, with a description for screen readers."""
     filled = chart.properties(width="container", autosize="fit-x", description=description)
     return dict(
         filled.configure(background="transparent")
@@ -22,13 +22,13 @@ def finished(chart: alt.Chart | alt.LayerChart, description: str) -> Spec:
     )
 
 
-def share(title: str, field: str, channel: type[alt.X | alt.Y]) -> Any:
+def share_axis(title: str, field: str, channel: type[alt.X | alt.Y]) -> Any:
     """Return an axis from 0 to 1."""
     return channel(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, 1]))
 
 
 def curve_chart(curves: dict[str, pd.Series], title: str, kept_epoch: int) -> Spec:
-    """Return curves by epoch, with a rule at the epoch that was kept."""
+    """Return curves by epoch, with a vertical line at the epoch of the kept checkpoint."""
     table = pd.concat(
         [
             pd.DataFrame({"curve": name, "epoch": values.index, "value": values.to_numpy()})
@@ -50,38 +50,38 @@ def curve_chart(curves: dict[str, pd.Series], title: str, kept_epoch: int) -> Sp
             tooltip=["curve:N", "epoch:Q", alt.Tooltip("value:Q", format=".4f")],
         )
     )
-    label = f"epoch {kept_epoch} was kept"
+    label = f"checkpoint kept from epoch {kept_epoch}"
     kept = pd.DataFrame({"epoch": [kept_epoch], "label": [label]})
     rule = alt.Chart(kept).mark_rule(color="gray", strokeDash=[2, 3]).encode(x="epoch:Q")
-    ends = ", ".join(f"{name} {values.iloc[-1]:.3f}" for name, values in curves.items())
-    return finished(
+    last = ", ".join(f"{name} {values.iloc[-1]:.3f}" for name, values in curves.items())
+    return styled(
         (lines + rule.encode(tooltip="label:N")).properties(height=HEIGHT),
-        f"{title} by epoch; at the end {ends}; {label}",
+        f"{title} by epoch; in the last epoch {last}; {label}",
     )
 
 
 def patient_chart(patients: pd.DataFrame) -> Spec:
-    """Return Dice by patient against its tumor; `patients` has `dice`, `tumor`, `institution`."""
+    """Return Dice against tumor size; `patients` has `dice`, `tumor` and `institution`."""
     known = patients[patients["dice"].notna() & (patients["tumor"] > 0)]
     chart = (
         alt.Chart(known[["patient_id", "institution", "tumor", "dice"]])
         .mark_point(size=70, filled=True, opacity=0.8)
         .encode(
-            x=alt.X("tumor:Q", title="tumor, pixels of all slices (log)")
+            x=alt.X("tumor:Q", title="tumor pixels in all slices (log)")
             .scale(type="log", nice=False, padding=12)
             .axis(tickCount=6, format="~s"),
-            y=share("Dice", "dice", alt.Y),
+            y=share_axis("Dice", "dice", alt.Y),
             color=alt.Color("institution:N"),
             shape=alt.Shape("institution:N"),
             tooltip=["patient_id:N", "institution:N", "tumor:Q", "dice:Q"],
         )
         .properties(height=HEIGHT)
     )
-    return finished(chart, f"Dice against tumor volume, one point a patient, n = {len(known)}")
+    return styled(chart, f"Dice against tumor size, one point per patient, n = {len(known)}")
 
 
 def subgroup_chart(subgroups: pd.DataFrame) -> Spec:
-    """Return mean Dice of each group, with its interval where it has one."""
+    """Return mean Dice of each group of patients, with its confidence interval if it has one."""
     table = subgroups.assign(
         name=subgroups["attribute"].str.removesuffix(" sequence")
         + ": "
@@ -93,17 +93,17 @@ def subgroup_chart(subgroups: pd.DataFrame) -> Spec:
     columns = ["name", "dice_patient_mean", "dice_patient_mean_low", "dice_patient_mean_high"]
     base = alt.Chart(table[columns]).encode(y=y)
     points = base.mark_point(size=70, filled=True, color=TUMOR).encode(
-        x=share("mean Dice by patient", "dice_patient_mean", alt.X), tooltip=columns
+        x=share_axis("mean Dice per patient", "dice_patient_mean", alt.X), tooltip=columns
     )
     intervals = base.mark_rule(color=TUMOR).encode(
         x="dice_patient_mean_low:Q", x2="dice_patient_mean_high:Q"
     )
     chart = (intervals + points).properties(height=ROW * len(table))
-    return finished(chart, f"Mean Dice by patient in {len(table)} groups of patients")
+    return styled(chart, f"Mean Dice per patient in {len(table)} groups of patients")
 
 
 def reliability_chart(reliability: pd.DataFrame, split: str) -> Spec:
-    """Return the share of tumor against the probability given, beside the line of a perfect one."""
+    """Return the reliability diagram: observed share of tumor against predicted probability."""
     table = pd.DataFrame(
         {
             "probability": reliability[f"{split}_probability"],
@@ -113,8 +113,8 @@ def reliability_chart(reliability: pd.DataFrame, split: str) -> Spec:
     ).dropna()
     perfect = pd.DataFrame({"probability": [0, 1], "observed": [0, 1]})
     x, y = (
-        share("probability given", "probability", alt.X),
-        share("share that is tumor", "observed", alt.Y),
+        share_axis("predicted probability", "probability", alt.X),
+        share_axis("observed share of tumor", "observed", alt.Y),
     )
     line = (
         alt.Chart(table)
@@ -122,14 +122,14 @@ def reliability_chart(reliability: pd.DataFrame, split: str) -> Spec:
         .encode(x=x, y=y, tooltip=["probability:Q", "observed:Q", "pixels:Q"])
     )
     diagonal = alt.Chart(perfect).mark_line(color="gray", strokeDash=[4, 4]).encode(x=x, y=y)
-    return finished(
+    return styled(
         (diagonal + line).properties(height=HEIGHT),
-        f"Share of tumor against probability in {len(table)} bins, beside a dashed diagonal",
+        f"Reliability diagram with {len(table)} bins; the dashed diagonal is perfect calibration",
     )
 
 
 def risk_chart(risk: pd.DataFrame, split: str) -> Spec:
-    """Return 1 - mean Dice of the patients kept, the most certain first."""
+    """Return the risk-coverage curve; the most confident patients are kept first."""
     table = pd.DataFrame(
         {"coverage": risk["coverage"], "risk": risk[split], "patients": risk[f"{split}_n_patients"]}
     ).dropna()
@@ -137,13 +137,13 @@ def risk_chart(risk: pd.DataFrame, split: str) -> Spec:
         alt.Chart(table)
         .mark_line(point={"size": 40, "color": TUMOR}, color=TUMOR)
         .encode(
-            x=share("share of patients kept, the most certain ones", "coverage", alt.X),
-            y=alt.Y("risk:Q", title="1 - mean Dice").scale(zero=True),
+            x=share_axis("coverage, share of patients kept", "coverage", alt.X),
+            y=alt.Y("risk:Q", title="risk, 1 - mean Dice").scale(zero=True),
             tooltip=["coverage:Q", "risk:Q", "patients:Q"],
         )
         .properties(height=HEIGHT)
     )
-    return finished(chart, "Risk, 1 - mean Dice, against the share of patients kept")
+    return styled(chart, "Risk-coverage curve: 1 - mean Dice against the share of patients kept")
 
 
 def all_charts(
@@ -153,7 +153,7 @@ def all_charts(
     cohort: pd.DataFrame,
     split: str,
 ) -> dict[str, Spec]:
-    """Return the page's charts by name; `tables` are those of evaluate, of `split` alone."""
+    """Return the report's charts by name; `tables` are those of evaluate for `split`."""
     ious = {name: curves[f"{name}/iou"] for name in ("train", "val") if f"{name}/iou" in curves}
     patients = tables["per_patient"].merge(cohort[["patient_id", "institution"]], on="patient_id")
     patients["tumor"] = patients["tp"] + patients["fn"]

@@ -1,7 +1,7 @@
-"""Slices and masks as a page draws them.
+"""Slices and masks in the form that a page draws.
 
-Scans become gray WebP images, a sequence each; what lies over them becomes paths of SVG, in pixels
-of the slice, so that a browser draws them sharply at any size.
+Scans become gray WebP images, one per sequence. Overlays become SVG paths in pixels of the slice,
+which a browser draws sharply at any size.
 """
 
 import base64
@@ -18,7 +18,7 @@ QUALITY = 75  # of WebP, 0 to 100
 
 
 def outline(mask: NDArray[np.bool_]) -> str:
-    """Return the border of a mask, (H, W), as a path through the middle of its pixels' edges."""
+    """Return the border of a mask (H, W) as an SVG path through the midpoints of pixel edges."""
     padded = np.pad(mask, 1).astype(np.float64)
     found = contour_generator(z=padded, line_type=LineType.Separate).lines(0.5)
     lines: list[NDArray[np.float64]] = [np.asarray(line) - 0.5 for line in found]
@@ -26,7 +26,7 @@ def outline(mask: NDArray[np.bool_]) -> str:
 
 
 def steps(line: NDArray[np.float64]) -> Iterator[str]:
-    """Yield the moves along a line of points, (N, 2) x and y; equal ones in a row as one."""
+    """Yield SVG moves along a line of points (N, 2), x and y; equal moves in a row are merged."""
     moves = np.diff(line, axis=0).tolist()
     for (x, y), same in groupby(moves):
         n = len(list(same))
@@ -34,7 +34,7 @@ def steps(line: NDArray[np.float64]) -> Iterator[str]:
 
 
 def area(mask: NDArray[np.bool_]) -> str:
-    """Return all pixels of a mask, (H, W), exactly, as a path with a rectangle for each run."""
+    """Return exactly the pixels of a mask (H, W) as an SVG path, one rectangle per run in a row."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, begins = np.nonzero(edges == 1)
     lengths = np.nonzero(edges == -1)[1] - begins
@@ -42,12 +42,12 @@ def area(mask: NDArray[np.bool_]) -> str:
 
 
 def webp(channel: NDArray[np.uint8]) -> str:
-    """Return one sequence of a slice, (H, W), as a WebP image in base64."""
+    """Return one sequence of a slice (H, W) as a WebP image in base64."""
     buffer = io.BytesIO()
     Image.fromarray(channel).save(buffer, "WEBP", quality=QUALITY)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def bars(areas: Sequence[int], highest: int) -> str:
-    """Return areas by slice as steps, a path from (0, 1) to (n, 1), 0 high at the highest."""
+    """Return areas by slice as an SVG step path from (0, 1) to (n, 1); `highest` reaches y = 0."""
     return "M0 1" + "".join(f"V{1 - area / highest:.3f}h1" for area in areas) + "V1"

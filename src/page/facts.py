@@ -1,4 +1,4 @@
-"""What page and model card say, in rows and words, from the results of the stages."""
+"""The values and phrases of the report and the model card, from the results of the stages."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,57 +22,60 @@ from scans.cohort import MISSING
 from scans.manifest import count_near_duplicates, splits_of
 from scans.sequences import others, short_name
 
-OF_OWN_DATA = ("acquire.layout", "acquire.labels", "acquire.sequences")
+OWN_DATA_PARAMS = ("acquire.layout", "acquire.labels", "acquire.sequences")
 NOT_MEASURED = (
-    "The files have no voxel spacing: distances are in pixels and in 2-D, volumes are counts of "
-    "pixels."
+    "The files have no voxel spacing, so distances are in pixels and in 2-D, and volumes are pixel "
+    "counts."
 )
 SHOWN = "test"  # the split whose patients and charts are shown
-TABULATED = ("test", "val", "train")  # in the order of a table's columns
+TABULATED = ("test", "val", "train")  # the order of a table's columns
 COUNTED = ("slices", "patients", "batches")
-# The figures of explore, in order: a caption and an alt text.
+# The figures of explore, in order: caption and alt text.
 FIGURES = {
     "location": (
-        "Where tumors lie in the slice plane: share of all tumor pixels in each cell",
-        "Heat map; {tumor_share_image_left:.0%} of tumor pixels lie in the left half of the image",
+        "Tumor location in the slice plane: share of all tumor pixels in each cell",
+        "Heat map; {tumor_share_image_left:.0%} of the tumor pixels are in the left half of the "
+        "image",
     ),
     "position": (
-        "Where tumors lie along the volume: share of slices that are abnormal, and of all tumor "
-        "pixels, at each position",
-        "Bars and a line, from the first slice to the last; {abnormal_fraction:.1%} of all slices "
-        "are abnormal",
+        "Tumor location along the volume: share of abnormal slices and share of all tumor pixels "
+        "at each position",
+        "Bar chart with a line, from the first slice to the last; {abnormal_fraction:.1%} of all "
+        "slices are abnormal",
     ),
     "tumor_area": (
-        "How large tumors are, by abnormal slice and by patient",
-        "Two histograms; the median is {tumor_area[median]:.1%} of an abnormal slice, and "
+        "Tumor size per abnormal slice and per patient",
+        "Two histograms; the median tumor covers {tumor_area[median]:.1%} of an abnormal slice and "
         "{tumor_share_of_patient[median]:.1%} of a patient's pixels",
     ),
     "intensity": (
-        "How bright tumor and healthy tissue are in each sequence",
-        "Three histograms; in {main} the mean is {main_intensity[tumor_mean]:.0f} in tumor and "
-        "{main_intensity[healthy_mean]:.0f} in healthy tissue, of 255",
+        "Intensity of tumor and healthy tissue in each sequence",
+        "A histogram per sequence; the mean intensity in {main} is "
+        "{main_intensity[tumor_mean]:.0f} in tumor and {main_intensity[healthy_mean]:.0f} in "
+        "healthy tissue, on a scale of 0 to 255",
     ),
     "hue": (
-        "Hue of tumor and healthy tissue, of all patients and by institution",
-        "Histograms, of {hue[n_patients]} patients with all sequences",
+        "Hue of tumor and healthy tissue, with the sequences shown as red, green and blue; for all "
+        "patients and by institution",
+        "Histograms over the {hue[n_patients]} patients who have all sequences",
     ),
 }
 FINDINGS = {
     "no_tumor": "patients without tumor",
     "mask_touches_border": "masks that touch the border of the slice",
-    "speck": "specks beside a larger component",
-    "near_duplicate": "near-duplicate slices of two patients",
-    "slice_gap": "gaps in the numbers of slices",
-    "mask_shifted": "patients whose masks fit the slice before or after better",
+    "speck": "tiny tumor components next to a larger one",
+    "near_duplicate": "pairs of near-duplicate slices from two patients",
+    "slice_gap": "gaps in the slice numbers",
+    "mask_shifted": "patients whose masks fit a neighboring slice better",
 }
-MIXED = {  # named only where there are some
-    "skull_stripped": "patients whose skull was removed, among whole heads",
-    "voxel_size": "patients whose voxels differ in size from those of most",
+MIXED_FINDINGS = {  # listed only if there are any
+    "skull_stripped": "skull-stripped patients in a data set that also has whole heads",
+    "voxel_size": "patients with an unusual voxel size",
 }
 
 
 def read_table(path: Path, hint: str, separator: str = ",") -> pd.DataFrame:
-    """Return a table of metrics; names stay text, empty fields are NaN."""
+    """Return a table from metrics/; names stay text, empty fields are NaN."""
     text = dict.fromkeys(("patient_id", "institution", "attribute", "group"), str)
     try:
         return pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""])
@@ -81,16 +84,16 @@ def read_table(path: Path, hint: str, separator: str = ",") -> pd.DataFrame:
 
 
 def data_name(dataset: str) -> str:
-    """Return what the data set of `acquire.dataset` is called."""
+    """Return the display name of `acquire.dataset`."""
     names = {
         "lgg": "LGG MRI Segmentation (Buda et al., 2019)",
-        "phantom": "a synthetic phantom, which says nothing about patients",
+        "phantom": "a synthetic phantom, not real patients",
     }
-    return names.get(dataset, "a data set of the user's own")
+    return names.get(dataset, "the user's own data set")
 
 
 def data_license(dataset: str) -> str:
-    """Return the SPDX name of the license of what was trained on a data set; "" if unknown."""
+    """Return the SPDX license of a model trained on a data set; "" if unknown."""
     return {"lgg": "CC-BY-NC-SA-4.0", "phantom": "MIT"}.get(dataset, "")
 
 
@@ -102,39 +105,41 @@ def limits(
     calibration: float | None,
     measured: bool,
 ) -> list[str]:
-    """Return what a model's scores leave open.
+    """Return the limitations of the model and its scores, one sentence or two each.
 
-    `calibration` is its error from 5 % on test; `measured` says whether voxel sizes are known.
+    `calibration` is the test split's `ece_above_first_bin`, None if undefined; `measured` says
+    whether all voxel sizes are known.
     """
-    of_data = {
+    by_dataset = {
         "lgg": [
-            "Every patient of the data has a tumor, found before the scan was chosen: how often it "
-            "finds one in somebody who has none is unknown beyond the healthy slices of these "
-            "patients.",
-            "One reference for each slice: what is missed at a border may be a matter of opinion.",
-            f"Patients of {n_institutions} institutions of one archive. Other scanners, protocols "
-            "and preprocessing are not tested.",
+            "Every patient in the data set was known to have a tumor. False alarms were measured "
+            "only on the healthy slices of these patients, never on people without a tumor.",
+            "Each slice has only one reference mask. Experts disagree about the exact border, so "
+            "not every deviation from the reference is an error.",
+            f"All patients come from {n_institutions} institutions in one archive. Other scanners, "
+            "protocols and preprocessing were not tested.",
         ],
-        "phantom": ["Ellipses in noise: what it learned there holds nowhere else."],
+        "phantom": ["The model has learned to find ellipses in noise. It is of no other use."],
     }
-    seen = "a slice and the two beside it, not the whole volume"
+    unknown = "How well the model works for patients unlike those in the data set is unknown."
+    seen = "a slice and its two neighbors" if context else "one slice without its neighbors"
     return [
-        *of_data.get(dataset, ["What the scores hold for beyond patients like these is unknown."]),
+        *by_dataset.get(dataset, [unknown]),
         *([] if measured else [NOT_MEASURED]),
-        f"The network sees {seen if context else 'one slice at a time, not those beside it'}.",
-        f"Probabilities are off by {formatted(calibration)} on average among pixels of 5 % and "
-        "more.",
-        "Groups that have few patients say little about such patients. Grade, gender and the like "
-        "are the codes of `data.csv`, which comes without a code book.",
+        f"The network sees {seen}, not the whole volume.",
+        f"The expected calibration error is {formatted(calibration)} over the pixels with a "
+        "probability of at least 5 %.",
+        "The scores of small patient groups are uncertain. Grade, gender and similar attributes "
+        "are codes from `data.csv`, which has no code book.",
     ]
 
 
 def exploration_facts(explored: dict[str, Any], sequences: Sequence[str]) -> dict[str, Any]:
-    """Return what page and card say about the images and the sequences of their channels."""
+    """Return the facts about the images and about the sequences in their channels."""
     return {
         "explored": explored,
         **shown_sequences(sequences),
-        "takes": channels_in_words(sequences),
+        "network_input": channels_in_words(sequences),
         "missing_counts": [
             (short_name(name), explored[f"n_{MISSING}{name}"]) for name in others(sequences)
         ],
@@ -142,7 +147,7 @@ def exploration_facts(explored: dict[str, Any], sequences: Sequence[str]) -> dic
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Return a file's place, size in MB and SHA-256."""
+    """Return a file's path, size in MB and SHA-256."""
     return {
         "path": path.as_posix(),
         "megabytes": f"{path.stat().st_size / 1e6:.1f}",
@@ -151,7 +156,10 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
-    """Return what page and card say about the encoder's file; refuse one that was not fetched."""
+    """Return the facts about the encoder's file; raise an error if it is not the fetched one.
+
+    `fetched` is what `fetch_encoder` recorded.
+    """
     found = file_facts(path)
     if found["sha256"] != fetched.get("sha256"):
         raise Refusal(f"{path}: not the file that was fetched; {remake('fetch_encoder')}")
@@ -159,9 +167,9 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
 
 
 def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
-    """Return the params, and rows of the dotted name and the value of each, as YAML writes it.
+    """Return the params, and a row for each with its dotted name and its value as in YAML.
 
-    What is read for a data set of the user's own alone has rows only there.
+    OWN_DATA_PARAMS have rows only if the data set is the user's own.
     """
     values = {
         name: value.model_dump() if isinstance(value, Section) else value
@@ -169,7 +177,7 @@ def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
     }
     shown = dict(leaves(values))
     if shown["acquire.dataset"] in ("lgg", "phantom"):
-        shown = {name: value for name, value in shown.items() if name not in OF_OWN_DATA}
+        shown = {name: value for name, value in shown.items() if name not in OWN_DATA_PARAMS}
     rows = [
         (name, str(value).lower() if isinstance(value, bool) else value)
         for name, value in shown.items()
@@ -178,9 +186,9 @@ def param_facts(params: Mapping[str, Section | int]) -> dict[str, Any]:
 
 
 def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame, explored: Path) -> dict[str, Any]:
-    """Return how many patients there are, of how many institutions, and how they are split.
+    """Return the numbers of patients and institutions, and the size of each split.
 
-    `explored` is the folder of explore's tables.
+    `explored` is the folder with explore's tables.
     """
     splits = manifest.groupby("split").agg(
         n_patients=("patient_id", "nunique"),
@@ -199,17 +207,17 @@ def cohort_facts(manifest: pd.DataFrame, cohort: pd.DataFrame, explored: Path) -
 
 
 def definition_rows(definitions: pd.DataFrame) -> dict[str, Any]:
-    """Return the predictors and, for each definition, what they score, as printed; then their n."""
+    """Return the predictors and a row of formatted scores for each definition, then rows of n."""
     rows = [
         (label, [formatted(value) for value in definitions[name]])
         for name, label in DEFINITIONS.items()
     ]
-    rows += [(f"n, {each}", [f"{n:,}" for n in definitions[f"n_{each}"]]) for each in COUNTED]
+    rows += [(f"n, {unit}", [f"{n:,}" for n in definitions[f"n_{unit}"]]) for unit in COUNTED]
     return {"predictors": definitions["predictor"].tolist(), "rows": rows}
 
 
 def subgroup_rows(subgroups: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the groups of patients with their scores, as printed."""
+    """Return the groups of patients with their formatted scores."""
     rows = []
     for row in subgroups.to_dict("records"):
         low, high = (row[f"dice_patient_mean_{end}"] for end in ("low", "high"))
@@ -235,7 +243,7 @@ def is_measured(scores: dict[str, Any]) -> bool:
 def score_facts(
     scores: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return what page and card say about the scores; rows of `tables` are of SHOWN alone."""
+    """Return the facts about the scores; `tables` have only the rows of SHOWN."""
     tabulated = [split for split in TABULATED if split in scores]
     rows = [
         (score, [format_score(score, scores[split]) for split in tabulated])

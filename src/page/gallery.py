@@ -1,4 +1,4 @@
-"""The gallery: which patients a page shows, and their slices with outlines and errors."""
+"""The gallery: which patients the report shows, and their slices with outlines and errors."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +18,11 @@ from scans.tiff import read_image
 from scoring.overlap import COUNTS
 from scoring.segmentation import segment_volume
 
-EXTREMES = 3  # patients called the best, the median and the worst ones
+EXTREMES = 3  # patients labeled best, and as many median and worst
 
 
 def overlay(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, str]:
-    """Return the paths of both borders and of what is right, missed and false, by name."""
+    """Return SVG paths by name: both outlines, and the correct, missed and false pixels."""
     return {
         "reference": outline(mask),
         "prediction": outline(predicted),
@@ -33,7 +33,7 @@ def overlay(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, 
 
 
 def views(image: NDArray[np.uint8]) -> list[str]:
-    """Return the channels of a scan, (H, W, 3), each as webp does; a copy of the main one is ""."""
+    """Return the channels of a scan (H, W, 3) as WebP; "" for a copy of the main channel."""
     main = image[..., MAIN]
     return [
         "" if at != MAIN and np.array_equal(channel, main) else webp(channel)
@@ -44,52 +44,53 @@ def views(image: NDArray[np.uint8]) -> list[str]:
 def album(
     volume: pd.DataFrame, predictions: Path, *, split: str, threshold: float, share: float
 ) -> list[dict[str, Any]]:
-    """Return what a page needs of a patient's slices in `split`, in order.
+    """Return the images, overlays and counts of a patient's slices in `split`, in order.
 
-    `volume` holds `slice_id`, `slice_number`, `image`, `mask` and `split` of all its slices.
+    `volume` has the columns `slice_id`, `slice_number`, `image`, `mask` and `split`, for all slices
+    of the patient.
     """
     segmented = segment_volume(volume, predictions, threshold=threshold, share=share)
     shown = []
-    for row, each in zip(volume.to_dict("records"), segmented, strict=True):
+    for row, segmented_slice in zip(volume.to_dict("records"), segmented, strict=True):
         if row["split"] == split:
-            counts = each.counts()
+            counts = segmented_slice.counts()
             shown.append(
                 {
                     "number": row["slice_number"],
-                    "size": each.mask.shape[::-1],
+                    "size": segmented_slice.mask.shape[::-1],
                     "counts": [counts[name] for name in COUNTS[:3]],
                     "views": views(read_image(Path(row["image"]))),
-                    "paths": overlay(each.predicted, each.mask),
+                    "paths": overlay(segmented_slice.predicted, segmented_slice.mask),
                 }
             )
     return shown
 
 
 def ranked(patients: pd.DataFrame) -> pd.DataFrame:
-    """Return patients from the best Dice to the worst, then those of none, with `rank`, `place`.
+    """Return patients sorted from the best Dice to the worst, with `rank` and `place`.
 
-    `place` is best, median or worst for EXTREMES patients each, fewer of a few patients; else "".
-    A patient whose Dice is undefined has rank 0 and no place.
+    `place` is "best", "median" or "worst" for EXTREMES patients each (for fewer, if there are few),
+    "" for the rest. Patients whose Dice is undefined come last, with rank 0 and no place.
     """
     table = patients.sort_values(
         ["dice", "patient_id"], ascending=[False, True], ignore_index=True, na_position="last"
     )
     n_known = int(table["dice"].count())
-    each = max(1, min(EXTREMES, n_known // 3))
-    middle = (n_known - each) // 2
+    size = max(1, min(EXTREMES, n_known // 3))
+    middle = (n_known - size) // 2
     table["rank"] = table.index + 1
     table["place"] = ""
-    for begin, place in ((middle, "median"), (n_known - each, "worst"), (0, "best")):
-        table.loc[max(begin, 0) : begin + each - 1, "place"] = place
+    for begin, place in ((middle, "median"), (n_known - size, "worst"), (0, "best")):
+        table.loc[max(begin, 0) : begin + size - 1, "place"] = place
     table.loc[n_known:, "rank"] = 0
     table.loc[n_known:, "place"] = ""
     return table
 
 
 def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most so many of ranked patients: as many best and worst ones, the rest between.
+    """Return at most `most` ranked patients: a third best, a third worst, the rest in the middle.
 
-    Those without a rank come last, as far as there is room.
+    Patients without a rank come last, if there is room.
     """
     n_ranked = int((table["rank"] > 0).sum())
     if n_ranked <= most:
@@ -110,26 +111,26 @@ def albums(
     threshold: float,
     share: float,
 ) -> list[list[dict[str, Any]]]:
-    """Return the album of each of `shown` patients, in their order."""
+    """Return the album of each patient in `shown`, in the same order."""
     volumes = dict(list(manifest.groupby("patient_id")))
     make = partial(album, predictions=predictions, split=split, threshold=threshold, share=share)
     return in_parallel(make, (volumes[name] for name in shown["patient_id"]), "report")
 
 
-def most_telling(counts: list[int]) -> tuple[int, int]:
-    """Return what a patient's first shown slice has most of: wrong pixels, else right ones."""
+def error_then_overlap(counts: list[int]) -> tuple[int, int]:
+    """Return the wrong and correct pixels of a slice; a card opens at the highest such pair."""
     tp, fp, fn = counts
     return fp + fn, tp
 
 
 def area_steps(counts: list[list[int]]) -> dict[str, str]:
-    """Return tumor area by slice in reference and prediction, 0 high at the largest of both."""
+    """Return step paths of the tumor area by slice, in reference and prediction, on one scale."""
     areas = {
         "reference": [tp + fn for tp, _, fn in counts],
         "prediction": [tp + fp for tp, fp, _ in counts],
     }
     highest = max(1, *areas["reference"], *areas["prediction"])
-    return {name: bars(each, highest) for name, each in areas.items()}
+    return {name: bars(by_slice, highest) for name, by_slice in areas.items()}
 
 
 def cards(
@@ -138,14 +139,14 @@ def cards(
     slices: list[list[dict[str, Any]]],
     sequences: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return what the page shows of each patient, beside its slices: scores and facts.
+    """Return the scores and facts on the card of each patient.
 
     `sequences` are those of the three channels.
     """
     facts = cohort.set_index("patient_id")
     found = []
     for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
-        counts = [each["counts"] for each in album_of]
+        counts = [shown_slice["counts"] for shown_slice in album_of]
         patient = facts.loc[row["patient_id"]]
         found.append(
             {
@@ -163,7 +164,7 @@ def cards(
                 "iou": formatted(row["iou"]),
                 "tumor": row["tp"] + row["fn"],
                 "steps": area_steps(counts),
-                "begin": max(range(len(counts)), key=lambda at: most_telling(counts[at])),
+                "begin": max(range(len(counts)), key=lambda at: error_then_overlap(counts[at])),
                 "n_slices": len(album_of),
                 "n_slices_all": patient["n_slices"],
             }

@@ -1,4 +1,4 @@
-"""How templates are filled in: pages in HTML, the model card in Markdown."""
+"""The Jinja environment that fills in the templates: pages in HTML, the model card in Markdown."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from page.wording import kept_components
+from page.wording import describe_postprocessing
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template_environment() -> jinja2.Environment:
-    """Return what fills in the templates: HTML is escaped, and a name that is missing refused."""
+    """Return the Jinja environment: it escapes HTML and raises an error for an undefined name."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -22,15 +22,15 @@ def template_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"cell": cell, "kept_components": kept_components}
+    found.filters |= {"cell": cell, "describe_postprocessing": describe_postprocessing}
     return found
 
 
 def cell(value: Any) -> str:
-    """Return a value as a cell of a table in Markdown, whatever it is made of."""
+    """Return a value as a cell of a Markdown table: on one line, with `|` and `<` escaped."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def script_json(value: Any) -> Markup:
-    """Return a value as JSON that cannot end the script element that it stands in."""
+    """Return a value as JSON that is safe inside a script element: `<` is escaped."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))  # noqa: S704

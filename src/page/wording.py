@@ -1,4 +1,4 @@
-"""What the scores are called, and how each is defined, in words for a person."""
+"""Names and definitions of the scores, and other phrases of the report and the model card."""
 
 import csv
 import math
@@ -10,17 +10,17 @@ from scans.sequences import MAIN, channel_of, short_name
 
 
 class Score(NamedTuple):
-    """A key of evaluate.json in words."""
+    """A key of evaluate.json with its label and definition."""
 
     key: str
     label: str
     definition: str
-    n: str  # the key of how many it is over
-    pixels: bool = False  # in pixels, or as a count of them; else a share from 0 to 1
+    n: str  # the key that counts the patients or slices behind the score
+    one_decimal: bool = False  # pixels, mm or mL; other scores are shares from 0 to 1
 
 
 def read_scores() -> list[Score]:
-    """Return the scores of the report's table, in its order, from score_labels.csv."""
+    """Return the scores in score_labels.csv, in the order of the report's table."""
     text = Path(__file__).with_name("score_labels.csv").read_text(encoding="utf-8")
     return [
         Score(row["key"], row["label"], row["definition"], row["n"], bool(row["pixels"]))
@@ -48,18 +48,18 @@ DEFINITIONS = {
 }
 
 
-def kept_components(share: float) -> str:
-    """Return in words which of a patient's tumor pixels are kept, where not all of them are."""
+def describe_postprocessing(share: float) -> str:
+    """Return which connected components `evaluate.component_share` keeps; `share` is not 0."""
     if share == 1:
-        return "of that each patient's largest connected component in 3-D"
+        return "only the largest 3-D connected component of each patient is kept"
     return (
-        "of that each patient's connected components in 3-D of at least "
-        f"{100 * share:g} % of the largest one's pixels"
+        "of each patient's 3-D connected components, those with at least "
+        f"{100 * share:g} % of the largest one's pixels are kept"
     )
 
 
 def shown_sequences(sequences: Sequence[str]) -> dict[str, Any]:
-    """Return for the viewer the channel and name of each sequence, and the main one's name."""
+    """Return the channel and name of each sequence, and the main one's name, for the viewer."""
     names = {
         name: short_name(name)[0].upper() + short_name(name)[1:] for name in channel_of(sequences)
     }
@@ -70,38 +70,38 @@ def shown_sequences(sequences: Sequence[str]) -> dict[str, Any]:
 
 
 def channels_in_words(sequences: Sequence[str]) -> str:
-    """Return what a slice of three channels consists of."""
+    """Return which sequences a slice of three channels consists of, as a phrase."""
     names = [short_name(name) for name in channel_of(sequences)]
     if len(names) == 1:
-        return f"a slice of {names[0]}, three times"
+        return f"one slice of {names[0]}, copied to three channels"
     number = {2: "two sequences", 3: "three sequences"}[len(names)]
-    return f"a slice of {number}, {', '.join(names[:-1])} and {names[-1]}"
+    return f"one slice of {number} ({', '.join(names)})"
 
 
 class FormattedScore(NamedTuple):
-    """A score of one split, as it is printed."""
+    """A score of one split, formatted for display."""
 
-    value: float | None  # as stored; None where it is undefined
+    value: float | None  # as stored; None if undefined
     text: str
-    interval: str  # "0.579 to 0.721"; "" where there is none
+    interval: str  # "0.579 to 0.721"; "" if there is none
     n: str
 
 
-def formatted(value: float | None, *, pixels: bool = False) -> str:
-    """Return a score to three decimals, or pixels to one; "undefined" of None and NaN."""
+def formatted(value: float | None, *, one_decimal: bool = False) -> str:
+    """Return a score with three decimals, or with one; "undefined" for None and NaN."""
     if value is None or math.isnan(value):
         return "undefined"
-    return f"{value:,.1f}" if pixels else f"{value:.3f}"
+    return f"{value:,.1f}" if one_decimal else f"{value:.3f}"
 
 
 def format_score(score: Score, values: dict[str, Any]) -> FormattedScore:
-    """Return a score from the section of evaluate.json of one split."""
+    """Return a score from one split's section of evaluate.json."""
     value, low, high = (values.get(f"{score.key}{end}") for end in ("", "_low", "_high"))
     numbers = values | {"n_slices_healthy": values["n_slices"] - values["n_slices_abnormal"]}
     patients = f"{values['n_patients']:,} patients"
-    number = f"{numbers[score.n]:,} "
-    of_what = number + "patients" if "patients" in score.n else f"{number}slices of {patients}"
+    number = f"{numbers[score.n]:,}"
+    n = f"{number} patients" if "patients" in score.n else f"{number} slices of {patients}"
     interval = ""
     if low is not None and high is not None:
-        interval = " to ".join(formatted(end, pixels=score.pixels) for end in (low, high))
-    return FormattedScore(value, formatted(value, pixels=score.pixels), interval, of_what)
+        interval = " to ".join(formatted(end, one_decimal=score.one_decimal) for end in (low, high))
+    return FormattedScore(value, formatted(value, one_decimal=score.one_decimal), interval, n)

@@ -1,4 +1,4 @@
-"""The stage's figures and tables against figures done by hand from the phantom."""
+"""The outputs of explore against values computed directly from the phantom."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ TABLES = ["cohort", "findings", "hue", "per_patient", "position", "sequences"]
 FIGURES = ["hue", "intensity", "location", "position", "tumor_area"]
 
 
-def test_the_figures_equal_those_counted_by_hand(
+def test_metrics_and_tables_equal_direct_counts(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
@@ -119,7 +119,7 @@ def test_the_figures_equal_those_counted_by_hand(
     assert len(tables["findings"]) == sum(found["findings"].values())
 
 
-def test_figures_are_drawn_and_everything_repeats_to_the_byte(
+def test_figures_are_drawn_and_all_outputs_are_reproducible(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     metrics, explored = tmp_path / "explore.json", tmp_path / "explore"
@@ -137,7 +137,7 @@ def test_figures_are_drawn_and_everything_repeats_to_the_byte(
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
-def test_tables_of_other_patients_are_refused(
+def test_tables_of_different_patients_are_an_error(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     pd.read_csv(data.patients, dtype=str).iloc[1:].to_csv(tmp_path / "patients.csv", index=False)
@@ -149,11 +149,14 @@ def test_tables_of_other_patients_are_refused(
         tmp_path / "a",
     ]
     outcome = run_stage(explore.main, paths)
-    assert (outcome.code, "other patients than" in outcome.error) == (1, True)
+    assert outcome.code == 1
+    for path in (data.manifest, tmp_path / "patients.csv"):
+        assert str(path) in outcome.error
+    assert "`dvc repro build_manifest`" in outcome.error
     assert not (tmp_path / "a").exists()
 
 
-def test_what_is_planted_is_reported_with_its_file(
+def test_planted_oddities_are_reported_with_their_files(
     run_stage: RunStage, data: Data, tmp_path: Path
 ) -> None:
     images, masks = (
@@ -197,7 +200,7 @@ def test_what_is_planted_is_reported_with_its_file(
 
 def measured() -> Measurements:
     location = np.zeros((GRID, GRID), np.int64)
-    location[-1, 0] = 30  # below, on the left
+    location[-1, 0] = 30  # bottom left
     location[0, -1] = 10
     hue = np.zeros((2, HUE_BINS), np.int64)
     hue[:, 60] = 2000, 500
@@ -205,26 +208,26 @@ def measured() -> Measurements:
     return Measurements(location, np.zeros((POSITIONS, 3), np.int64), hue, levels, 4000)
 
 
-def test_the_heat_map_tells_the_share_of_each_side() -> None:
+def test_the_heat_map_gives_the_share_of_each_side() -> None:
     [axes, _] = location_figure(measured()).axes
-    assert [text.get_text() for text in axes.texts] == [
-        "left of the image:\n75 % of tumor pixels",
-        "right of the image:\n25 % of tumor pixels",
-    ]
-    assert axes.get_title() == "Where tumors are in the slice, n = 40 pixels"
+    left, right = (text.get_text() for text in axes.texts)
+    assert "left" in left
+    assert "75 %" in left
+    assert "right" in right
+    assert "25 %" in right
+    assert "n = 40" in axes.get_title()
     drawn = np.asarray(axes.images[0].get_array())
-    assert drawn[-1, 0] == 750  # per mille, the first row on top
+    assert drawn[-1, 0] == 750  # per mille; the first row is at the top
     assert drawn.sum() == pytest.approx(1000)
 
 
-def test_the_median_of_skewed_areas_is_marked() -> None:
+def test_the_area_histograms_mark_the_median() -> None:
     figure = area_figure(np.array([0.01, 0.02, 0.12]), np.array([0.005, 0.01]))
     labels = [axes.get_legend().get_texts()[0].get_text() for axes in figure.axes]  # type: ignore[union-attr]
     assert labels == ["median 2.0 %", "median 0.8 %"]
-    assert [axes.get_title() for axes in figure.axes] == [
-        "Tumor of 3 abnormal slices",
-        "Tumor of 2 patients",
-    ]
+    slices, patients = (axes.get_title() for axes in figure.axes)
+    assert "3 abnormal slices" in slices
+    assert "2 patients" in patients
 
 
 def test_a_histogram_of_few_pixels_is_not_drawn() -> None:
@@ -244,26 +247,26 @@ def volumes_of(names: list[str]) -> list[pd.DataFrame]:
 
 
 def kinds(bone: list[float], spacings: list[float] | None = None) -> list[tuple[str, str, float]]:
-    """Return kind, patient and value of what is found in patients A, B and so on."""
+    """Return kind, patient and value of the findings in patients A, B and so on."""
     names = [chr(ord("A") + n) for n in range(len(bone))]
     sizes = [(each, 0.9, 0.9) for each in spacings or []]
     found = mixed_findings(volumes_of(names), bone, dict(zip(names, sizes, strict=False)))
     return [(each.kind, each.patient_id, each.value) for each in found]
 
 
-def test_a_mixture_of_heads_and_stripped_brains_is_found_and_one_kind_alone_is_not() -> None:
+def test_only_a_mix_of_whole_heads_and_skull_stripped_brains_is_a_finding() -> None:
     assert kinds([0.3, 0.01, 0.4]) == [("skull_stripped", "B", 0.01)]
     assert kinds([0.3, 0.2, 0.4]) == kinds([0.01, 0.02, 0.0]) == []
-    assert kinds([0.01, *[0.3] * 39]) == []  # as often as whole heads pass for stripped
+    assert kinds([0.01, *[0.3] * 39]) == []  # few enough to be false alarms
 
 
-def test_a_mixture_of_voxel_sizes_is_found() -> None:
+def test_a_mix_of_voxel_sizes_is_a_finding() -> None:
     assert kinds([0.3] * 4, [5, 5, 5.2, 1]) == [("voxel_size", "D", 1)]
     assert kinds([0.3] * 4, [5, 5, 5.2]) == []
 
 
-def test_a_head_has_bone_and_a_stripped_brain_has_none() -> None:
-    """A head of 160 mm: scalp, dark skull, brain; and its brain alone."""
+def test_a_head_has_bone_and_a_skull_stripped_brain_has_none() -> None:
+    """A head of 160 mm with scalp, dark skull and brain, and the same brain without them."""
     y, x = np.mgrid[:200, :200] - 100
     radius = np.hypot(y, x)
     head = 120 * (radius < 68) + 200 * ((radius > 75) & (radius < 80))

@@ -45,7 +45,7 @@ def test_a_patient_without_tumor_is_one_finding() -> None:
         (slice(20, 30), slice(30, 40), 19),  # a corner counts once
     ],
 )
-def test_a_mask_on_the_border_is_found_in_its_slice(
+def test_a_mask_on_the_border_is_reported_with_its_slice(
     rows: slice, columns: slice, pixels: int
 ) -> None:
     inside = blob(slice(5, 25), slice(5, 35))
@@ -53,7 +53,7 @@ def test_a_mask_on_the_border_is_found_in_its_slice(
     assert found == [Finding("mask_touches_border", "masks/A_2.tif", "A", pixels, "")]
 
 
-def test_small_components_beside_a_larger_one_are_specks() -> None:
+def test_small_components_next_to_a_larger_one_are_specks() -> None:
     lesion = blob(slice(5, 15), slice(5, 15))
     one, corner = blob(slice(20, 21), slice(30, 31)), blob(slice(15, 16), slice(15, 16))
     found = mask_findings(volume(lesion | one, lesion | one, lesion | corner))
@@ -61,18 +61,18 @@ def test_small_components_beside_a_larger_one_are_specks() -> None:
         Finding("speck", "masks/A_1.tif", "A", 2, ""),  # one component in two slices
         Finding("speck", "masks/A_3.tif", "A", 1, ""),
     ]
-    second = blob(slice(20, 25), slice(25, 35))  # of 50 pixels: a lesion
+    second = blob(slice(20, 25), slice(25, 35))  # 50 pixels: a lesion
     assert mask_findings(volume(lesion | second)) == []
     small = blob(slice(20, 22), slice(30, 32))
-    assert mask_findings(volume(small)) == []  # all there is
+    assert mask_findings(volume(small)) == []  # the only component
 
 
-def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness() -> None:
+def test_near_duplicates_of_other_patients_are_found_at_any_brightness() -> None:
     rng = np.random.default_rng(3)
     scans = [rng.integers(0, 120, (60, 60, 3)).astype(np.float64) for _ in range(6)]
-    scans[1] = scans[0]  # the same patient: a neighbor, no finding
+    scans[1] = scans[0]  # same patient: not a finding
     scans[4] = 1.7 * scans[2] + 10 + rng.normal(0, 2, (60, 60, 3))
-    scans[4][..., [0, 2]] = 90  # FLAIR alone is compared
+    scans[4][..., [0, 2]] = 90  # only FLAIR is compared
     scans[5] = np.full((60, 60, 3), 7.0)  # blank
     scans.append(scans[5])
     patients = ["A", "A", "A", "B", "B", "B", "C"]
@@ -89,7 +89,7 @@ def test_near_duplicates_of_other_patients_are_found_whatever_their_brightness()
     assert findings.ALIKE < found[0].value < 1
 
 
-def test_two_patients_with_one_slice_twice_are_told_once() -> None:
+def test_a_slice_shared_by_two_patients_is_reported_once() -> None:
     scan = np.random.default_rng(4).integers(0, 255, (50, 50, 3)).astype(np.uint8)
     files = ["images/A_1.tif", "images/B_1.tif"]
     table = pd.DataFrame({"image": files, "patient_id": ["A", "B"]})
@@ -105,7 +105,7 @@ def phantom_volume(data: Data, patient_id: str) -> Volume:
     return read_volume(table[table["patient_id"] == patient_id].reset_index(drop=True))
 
 
-def test_a_gap_in_the_numbers_is_found_at_the_slice_after_it(data: Data) -> None:
+def test_a_gap_in_the_slice_numbers_is_reported_at_the_slice_after_it(data: Data) -> None:
     whole = phantom_volume(data, "PHANTOM_P1_0001_20000101")
     assert slice_findings(whole) == []
     kept = [index for index in range(len(whole.masks)) if index not in (2, 3, 5)]
@@ -121,7 +121,7 @@ def test_a_gap_in_the_numbers_is_found_at_the_slice_after_it(data: Data) -> None
 
 
 @pytest.mark.parametrize("shift", [-2, -1, 1, 2])
-def test_masks_that_are_off_by_slices_are_found(data: Data, shift: int) -> None:
+def test_masks_shifted_by_slices_are_found(data: Data, shift: int) -> None:
     patients = sorted(path.name for path in data.raw.iterdir() if path.is_dir())
     for patient_id in patients:
         whole = phantom_volume(data, patient_id)

@@ -1,4 +1,4 @@
-"""What is laid over a scan, drawn again from its paths and held against the masks."""
+"""The overlays of a scan: their SVG paths, rasterized again, equal the masks."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ MASKS = npst.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
 def filled(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a path of rectangles, each counted."""
+    """Return how often each pixel is covered by a path of rectangles."""
     counts = np.zeros(shape, dtype=int)
     for x, y, n in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\3z", path):
         counts[int(y), int(x) : int(x) + int(n)] += 1
@@ -35,20 +35,20 @@ def filled(path: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def enclosed(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixels whose middle is within an odd number of a path's lines."""
+    """Return the pixels whose center is inside an odd number of a path's lines."""
     rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
-    middles = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    inside = np.zeros(len(middles), dtype=bool)
+    centers = np.stack([columns.ravel(), rows.ravel()], axis=1)
+    inside = np.zeros(len(centers), dtype=bool)
     for start, moves in re.findall(r"M([^l]+)((?:l[^lz]+)+)z", path):
         numbers = [[float(n) for n in move.split()] for move in moves[1:].split("l")]
         points = np.cumsum([[float(n) for n in start.split()], *numbers], axis=0)
         assert np.allclose(points[0], points[-1])
-        inside ^= Polygon(points).contains_points(middles)
+        inside ^= Polygon(points).contains_points(centers)
     return inside.reshape(shape)
 
 
 @given(MASKS)
-def test_an_area_is_every_pixel_of_the_mask_once(mask: np.ndarray) -> None:
+def test_an_area_covers_every_pixel_of_the_mask_once(mask: np.ndarray) -> None:
     path = area(mask)
     assert re.fullmatch(r"(M\d+ \d+h\d+v1h-\d+z)*", path)
     np.testing.assert_array_equal(filled(path, mask.shape), mask)
@@ -59,7 +59,7 @@ def test_an_outline_encloses_the_mask(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(enclosed(outline(mask), mask.shape), mask)
 
 
-def test_a_square_has_the_outline_that_one_draws_by_hand() -> None:
+def test_a_rectangle_has_the_outline_drawn_by_hand() -> None:
     mask = np.zeros((6, 8), dtype=bool)
     mask[2:5, 3:5] = True
     assert area(mask) == "M3 2h2v1h-2zM3 3h2v1h-2zM3 4h2v1h-2z"
@@ -71,7 +71,7 @@ def test_a_square_has_the_outline_that_one_draws_by_hand() -> None:
     assert outline(~mask & mask) == area(~mask & mask) == ""
 
 
-def test_errors_are_told_apart() -> None:
+def test_an_overlay_separates_correct_missed_and_false_pixels() -> None:
     predicted, mask = np.zeros((2, 4, 4), dtype=bool)
     predicted[0], mask[0, 2:], mask[3, 0] = True, True, True
     paths = overlay(predicted, mask)
@@ -82,7 +82,7 @@ def test_errors_are_told_apart() -> None:
     assert paths["prediction"] == outline(predicted)
 
 
-def test_a_sequence_looks_as_it_did(data: Data) -> None:
+def test_a_compressed_sequence_looks_like_the_original(data: Data) -> None:
     slice_id = read_manifest(data.splits)["slice_id"].iloc[40]
     channel = read_image(slice_path(data.images, slice_id))[..., 1]
     with Image.open(io.BytesIO(base64.b64decode(webp(channel))), formats=["WEBP"]) as image:
@@ -92,7 +92,7 @@ def test_a_sequence_looks_as_it_did(data: Data) -> None:
     assert np.corrcoef(shown.ravel(), channel.ravel())[0, 1] > 0.98
 
 
-def test_a_missing_sequence_is_told_and_not_shown(data: Data) -> None:
+def test_a_copy_of_flair_is_not_stored_again(data: Data) -> None:
     image = read_image(slice_path(data.images, read_manifest(data.splits)["slice_id"].iloc[40]))
     image = np.repeat(image[..., 1:2], 3, axis=2)
     image[..., 2] //= 2
@@ -103,7 +103,7 @@ def test_a_missing_sequence_is_told_and_not_shown(data: Data) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 1])
-def test_an_album_has_the_slices_of_a_split_and_their_counts(
+def test_an_album_has_the_slices_of_one_split_and_their_counts(
     data: Data, masks: dict[str, np.ndarray], tmp_path: Path, share: float
 ) -> None:
     manifest = read_manifest(data.splits)
@@ -111,7 +111,7 @@ def test_an_album_has_the_slices_of_a_split_and_their_counts(
     volume = volume.assign(split=np.resize(["test", "train"], len(volume)))
     answers = noisy({slice_id: masks[slice_id] for slice_id in volume["slice_id"]})
     for answer in answers.values():
-        answer[:2, :2] = 0.9  # an island, which the largest component leaves out
+        answer[:2, :2] = 0.9  # a separate component, not the largest
     write_maps(tmp_path, answers)
     predicted = stack([answer > 0.5 for answer in answers.values()])
     numbers = range(len(predicted))

@@ -1,7 +1,7 @@
 const cards = all(".card");
 startViewer(document.getElementById("gallery"), read("slices"));
 
-// A patient whose Dice is undefined comes last either way.
+// A patient whose Dice is undefined comes last in both orders.
 const undefinedLast = (a, b) => (a.dataset.dice === "") - (b.dataset.dice === "");
 const ORDERS = {
   worst: (a, b) => undefinedLast(a, b) || a.dataset.dice - b.dataset.dice,
@@ -11,16 +11,15 @@ const ORDERS = {
 };
 
 function arrange() {
-  const everyone = document.getElementById("choice").value === "all";
+  const showAll = document.getElementById("choice").value === "all";
   const order = ORDERS[document.getElementById("sort").value];
-  for (const card of cards) card.hidden = !everyone && card.dataset.place === "";
+  for (const card of cards) card.hidden = !showAll && card.dataset.place === "";
   document.querySelector(".cards").append(...[...cards].sort(order));
 }
 
 for (const id of ["choice", "sort"]) document.getElementById(id).addEventListener("change", arrange);
 arrange();
 
-// The charts.
 for (const [name, spec] of Object.entries(read("charts"))) {
   vegaEmbed(`#chart-${name}`, spec, { actions: false, renderer: "svg" });
 }

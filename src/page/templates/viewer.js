@@ -1,16 +1,16 @@
 "use strict";
-// The viewer: slices of patients, a slider for each, and what lies over the scan. A page may have
-// several `.card`s in a gallery; of each it knows a list of slices, which may be made when they are
-// looked at: `size`, `views` (a WebP in base64, or a data URI, of each sequence), `paths`, `words`.
+// The viewer shows the slices of patients with a slider and overlays. A gallery has one or more
+// `.card`s, each with a list of slices, which may be created on access. A slice has `size`, `views` (one
+// image per sequence, as WebP in base64 or as a data URI), `paths`, and `counts` or `words`.
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
-const LAYERS = ["right", "missed", "false", "halo", "reference", "prediction"]; // the last on top
+const LAYERS = ["right", "missed", "false", "halo", "reference", "prediction"]; // bottom to top
 const FLAIR = 1;
 const svg = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
 const uri = (view) => (view.startsWith("data:") ? view : `data:image/webp;base64,${view}`);
 
-// The pattern of a kind of error, as large on the screen whatever the slice's width in pixels.
+// Returns the fill pattern of a kind of error, scaled so that it looks the same at any slice width.
 function pattern(name, width) {
   const id = `${name}-${width}`;
   if (!document.getElementById(id)) {
@@ -24,40 +24,40 @@ function pattern(name, width) {
   return `url(#${id})`;
 }
 
-// What a slice shows, in words: those of the page, or how it compares with the reference.
+// Returns the caption of a slice: its own `words`, or how the prediction compares with the reference.
 function summary(slice) {
   if (slice.words) return slice.words;
   const [tp, fp, fn] = slice.counts;
-  const both = 2 * tp + fp + fn;
-  const dice = both ? `Dice ${((2 * tp) / both).toFixed(3)}` : "no tumor in either";
-  return `${dice}: ${tp} pixels right, ${fn} missed, ${fp} false`;
+  const total = 2 * tp + fp + fn;
+  const dice = total ? `Dice ${((2 * tp) / total).toFixed(3)}` : "No tumor in either";
+  return `${dice}: ${tp} pixels correct, ${fn} missed, ${fp} false positive`;
 }
 
-// Start the viewer in a gallery, whose cards' slices are given by `data-index`. Returns what draws a
-// card again after its slices have changed.
+// Starts the viewer in a gallery. A card's `data-index` is its position in `slices`. Returns a function
+// that redraws a card after its slices have changed.
 function startViewer(gallery, slices) {
   const cards = all(".card", gallery);
 
   function draw(card) {
     const slider = card.querySelector("[type=range]");
-    const of = slices[card.dataset.index];
-    const slice = of[slider.value];
+    const volume = slices[card.dataset.index];
+    const slice = volume[slider.value];
     const choice = gallery.querySelector("[name=sequence]:checked");
     const sequence = choice.parentElement.textContent;
     const [width, height] = slice.size;
-    const found = summary(slice);
+    const comparison = summary(slice);
 
     const image = card.querySelector("img");
     image.width = width;
     image.height = height;
     image.src = uri(slice.views[choice.value] || slice.views[FLAIR]);
     const number = slice.number === undefined ? "" : `, number ${slice.number}`;
-    const where = `Slice ${Number(slider.value) + 1} of ${of.length}${number}`;
+    const position = `Slice ${Number(slider.value) + 1} of ${volume.length}${number}`;
     const missing = card.dataset.missing.split(" ").includes(choice.value);
-    image.alt = `${sequence} scan of ${card.dataset.name}. ${where}. ${found}.`;
+    image.alt = `${sequence} scan of ${card.dataset.name}. ${position}. ${comparison}.`;
     card.querySelector("figcaption").textContent =
-      `${where}. ${found}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
-    slider.setAttribute("aria-valuetext", `${where}. ${found}`);
+      `${position}. ${comparison}.` + (missing ? ` ${sequence} is missing: this is FLAIR.` : "");
+    slider.setAttribute("aria-valuetext", `${position}. ${comparison}`);
     card.querySelector(".now").setAttribute("x", slider.value);
 
     const { reference = "", prediction } = slice.paths;
@@ -75,10 +75,10 @@ function startViewer(gallery, slices) {
     );
   }
 
-  function move(card, position) {
+  function moveTo(card, position) {
     const slider = card.querySelector("[type=range]");
     const before = slider.value;
-    slider.value = position; // the slider keeps it within its range
+    slider.value = position; // the slider clamps it to its range
     if (slider.value !== before) draw(card);
   }
 
@@ -99,14 +99,14 @@ function startViewer(gallery, slices) {
     scan.addEventListener("pointermove", (event) => {
       if (from === null) return;
       const share = (event.clientX - from.x) / scan.clientWidth;
-      move(card, Math.round(from.at + share * slices[card.dataset.index].length));
+      moveTo(card, Math.round(from.at + share * slices[card.dataset.index].length));
     });
     for (const end of ["pointerup", "pointercancel"]) scan.addEventListener(end, () => (from = null));
     draw(card);
   }
   gallery.querySelector(".sequence").addEventListener("change", () => cards.forEach(draw));
   gallery.querySelector(".layers").addEventListener("change", layers);
-  // Keys that the page names in `data-key`, while the focus is within the gallery.
+  // Keyboard shortcuts: the controls' `data-key`, while the focus is within the gallery.
   gallery.addEventListener("keydown", (event) => {
     if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("select")) return;
