@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.refusals import Refusal
-from scans.names import SliceName, institution, person, same_name, sorted_slices
+from scans.names import SliceName, institution, person, name_key, sorted_slices
 from scans.tiff import read_image, read_mask
 
 
@@ -93,12 +93,12 @@ def test_only_names_as_of_tcga_tell_an_institution(patient_id: str, code: str) -
     ],
 )
 def test_spellings_of_a_name_are_the_same(names: tuple[str, ...]) -> None:
-    assert len({same_name(name) for name in names}) == 1
+    assert len({name_key(name) for name in names}) == 1
 
 
 @pytest.mark.parametrize("names", [("site1_12", "site11_2"), ("P7", "P07"), ("a", "b"), ("-", "_")])
 def test_other_names_stay_apart(names: tuple[str, str]) -> None:
-    assert same_name(names[0]) != same_name(names[1])
+    assert name_key(names[0]) != name_key(names[1])
 
 
 def test_compressed_and_big_endian_files_read_like_others(tmp_path: Path) -> None:
