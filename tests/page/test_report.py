@@ -330,7 +330,7 @@ def test_inputs_that_cannot_be_read_are_refused_and_the_old_page_stays(
     other.mkdir()
     (other / "evaluate.json").write_text("{")
     rows = [
-        ({"predictions": other}, "no probability map that can be read"),
+        ({"predictions": other}, "(FileNotFoundError)"),
         ({"evaluated": other}, "definitions.csv: cannot be read"),
         ({"metrics": other / "evaluate.json"}, "evaluate.json: cannot be read"),
         ({"trained": other / "none.json"}, "none.json: cannot be read"),

