@@ -77,9 +77,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         return table
 
     try:
-        with warnings.catch_warnings(
-            action="error"
-        ):  # or pandas would shift or truncate ragged rows
+        # Without this, pandas shifts or truncates ragged rows.
+        with warnings.catch_warnings(action="error"):
             typed, text = read(), read(dtype=str, keep_default_na=False)
     except (ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())

@@ -33,7 +33,7 @@ def not_utf8(path: PurePosixPath) -> bool:
 
 
 def hidden_part(path: PurePosixPath) -> str | None:
-    """Return the first part of a path that is hidden or written by an operating system, or None."""
+    """Return the first part of a path that is hidden or made by an operating system, or None."""
     return next((part for part in path.parts if part.startswith(".") or part in JUNK), None)
 
 

@@ -14,9 +14,7 @@ DESCRIPTION = "dataset.json"
 UNREADABLE = (OSError, ArithmeticError, ValueError, AttributeError, TypeError, RecursionError)
 # Placeholder names for all channels, used before dataset.json is read.
 ANY_CHANNEL = {f"{number:04}": "flair" for number in range(100)}
-CHANNEL = re.compile(
-    r"(?P<case>.+)_(?P<channel>\d{4})"
-)  # file name of one sequence of a case, without its ending
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # file name without its ending
 
 
 class Description(NamedTuple):
