@@ -52,7 +52,7 @@ from pipeline.params import check_params, read_yaml
 from scans.fitted import FittedSlices, Slices
 from scans.names import slice_path, sorted_slices
 from scans.normalization import NONE
-from scans.phantom import FEWEST_SLICES, write_phantom
+from scans.phantom import MIN_SLICES, write_phantom
 
 PHASES = ("wait", "forward", "backward", "step")
 # Differences between train.py and the defaults of smp and PyTorch, for --without.
@@ -472,7 +472,7 @@ def main() -> None:
     params = check_params({"train": TrainParams}, read_yaml(ROOT / "params.yaml"))["train"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        patients = -(-arguments.steps * arguments.batch_size // FEWEST_SLICES)
+        patients = -(-arguments.steps * arguments.batch_size // MIN_SLICES)
         write_phantom(
             folder / "raw",
             seed=arguments.seed,

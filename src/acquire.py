@@ -1,11 +1,11 @@
-"""Bring the patient folders and data.csv into one place, and note how large voxels are.
+"""Copy or convert a data set into one folder, and write a table of voxel sizes.
 
     python src/acquire.py data/raw data/geometry.csv
 
 `acquire.dataset` is `lgg` (the public Kaggle data set), `phantom` (synthetic), or the path of a
-folder or zip: slices in TIFF, or NIfTI as in BraTS, BIDS or nnU-Net, which are written as slices.
-For `lgg` the environment variable LGG_ARCHIVE, when set, names a local folder or zip; otherwise the
-copy that DVC holds is used, and if there is none, Kaggle's.
+folder or zip. The folder or zip contains TIFF slices, or NIfTI files laid out as in BraTS, BIDS or
+nnU-Net, which are converted to slices. For `lgg`, set the environment variable LGG_ARCHIVE to use a
+local folder or zip. Otherwise the stage uses DVC's copy, or downloads from Kaggle if DVC has none.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
 from pipeline import dvc_copy
 from pipeline.command import run
@@ -27,20 +27,21 @@ from scans.params import AcquireParams, PhantomParams
 LOCAL_COPY = "LGG_ARCHIVE"
 ANNOUNCEMENT = (
     "Downloading the LGG MRI Segmentation data set (CC BY-NC-SA 4.0) from Kaggle: about 0.7 GB, "
-    "some minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which may be deleted "
-    "afterwards, and takes 2.9 GB here, with DVC's cache."
+    "some minutes. It unpacks to 2 GB in kagglehub's cache ({cache}), which you may delete "
+    "afterwards. The copy here and DVC's cache take 2.9 GB."
 )
-WAYS_OUT = f"""Three ways out:
-  1. connect to the network (a proxy: HTTPS_PROXY) and repeat; what was downloaded is kept;
-  2. download the zip from kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation in a browser and set
-     {LOCAL_COPY} to it, or to the folder it unpacks to;
-  3. `dvc pull`, where your team shares the data by a DVC remote; where that finds nothing, nobody
-     has pushed it there yet (docs/team.md)."""
+DOWNLOAD_HELP = f"""You can get the data in three ways:
+  1. Connect to the network (through a proxy: set HTTPS_PROXY) and run this again. What
+     was downloaded so far is kept.
+  2. Download the zip from kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation in a browser. Set
+     {LOCAL_COPY} to the path of the zip or of the unpacked folder.
+  3. Run `dvc pull` if your team shares the data in a DVC remote. If it finds nothing, nobody has
+     pushed the data yet (docs/team.md)."""
 
 
 def download() -> Path:
-    """Return the folder that kagglehub has downloaded to, or had before."""
-    import kagglehub  # imported here: slow, and seldom needed
+    """Return the folder of kagglehub's download; download only if it is not cached."""
+    import kagglehub  # imported late: slow, and rarely needed
     from kagglehub.exceptions import DataCorruptionError
 
     cache = os.environ.get("KAGGLEHUB_CACHE", "~/.cache/kagglehub")
@@ -49,12 +50,12 @@ def download() -> Path:
         return Path(kagglehub.dataset_download(lgg.KAGGLE_HANDLE))
     except (OSError, ValueError, DataCorruptionError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise Refusal(f"the download failed: {reason}\n{WAYS_OUT}") from None
+        raise Refusal(f"the download failed: {reason}\n{DOWNLOAD_HELP}") from None
 
 
 def acquire_lgg(raw: Path, target: Path) -> None:
-    """Write the published data set to `target`, from the nearest place that has it."""
-    from scans.sources import copy_dataset  # late, as in acquire_own
+    """Write the published data set to `target`: LGG_ARCHIVE, else DVC's copy, else a download."""
+    from scans.sources import copy_dataset  # imported late: SciPy and pandas
 
     local_copy = os.environ.get(LOCAL_COPY)
     if local_copy:
@@ -70,16 +71,18 @@ def acquire_lgg(raw: Path, target: Path) -> None:
     if problems:
         refuse(
             [f"{source} is not the published data set: {problem}" for problem in problems],
-            "Delete it and fetch it again. For another data set set acquire.dataset to its path.",
+            "Delete it and get it again. To use another data set, set acquire.dataset to its path.",
         )
 
 
-def acquire_own(raw: Path, target: Path, geometry: Path, acquire: AcquireParams) -> list[Geometry]:
-    """Write the data set in the folder or zip that acquire.dataset names.
+def acquire_from_path(
+    raw: Path, target: Path, geometry: Path, acquire: AcquireParams
+) -> list[Geometry]:
+    """Write the data set in the folder or zip that acquire.dataset names; return its geometries.
 
-    Where that is not on this machine, the copy that DVC holds is as good.
+    If the path does not exist on this machine, use DVC's copy if there is one.
     """
-    from scans.sources import bring_dataset  # late: SciPy, which no other data set needs
+    from scans.sources import import_dataset  # imported late: SciPy and pandas
 
     source = Path(acquire.dataset).expanduser()
     recorded = {f"acquire.{name}": value for name, value in acquire.model_dump().items()}
@@ -87,7 +90,7 @@ def acquire_own(raw: Path, target: Path, geometry: Path, acquire: AcquireParams)
         table = target.parent / geometry.name
         dvc_copy.restore(geometry, table, stage="acquire", params=recorded)
         return list(read_geometry(table).values())
-    return bring_dataset(source, target, acquire)
+    return import_dataset(source, target, acquire)
 
 
 def main(
@@ -95,11 +98,10 @@ def main(
 ) -> None:
     rows: list[Geometry] = []
     if acquire.dataset in ("lgg", "phantom"):
-        acquire.check_unread(acquire.dataset)
+        acquire.check_nifti_params(acquire.dataset)
     with replacing(raw, geometry) as [partial, table]:
         if acquire.dataset == "phantom":
-            # SciPy and pandas: no other data set needs them
-            from scans.phantom import write_phantom
+            from scans.phantom import write_phantom  # imported late: SciPy and pandas
 
             write_phantom(
                 partial, seed=seed, patients=phantom.patients, image_size=phantom.image_size
@@ -107,7 +109,7 @@ def main(
         elif acquire.dataset == "lgg":
             acquire_lgg(raw, partial)
         else:
-            rows = acquire_own(raw, partial, geometry, acquire)
+            rows = acquire_from_path(raw, partial, geometry, acquire)
         write_geometry(table, rows)
     n_patients = sum(path.is_dir() for path in raw.iterdir())
     print(f"{n_patients} patients in {raw}; voxel sizes of {len(rows)} in {geometry}")

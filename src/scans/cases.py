@@ -18,7 +18,7 @@ from scans.dicom import DicomSeries, find_series, is_dicom, is_volume, sequence_
 from scans.layout import files_below
 from scans.names import SliceName
 from scans.nifti import is_nifti, stem
-from scans.nnunet import CHANNEL, recognized_file
+from scans.nnunet import CHANNEL, recognize_file
 from scans.sequences import (
     NAMES,
     NO_CONTRAST,
@@ -137,7 +137,7 @@ def nifti_cases(files: Sequence[Path], root: Path) -> list[Case]:
     """
     folders: dict[Path, list[Candidate]] = defaultdict(list)
     for path in files:
-        folders[folder_of(path, root)].append(Candidate(path, recognized_file(path)))
+        folders[folder_of(path, root)].append(Candidate(path, recognize_file(path)))
     cases = []
     for folder, found in sorted(folders.items()):
         exams: dict[str, list[Candidate]] = defaultdict(list)
@@ -203,7 +203,7 @@ def find_cases(scan: Path) -> list[Case]:
     if scan.is_file():
         if not is_nifti(scan):
             raise Refusal(f"{scan}: not NIfTI; for DICOM and TIFF, name the folder")
-        name = recognized_file(scan)
+        name = recognize_file(scan)
         if name.words and name.sequence != "flair":
             raise Refusal(
                 f"{scan}: by its name ({name.words}) it is not FLAIR, which the model needs; if "

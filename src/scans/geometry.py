@@ -1,6 +1,6 @@
-"""geometry.csv: how large the voxels of each patient are, and where they lie in space.
+"""Read and write geometry.csv: the voxel size of each patient and the volume's position in space.
 
-Slices in TIFF do not say this; a patient without a row has scores in pixels alone.
+TIFF slices do not contain this. For a patient without a row, scores are only in pixels.
 """
 
 import csv
@@ -15,15 +15,15 @@ from pipeline.refusals import Refusal, refuse, remake
 
 
 class Geometry(NamedTuple):
-    """The volume that a patient's slices come from: that of the main sequence."""
+    """The geometry of the volume of the main sequence, from which a patient's slices are cut."""
 
     patient_id: str
     slice_spacing: float  # mm from one slice to the next
     pixel_height: float  # mm
     pixel_width: float  # mm
-    slice_thickness: float | None  # mm, where the files say it
+    slice_thickness: float | None  # mm; None if unknown
     shape: tuple[int, int, int]  # voxels along each axis of the file
-    affine: NDArray[np.float64]  # (4, 4), from the file's voxels to mm, axes as in NIfTI
+    affine: NDArray[np.float64]  # (4, 4), from voxel indices to mm, as in NIfTI
 
     @property
     def voxel(self) -> tuple[float, float, float]:
@@ -32,7 +32,7 @@ class Geometry(NamedTuple):
 
 
 def write_geometry(path: Path, rows: Iterable[Geometry]) -> None:
-    """Write the table, a row for each patient; the affine as twelve numbers, row by row."""
+    """Write one row per patient, with the affine's upper three rows as twelve numbers."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Geometry._fields)
@@ -45,9 +45,9 @@ def write_geometry(path: Path, rows: Iterable[Geometry]) -> None:
 
 
 def read_geometry(path: Path) -> dict[str, Geometry]:
-    """Return what is known of patients' voxels, by `patient_id`; refuse another table.
+    """Return the rows of the table by `patient_id`; raise an error if it is not valid.
 
-    `slice_thickness`, `shape` and `affine` may be empty or missing.
+    The columns `slice_thickness`, `shape` and `affine` may be empty or missing.
     """
     found, problems = {}, []
     try:
@@ -56,28 +56,28 @@ def read_geometry(path: Path) -> dict[str, Geometry]:
             rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise Refusal(f"{path}: cannot be read ({error}); {remake('acquire')}") from None
-    lacking = [name for name in Geometry._fields[:4] if name not in (reader.fieldnames or ())]
-    if lacking:
-        raise Refusal(f"{path}: no column {', '.join(lacking)}; commas separate columns")
+    missing = [name for name in Geometry._fields[:4] if name not in (reader.fieldnames or ())]
+    if missing:
+        raise Refusal(f"{path}: no column {', '.join(missing)}. Separate columns with commas.")
     for number, row in enumerate(rows, start=2):
         try:
-            each = parsed(row)
+            geometry = parse_row(row)
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path}: row {number}: {error}")
             continue
-        if each.patient_id in found:
-            problems.append(f"{path}: row {number}: {each.patient_id} for the second time")
-        found[each.patient_id] = each
+        if geometry.patient_id in found:
+            problems.append(f"{path}: row {number}: second row for {geometry.patient_id}")
+        found[geometry.patient_id] = geometry
     if problems:
-        refuse(problems, f"It needs {', '.join(Geometry._fields[:4])}: sizes in mm.")
+        refuse(problems, f"Each row needs {', '.join(Geometry._fields[:4])}, with sizes in mm.")
     return found
 
 
-def parsed(row: dict[str, str]) -> Geometry:
-    """Return a row of the table; ValueError or KeyError where it is not sound."""
+def parse_row(row: dict[str, str]) -> Geometry:
+    """Return the geometry in a row; raise KeyError, TypeError or ValueError if it is not valid."""
     sizes = [float(row[name]) for name in Geometry._fields[1:4]]
     if not all(0 < size < np.inf for size in sizes):
-        raise ValueError(f"sizes are {sizes}, not mm above 0")
+        raise ValueError(f"sizes must be above 0 mm, not {sizes}")
     numbers = [float(value) for value in (row.get("affine") or "").split()]
     affine = np.full((4, 4), np.nan)
     if numbers:

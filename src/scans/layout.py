@@ -1,8 +1,8 @@
-"""Which of the files that somebody has are the data set: patients' folders and data.csv.
+"""Find the data set among a user's files: the patients' folders and data.csv.
 
     <patient>/<patient>_<number>.tif    <patient>/<patient>_<number>_mask.tif    data.csv
 
-What is left out is named, and nothing is guessed where there are several candidates.
+All skipped files are listed. If there are several candidates, an error asks the user to choose.
 """
 
 import os
@@ -24,7 +24,7 @@ JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 def not_utf8(path: PurePosixPath) -> bool:
-    """Return whether the file system's bytes of a name are not UTF-8."""
+    """Return whether a path is not valid UTF-8 on disk."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -33,28 +33,28 @@ def not_utf8(path: PurePosixPath) -> bool:
 
 
 def hidden_part(path: PurePosixPath) -> str | None:
-    """Return the part of a path that an operating system or a program hides, if there is one."""
+    """Return the first part of a path that is hidden or made by an operating system, or None."""
     return next((part for part in path.parts if part.startswith(".") or part in JUNK), None)
 
 
 def raise_error(error: OSError) -> None:
-    """Stop at a folder that cannot be read, which os.walk would pass over."""
+    """Raise the error of a folder that cannot be read; by default os.walk ignores it."""
     raise error
 
 
 def files_below(folder: Path, *, skip: str | None = None) -> dict[str, Path]:
-    """Return all files below a folder by their path in it, linked ones too, in order.
+    """Return all files below a folder by relative path, sorted.
 
-    Hidden ones are left out, and what is in a folder of the name `skip`. Links to files that are
-    not there are among them.
+    Links are followed; broken links are included. Hidden files and folders named `skip` are left
+    out.
     """
     found: dict[str, Path] = {}
     seen = set()
     for place, folders, names in os.walk(folder, onerror=raise_error, followlinks=True):
         real = os.path.realpath(place)
         within = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        entered = [each for each in folders if each != skip and hidden_part(within / each) is None]
-        folders[:] = [] if real in seen else entered
+        visible = [name for name in folders if name != skip and hidden_part(within / name) is None]
+        folders[:] = [] if real in seen else visible
         if real not in seen:
             seen.add(real)
             found |= {
@@ -65,29 +65,30 @@ def files_below(folder: Path, *, skip: str | None = None) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def normalized(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
-    """Return the members with accented letters composed, as in data.csv they may not be.
+def normalize_paths(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
+    """Return the members by path in Unicode form NFC, in which accented letters are composed.
 
-    Refuses names that are not UTF-8, and two that become one.
+    Raises an error for names that are not UTF-8, and for two names that become the same.
     """
     found: dict[PurePosixPath, Member] = {}
     problems = []
     for path, member in members.items():
         name = PurePosixPath(unicodedata.normalize("NFC", str(path)))
         if not_utf8(name):
-            problems.append(f"a name that is not UTF-8: {os.fsencode(path)!r}")
+            problems.append(f"name is not UTF-8: {os.fsencode(path)!r}")
         elif name in found:
-            problems.append(f"twice, in two Unicode forms: {name}")
+            problems.append(f"two names differ only in their Unicode form: {name}")
         found[name] = member
     if problems:
-        refuse(problems, "Rename them.")
+        refuse(problems, "Rename these files.")
     return found
 
 
-def root_of(places: Iterable[PurePosixPath]) -> PurePosixPath | None:
-    """Return the folder that holds the patients' folders: the highest with folders of TIFF files.
+def find_root(places: Iterable[PurePosixPath]) -> PurePosixPath | None:
+    """Return the folder that contains the patients' folders; None if there are no TIFF files.
 
-    Further down there may be a second copy of it. Refuses any other folder of patients.
+    It is the topmost folder that has subfolders with TIFF files. Below it there may be a second
+    copy of the data set; any other folder of patients is an error.
     """
     files: dict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
     for path in places:
@@ -97,26 +98,27 @@ def root_of(places: Iterable[PurePosixPath]) -> PurePosixPath | None:
         return None
     ordered = sorted(files, key=lambda folder: (len(folder.parts), folder))
     root = ordered[0]
-    apart = [
+    others = [
         folder
         for folder in ordered[1:]
         if root not in folder.parents and not files[folder] <= files[root]
     ]
-    if apart:
+    if others:
         refuse(
-            [f"a folder of patients: {path}" for path in (root, *apart)],
-            "Which one is meant? Set acquire.dataset to one, or put all patients into one folder.",
+            [f"a folder of patients: {path}" for path in (root, *others)],
+            "Set acquire.dataset to one of these folders, or put all patients into one folder.",
         )
     return root
 
 
 def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPath, Member]:
-    """Return the members of the data set by their place in it: patients' files and data.csv.
+    """Return the members of the data set by their path in it: patients' files and data.csv.
 
-    Prints what is left out: hidden files, a second copy, files beside the patients' folders.
+    Prints which members are left out: hidden files, a second copy, and files outside the patients'
+    folders.
     """
-    named = normalized(members)
-    root = root_of([place for place in named if hidden_part(place) is None])
+    named = normalize_paths(members)
+    root = find_root([place for place in named if hidden_part(place) is None])
     if root is None:
         return {}
     above = set(root.parents) | {root}
@@ -128,7 +130,7 @@ def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPat
         elif path.is_relative_to(root) and (path.parent != root or path.name in TABLES):
             chosen[path.relative_to(root)] = member
         else:
-            apart = (set(path.parents) | {path}) - above
-            left_out[str(min(apart, key=lambda folder: len(folder.parts)))] += 1
+            outside = (set(path.parents) | {path}) - above
+            left_out[str(min(outside, key=lambda folder: len(folder.parts)))] += 1
     print_list("left out", [f"{name}: {n} files" for name, n in sorted(left_out.items())])
     return chosen

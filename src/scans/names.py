@@ -1,14 +1,14 @@
-"""What the name of a patient or of a slice's file says, and how restructure names the files."""
+"""Parse and compare the names of patients and slice files; build the paths of slices."""
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-# TCGA-CS-4941: collection, institution ("tissue source site"), participant. Phantoms are named so.
+# TCGA-CS-4941: collection, institution ("tissue source site"), participant. Phantoms use this form.
 BARCODE = re.compile(r"(?:TCGA|PHANTOM)[-_](?P<code>[A-Z0-9]{2})[-_][A-Z0-9]{4}(?![A-Z0-9])")
 
-# What may follow a person's name in the name of an exam: a date, with the time, or a session.
+# In the name of an examination, a date (with or without a time) or a session may follow the person.
 YEAR, MONTH, DAY = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
 MONTH_NAME = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 GAP = r"[-_. ]?"
@@ -22,7 +22,7 @@ NUMBERED = (
 )
 NAMED = "baseline|follow[-_ ]?up|pre[-_ ]?op|post[-_ ]?op|pre|post"
 SESSION = rf"(?:{NUMBERED})[-_ ]?\d+(?:-\d+)?[a-z]?|(?:{NAMED})[-_ ]?\d*|ses[-_ ]?[a-z0-9]+"
-BRATS = r"(?<=-\d{5})-\d{3}"  # BraTS-GLI-00005-001: the time point of patient 00005
+BRATS = r"(?<=-\d{5})-\d{3}"  # BraTS-GLI-00005-001: time point 001 of patient 00005
 SEPARATORS = "-_. "
 EXAM = re.compile(rf"(?:[-_. ]+(?:{DATE}{TIME}|{SESSION})|{BRATS})$", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ SLICE_FILE = re.compile(
 
 @dataclass(frozen=True, order=True)
 class SliceName:
-    """What a file's name tells. Orders by patient, then by number, not by text: 2 before 10."""
+    """The parts of a slice's file name. Sorts by patient, then by number: 2 before 10."""
 
     patient_id: str
     number: int
@@ -42,7 +42,7 @@ class SliceName:
 
     @classmethod
     def parse(cls, file_name: str) -> "SliceName | None":
-        """Return the parts of `<patient>_<number>.tif` or `…_mask.tif`; None of another."""
+        """Return the parts of `<patient>_<number>.tif` or `…_mask.tif`; None for other names."""
         match = SLICE_FILE.fullmatch(file_name)
         if match is None:
             return None
@@ -50,11 +50,11 @@ class SliceName:
         return cls(patient_id, int(number), bool(match["mask"]), f"{patient_id}_{number}")
 
 
-def same_name(name: str) -> str:
-    """Return what two spellings of a name share: no case, no blanks, no punctuation.
+def name_key(name: str) -> str:
+    """Return a key that is equal for two spellings of a name: no case, no blanks, no punctuation.
 
-    Of what stands between two digits a dash is left, so that 1_12 is not 11_2. The two ways in
-    which Unicode writes an accented letter are one.
+    Blanks and punctuation between two digits become a dash, so that 1_12 differs from 11_2.
+    Composed and decomposed accented letters are the same.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     spaced = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in folded)
@@ -62,7 +62,7 @@ def same_name(name: str) -> str:
 
 
 def person(patient_id: str) -> str:
-    """Return a patient's name without what tells an exam: its date, time or session, at the end."""
+    """Return a patient's name without the date, time or session of an examination at its end."""
     if barcode := BARCODE.match(patient_id):
         return barcode[0]
     name = patient_id.strip(SEPARATORS)
@@ -72,17 +72,17 @@ def person(patient_id: str) -> str:
 
 
 def institution(patient_id: str) -> str:
-    """Return the code in a name as of TCGA, such as TCGA_CS_4941_19960909; "unknown" of others."""
+    """Return the code in a TCGA name, CS in TCGA_CS_4941_19960909; "unknown" for other names."""
     match = BARCODE.match(patient_id)
     return match["code"] if match else "unknown"
 
 
 def slice_path(folder: Path, slice_id: str) -> Path:
-    """Return where a slice lies in the folder of scans or in the folder of masks."""
+    """Return the path of a slice in the folder of scans or of masks."""
     return folder / f"{slice_id}.tif"
 
 
 def sorted_slices(folder: Path) -> list[SliceName]:
-    """Return the slices of a folder of scans or of masks, by patient and number."""
+    """Return the slices in a folder of scans or of masks, sorted by patient and number."""
     names = [SliceName.parse(path.name) for path in folder.glob("*.tif")]
     return sorted(name for name in names if name is not None)

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say which scans there are and how they are split."""
+"""The sections of params.yaml that define the data set and its split."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ Sequence = Literal["pre_contrast", "flair", "post_contrast", "t2"]
 
 
 class AcquireParams(Section):
-    """Which data set, and what is read of it."""
+    """Which data set is used, and which of its sequences and labels."""
 
     dataset: Annotated[str, Field(min_length=1)]
     layout: Literal["auto"] | Layout
@@ -23,28 +23,29 @@ class AcquireParams(Section):
 
     @property
     def channels(self) -> tuple[str, str, str]:
-        """Return which sequence each channel of a slice has."""
+        """Return the sequence in each channel of a slice."""
         return channels(self.sequences)
 
-    def check_unread(self, dataset: str) -> None:
-        """Refuse values that are meant for NIfTI where a data set has its own form."""
+    def check_nifti_params(self, dataset: str) -> None:
+        """Raise an error if params for NIfTI are set; `dataset` names the TIFF data set in use."""
         problems = []
         if self.channels != SEQUENCES:
             problems.append(f"acquire.sequences is {self.sequences}")
         if self.labels != "all":
             problems.append(f"acquire.labels is {self.labels}")
         if problems:
-            own = (
-                f"the channels of {dataset} are {', '.join(SEQUENCES)}, its masks are of 0 and 255"
+            refuse(
+                problems,
+                f"These params apply only to NIfTI. The channels of {dataset} are "
+                f"{', '.join(SEQUENCES)}; its masks contain 0 and 255.",
             )
-            refuse(problems, f"These params are for NIfTI: {own}.")
 
     @field_validator("sequences")
     @classmethod
     def check_repeats(cls, value: list[str]) -> list[str]:
-        """Refuse a sequence that is named twice."""
+        """Raise an error if a sequence is listed twice."""
         if len(set(value)) < len(value):
-            raise ValueError("names one twice")
+            raise ValueError("lists a sequence twice")
         return value
 
 
@@ -56,7 +57,7 @@ class PhantomParams(Section):
 
 
 class SplitParams(Section):
-    """Who is trained on, validated on and tested."""
+    """How patients are assigned to training, validation and test."""
 
     by: Literal["patient", "institution", "slice"]
     folds: Annotated[int, Field(ge=2)]

@@ -1,7 +1,7 @@
-"""data.csv made from the tables that come with a data set of NIfTI files, if any do.
+"""Create data.csv from the tables that come with a NIfTI data set.
 
-These are participants.tsv of BIDS, the name mapping of BraTS, or any other table in CSV or TSV with
-a column that names patients or examinations.
+Such a table is participants.tsv of BIDS, the name mapping of BraTS, or any other CSV or TSV file
+with a column that names patients or examinations. There may be none.
 """
 
 import csv
@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.refusals import Refusal, print_list
 from scans.clinical import column_name
-from scans.names import person, same_name
+from scans.names import name_key, person
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-EXPECTED = ("data.csv", "participants.tsv")  # refused if damaged; other tables are left out
+STANDARD_TABLES = ("data.csv", "participants.tsv")  # an error if damaged; others are skipped
 EMPTY = ("n/a", "NA", "nan")
-TAKEN = ("patient", "case_id", "row")  # names that data.csv and its readers have for their own
+RESERVED = ("patient", "case_id", "row")  # column names that data.csv or its readers use
 Rows = list[dict[str, str]]
 
 
 def person_of(layout: str, exam: str) -> str:
-    """Return whose examination it is; in BIDS that is the label after `sub-`, whatever it is."""
+    """Return the name of the person examined; in BIDS, `sub-` and the label that follows."""
     return exam.partition("_")[0] if layout == "bids" else person(exam)
 
 
@@ -35,65 +35,70 @@ def read_rows(path: Path) -> Rows:
 
 
 def key_column(rows: Rows, names: set[str]) -> str | None:
-    """Return the column with the most of these names, None if none has one."""
+    """Return the column that contains the most of these names, None if no column contains any."""
     counts = {
-        column: len({same_name(row[column]) for row in rows} & names)
+        column: len({name_key(row[column]) for row in rows} & names)
         for column in (rows[0] if rows else ())
     }
     best = max(counts, key=lambda column: counts[column], default=None)
     return best if best is not None and counts[best] else None
 
 
-def by_patient(place: str, path: Path, names: set[str]) -> tuple[str, dict[str, dict[str, str]]]:
-    """Return how a table is used, and its rows by the name of a patient or an examination.
+def read_patient_table(
+    place: str, path: Path, names: set[str]
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Return a note on how a table is used, and its rows by patient's or examination's name.
 
-    Refuses a table of patients that cannot be read, or has several rows for one.
+    The rows are empty if the table is not used. Raises an error if one of STANDARD_TABLES cannot be
+    read, or has several rows for one name.
     """
     try:
         rows = read_rows(path)
     except (OSError, ValueError, csv.Error) as error:
-        if path.name in EXPECTED:
-            raise Refusal(f"{path}: cannot be read as a table ({error})") from None
-        return f"{place}: not used, it cannot be read ({error})", {}
+        if path.name in STANDARD_TABLES:
+            raise Refusal(
+                f"{path}: cannot be read as a table ({error}). Correct or remove it."
+            ) from None
+        return f"{place}: not used because it cannot be read ({error})", {}
     key = key_column(rows, names)
     if key is None:
-        return f"{place}: not used, it names no patient", {}
+        return f"{place}: not used because it names no patient", {}
     named = [row for row in rows if row[key]]
-    found = {same_name(row[key]): row for row in named}
+    found = {name_key(row[key]): row for row in named}
     if len(found) < len(named):
-        repeated = sorted({row[key] for row in named if found[same_name(row[key])] is not row})
-        if path.name in EXPECTED:
-            raise Refusal(f"{path}: more than one row for {repeated}; keep one each")
-        return f"{place}: not used, it has several rows for {repeated[:3]}", {}
+        repeated = sorted({row[key] for row in named if found[name_key(row[key])] is not row})
+        if path.name in STANDARD_TABLES:
+            raise Refusal(f"{path}: more than one row for {repeated}. Keep one row for each.")
+        return f"{place}: not used because it has several rows for {repeated[:3]}", {}
     facts = {
         name: {column: value for column, value in row.items() if column != key}
         for name, row in found.items()
     }
-    return f"{place}, by {key}", facts
+    return f"{place}, matched by its column {key}", facts
 
 
 def clinical_rows(layout: str, exams: Sequence[str], files: Mapping[str, Path]) -> Rows:
-    """Return the rows of data.csv, one for each examination; print what they are from."""
+    """Return the rows of data.csv, one for each examination; print which tables were used."""
     persons = {exam: person_of(layout, exam) for exam in exams}
-    # By the examination, else by the person, whose `sub-` is often left out.
-    called = {exam: (exam, own, own.removeprefix("sub-")) for exam, own in persons.items()}
-    names = {same_name(name) for each in called.values() for name in each}
+    # A table may name the examination or the person, often without `sub-`.
+    aliases = {exam: (exam, name, name.removeprefix("sub-")) for exam, name in persons.items()}
+    names = {name_key(name) for spellings in aliases.values() for name in spellings}
     found: dict[str, dict[str, str]] = {exam: {"Patient": exam} for exam in exams}
     used = []
     for place, path in files.items():
         if path.suffix.lower() in SEPARATORS and "derivatives" not in PurePosixPath(place).parts:
-            note, facts = by_patient(place, path, names)
+            note, facts = read_patient_table(place, path, names)
             used.append(note)
-            for exam, own in found.items():
-                found_by = (same_name(name) for name in called[exam])
-                row = next((facts[name] for name in found_by if name in facts), {})
+            for exam, combined in found.items():
+                keys = (name_key(name) for name in aliases[exam])
+                row = next((facts[key] for key in keys if key in facts), {})
                 for column, value in row.items():
                     name = column_name(column)  # so that Age and age are one column
-                    name = f"other_{name}" if name.lower() in TAKEN else name
-                    own[name] = own.get(name) or value
-    for exam, own in found.items():
-        own["subject"] = own.get("subject") or persons[exam]
-    print_list("tables of patients", used or ["none: patients are known by their names alone"])
+                    name = f"other_{name}" if name.lower() in RESERVED else name
+                    combined[name] = combined.get(name) or value
+    for exam, combined in found.items():
+        combined["subject"] = combined.get("subject") or persons[exam]
+    print_list("tables of patients", used or ["none, so only the names of patients are known"])
     return list(found.values())
 
 

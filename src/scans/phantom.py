@@ -1,9 +1,9 @@
-"""A synthetic data set in the layout of the real one, for demonstration and tests.
+"""Generate a synthetic data set in the layout of the real one, for demonstration and tests.
 
-It resembles the LGG MRI Segmentation data in what makes the task: a textured brain in three
-sequences, lesions bright in FLAIR and dark before contrast that persist through neighboring
-slices, and distractors as bright in FLAIR that are no lesion. It is no model of anatomy, and a
-score reached on it says nothing about patients.
+It poses the same task as the LGG MRI Segmentation data: a textured brain in three sequences,
+lesions that are bright in FLAIR, dark before contrast and continue through neighboring slices, and
+distractors that are as bright in FLAIR but are not lesions. It does not model anatomy, and scores
+on it say nothing about patients.
 """
 
 from functools import partial
@@ -21,11 +21,12 @@ Floats = NDArray[np.float64]
 Grid = tuple[Floats, Floats, Floats]
 
 INSTITUTIONS = ("P1", "P2", "P3", "P4")
-MISSING = {0: ("pre_contrast", "post_contrast"), 1: ("post_contrast",)}  # by patient
+MISSING = {0: ("pre_contrast", "post_contrast"), 1: ("post_contrast",)}  # by patient's index
 ABNORMAL_FRACTION = 0.35  # of a patient's slices
-FEWEST_SLICES, MOST_SLICES = 14, 26  # of a patient
+MIN_SLICES, MAX_SLICES = 14, 26  # per patient
 
-# The columns of the real data.csv with the highest code of each; codes start at 1.
+# The columns of the real data.csv and the highest code in each. Codes start at 1,
+# except death01 at 0 and the age at 20.
 CLINICAL_CODES = {
     "RNASeqCluster": 4,
     "MethylationCluster": 5,
@@ -60,15 +61,16 @@ def grid(n_slices: int, image_size: int) -> Grid:
 
 
 def texture(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> Floats:
-    """Return smooth noise of mean 0 and standard deviation 1; `scale` in pixels within a slice."""
+    """Return smooth noise with mean 0 and standard deviation 1; `scale` is in pixels of a slice."""
     noise = gaussian_filter(rng.standard_normal(shape), (1.0, scale, scale))
     return np.asarray((noise - noise.mean()) / noise.std())
 
 
-def ball(where: Grid, center: Floats, radii: Floats) -> Floats:
+def ellipsoid_distance(coordinates: Grid, center: Floats, radii: Floats) -> Floats:
     """Return the distance from `center` in units of `radii`, (D, H, W): below 1 inside."""
     z, y, x = (
-        (axis - middle) / radius for axis, middle, radius in zip(where, center, radii, strict=True)
+        (axis - middle) / radius
+        for axis, middle, radius in zip(coordinates, center, radii, strict=True)
     )
     return np.asarray(np.sqrt(z**2 + y**2 + x**2))
 
@@ -80,50 +82,50 @@ def lesion_center(rng: np.random.Generator, z: float) -> Floats:
 
 
 def lesion_mask(
-    rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]
+    rng: np.random.Generator, coordinates: Grid, brain: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return an irregular blob, (D, H, W), in a run of 35 % of the slices and in no other."""
+    """Return an irregular blob, (D, H, W), in a contiguous 35 % of the slices."""
     n_slices, image_size, _ = brain.shape
     n_abnormal = max(1, round(ABNORMAL_FRACTION * n_slices))
     first = int(rng.integers(n_slices // 6, n_slices - n_slices // 6 - n_abnormal + 1))
-    z = where[0].ravel()
+    z = coordinates[0].ravel()
     middle = (z[first] + z[first + n_abnormal - 1]) / 2
     height = (n_abnormal + 1) / (n_slices - 1)
     center, radius = lesion_center(rng, middle), rng.uniform(0.14, 0.30)
     radii = np.array([height, radius * rng.uniform(0.8, 1.25), radius])
     ragged = 0.12 * texture(rng, brain.shape, image_size / 24)
-    mask = (ball(where, center, radii) + ragged < 1) & brain
-    # The core keeps every slice of the run abnormal, however thin the blob is there.
-    core = ball(where, center, np.array([1e9, 0.06, 0.06])) < 1
+    mask = (ellipsoid_distance(coordinates, center, radii) + ragged < 1) & brain
+    # A core in every slice of the run keeps it abnormal even where the blob is thin.
+    core = ellipsoid_distance(coordinates, center, np.array([1e9, 0.06, 0.06])) < 1
     mask |= core & brain
     mask[:first] = mask[first + n_abnormal :] = False
     return np.asarray(mask)
 
 
 def distractor_mask(
-    rng: np.random.Generator, where: Grid, brain: NDArray[np.bool_]
+    rng: np.random.Generator, coordinates: Grid, brain: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return two to four blobs of lesion size that are no lesion, (D, H, W)."""
+    """Return two to four lesion-sized blobs that are not lesions, (D, H, W)."""
     mask = np.zeros(brain.shape, dtype=np.bool_)
     for _ in range(int(rng.integers(2, 5))):
         center = lesion_center(rng, rng.uniform(-0.7, 0.7))
         radii = np.array([rng.uniform(0.1, 0.3), *rng.uniform(0.07, 0.18, size=2)])
-        mask |= ball(where, center, radii) < 1
+        mask |= ellipsoid_distance(coordinates, center, radii) < 1
     return np.asarray(mask & brain)
 
 
 def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return a patient's sequences, (D, H, W, 3) in [0, 1], and the lesion's mask, (D, H, W)."""
-    n_slices = int(rng.integers(FEWEST_SLICES, MOST_SLICES + 1))
+    """Return a patient's sequences, (D, H, W, 3) in [0, 1], and the lesion mask, (D, H, W)."""
+    n_slices = int(rng.integers(MIN_SLICES, MAX_SLICES + 1))
     shape = (n_slices, image_size, image_size)
-    where = grid(n_slices, image_size)
+    coordinates = grid(n_slices, image_size)
     head = np.array([1.15, rng.uniform(0.80, 0.88), rng.uniform(0.66, 0.74)])
-    from_middle = ball(where, np.zeros(3), head)
-    brain = from_middle < 0.9
-    scalp = (from_middle > 0.97) & (from_middle < 1.04)
-    ventricles = ball(where, np.zeros(3), np.array([0.5, 0.26, 0.12])) < 1
-    lesion = lesion_mask(rng, where, brain & ~ventricles)
-    distractor = distractor_mask(rng, where, brain & ~ventricles) & ~lesion
+    head_distance = ellipsoid_distance(coordinates, np.zeros(3), head)
+    brain = head_distance < 0.9
+    scalp = (head_distance > 0.97) & (head_distance < 1.04)
+    ventricles = ellipsoid_distance(coordinates, np.zeros(3), np.array([0.5, 0.26, 0.12])) < 1
+    lesion = lesion_mask(rng, coordinates, brain & ~ventricles)
+    distractor = distractor_mask(rng, coordinates, brain & ~ventricles) & ~lesion
     matter = texture(rng, shape, image_size / 20)
     grain = [0.02 * rng.standard_normal(shape) for _ in range(3)]
 
@@ -149,9 +151,9 @@ def make_volume(rng: np.random.Generator, image_size: int) -> tuple[Floats, NDAr
 def draw_patient(
     index: int, *, seed: int, image_size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a patient's slices (D, H, W, 3) and the lesion (D, H, W).
+    """Return a patient's slices (D, H, W, 3) and lesion mask (D, H, W).
 
-    FLAIR fills a missing sequence, as in the real data.
+    FLAIR replaces a missing sequence, as in the real data.
     """
     rng = np.random.default_rng([seed, index])
     volume, lesion = make_volume(rng, image_size)
@@ -173,7 +175,7 @@ def write_patient(index: int, folder: Path, *, seed: int, image_size: int) -> No
 
 
 def clinical_table(rng: np.random.Generator, patients: int) -> pd.DataFrame:
-    """Return random codes under the columns of the real data.csv; the last patient's are blank."""
+    """Return random codes in the columns of the real data.csv; the last patient's are missing."""
     table = pd.DataFrame({"Patient": [patient_id(i).rpartition("_")[0] for i in range(patients)]})
     for column, highest in CLINICAL_CODES.items():
         lowest = {"age_at_initial_pathologic": 20, "death01": 0}.get(column, 1)
@@ -184,10 +186,10 @@ def clinical_table(rng: np.random.Generator, patients: int) -> pd.DataFrame:
 
 
 def write_phantom(folder: Path, *, seed: int, patients: int, image_size: int) -> None:
-    """Write `patients` folders of slices of `image_size` pixels squared, and data.csv.
+    """Write data.csv and `patients` folders of slices of `image_size` x `image_size` pixels.
 
-    One patient has FLAIR alone and one lacks the sequence after contrast. The same seed gives the
-    same bytes, and a patient's do not depend on how many there are.
+    One patient has only FLAIR and another has no post-contrast sequence. The same seed gives the
+    same bytes, and a patient's slices do not depend on the number of patients.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write = partial(write_patient, folder=folder, seed=seed, image_size=image_size)

@@ -1,6 +1,6 @@
-"""The phantom as NIfTI files in the layouts that `datasets` reads.
+"""Write the phantom as NIfTI files in the layouts that `datasets` reads.
 
-It holds the same voxels as the phantom in TIFF, so that every stage gives the same from each.
+The voxels equal those of the TIFF phantom, so every stage gives the same result for each layout.
 """
 
 import json
@@ -19,28 +19,28 @@ from scans.phantom import MISSING, clinical_table, draw_patient, patient_id
 from scans.series import Series
 from scans.tiff import SEQUENCES
 
-Layout = Literal["brats", "bids", "nnunet"]  # all of `params.Layout` but slices
-FIELD, SPACING = 230.0, 5.0  # mm along a slice's side, and between slices
+Layout = Literal["brats", "bids", "nnunet"]  # `params.Layout` without slices
+FIELD, SPACING = 230.0, 5.0  # mm: side length of a slice, distance between slices
 BRATS = {"pre_contrast": "t1n", "flair": "t2f", "post_contrast": "t1c"}
 BIDS = {"pre_contrast": "T1w", "flair": "FLAIR", "post_contrast": "ce-gadolinium_T1w"}
 NNUNET = {"pre_contrast": "T1", "flair": "FLAIR", "post_contrast": "T1ce"}
 
 
 class Places(NamedTuple):
-    """Where a patient's files lie below the data set's folder."""
+    """The paths of a patient's files, relative to the data set's folder."""
 
     scans: dict[str, str]  # by sequence
     mask: str
 
 
 def bids_name(name: str) -> tuple[str, str]:
-    """Return the labels of subject and session, for which BIDS allows letters and digits alone."""
+    """Return `sub-…` and `ses-…`; BIDS allows only letters and digits in their labels."""
     person, _, date = name.rpartition("_")
     return f"sub-{person.replace('_', '')}", f"ses-{date}"
 
 
 def places_of(layout: Layout, name: str) -> Places:
-    """Return where the files of a patient lie."""
+    """Return the paths of a patient's files in a layout."""
     if layout == "brats":
         stem = f"{name}/{name}-"
         scans = {key: f"{stem}{word}.nii.gz" for key, word in BRATS.items()}
@@ -55,25 +55,26 @@ def places_of(layout: Layout, name: str) -> Places:
 
 
 def as_series(slices: NDArray[np.uint8]) -> Series:
-    """Return axial slices (D, H, W) as NIfTI has them: x to the right, y to the front, z up."""
+    """Return axial slices (D, H, W) in NIfTI orientation: x to the right, y to the front, z up."""
     pixel = FIELD / slices.shape[1]
     affine = np.diag([pixel, pixel, SPACING, 1.0])
     return Series(np.ascontiguousarray(slices[:, ::-1, ::-1].transpose(2, 1, 0)), affine, ())
 
 
 def write_patient(index: int, folder: Path, *, layout: Layout, seed: int, image_size: int) -> None:
-    """Write a patient's scans and mask. Missing sequences have no file, but nnU-Net wants one.
+    """Write a patient's scans and mask.
 
-    The mask has the label 2 inside the lesion and 1 around that.
+    A missing sequence has no file, except in nnU-Net's layout, which requires all channels. The
+    mask has label 2 inside the lesion and label 1 at its rim.
     """
     volume, lesion = draw_patient(index, seed=seed, image_size=image_size)
     labels = lesion.astype(np.uint8) + binary_erosion(lesion)
     places = places_of(layout, patient_id(index))
-    written = {places.mask: labels}
+    volumes = {places.mask: labels}
     for channel, sequence in enumerate(SEQUENCES):
         if layout == "nnunet" or sequence not in MISSING.get(index, ()):
-            written[places.scans[sequence]] = volume[..., channel]
-    for place, values in written.items():
+            volumes[places.scans[sequence]] = volume[..., channel]
+    for place, values in volumes.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         series = as_series(values)
@@ -81,7 +82,7 @@ def write_patient(index: int, folder: Path, *, layout: Layout, seed: int, image_
 
 
 def write_tables(folder: Path, *, layout: Layout, seed: int, patients: int) -> None:
-    """Write what the layout has beside the images: facts on patients and on the data set."""
+    """Write the layout's tables and JSON files about the patients and the data set."""
     table = clinical_table(np.random.default_rng([seed, patients]), patients)
     names = [patient_id(index) for index in range(patients)]
     if layout == "bids":
@@ -106,16 +107,17 @@ def write_tables(folder: Path, *, layout: Layout, seed: int, patients: int) -> N
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
-    """Write a JSON file for people to read, too."""
+    """Write an indented JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_phantom_volumes(
     folder: Path, *, layout: Layout, seed: int, patients: int, image_size: int
 ) -> None:
-    """Write `patients` volumes of `image_size` pixels squared in a layout.
+    """Write `patients` volumes, with slices of `image_size` x `image_size` pixels, in a layout.
 
-    The same seed gives the same bytes, and those of `write_phantom` once they are slices.
+    The same seed gives the same bytes. Converted to slices, the volumes equal those of
+    `write_phantom`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write = partial(write_patient, folder=folder, layout=layout, seed=seed, image_size=image_size)

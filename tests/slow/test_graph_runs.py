@@ -54,7 +54,7 @@ def test_refusals_of_other_stages_reach_the_user_too(
     archive.write_bytes(b"PK")
     weights.write_bytes(b"no tensors")
     rows: list[tuple[dict[str, Any], str, str]] = [
-        ({"acquire__dataset": str(archive)}, "acquire", "no sound zip file"),
+        ({"acquire__dataset": str(archive)}, "acquire", "broken.zip'"),
         ({"acquire__dataset": str(damaged)}, "restructure", "scan without mask: data/raw/PHANTOM"),
         ({"encoder__weights": str(weights)}, "fetch_encoder", "not a valid safetensors file"),
         ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),

@@ -74,7 +74,7 @@ def test_the_other_commands_of_the_page_work_as_they_stand(
     as_the_page_says(line, tmp_path, folder, *small)
     line = r"dvc exp run .*phantom-bids.* -S train\.epochs=3"
     done = as_the_page_says(line, tmp_path, folder, "acquire")
-    assert "phantom-bids: read as bids: 6 examinations as sub-<label>/anat/" in done.stdout
+    assert "phantom-bids: layout bids, 6 examinations" in done.stdout
     for pattern, sequences in (
         (r"dvc exp run .*acquire\.sequences=\[flair\].*", ["flair"]),
         (r"dvc exp run .*acquire\.sequences=\[t2,.*", ["t2", "flair", "post_contrast"]),

@@ -11,7 +11,7 @@ from PIL import Image
 
 import build_manifest
 from helpers import Data, Outcome, RunStage, section
-from scans.clinical import clean, read_clinical, years
+from scans.clinical import clean_code, parse_age, read_clinical
 from scans.manifest import SPLITS, TEXT, read_manifest
 from scans.params import AcquireParams
 from scans.tiff import read_mask
@@ -224,12 +224,12 @@ def test_names_in_another_unicode_form_match_their_row(
     [("30", 30), ("30.5", 30.5), ("30,5", 30.5), ("30 y", 30), ("030Y", 30), ("7 years", 7)],
 )
 def test_ages_are_read(age: str, value: float) -> None:
-    assert years(age) == value
+    assert parse_age(age) == value
 
 
 @pytest.mark.parametrize("age", ["", "thirty", "-3", "121", "30 months", "1960-01-01"])
 def test_invalid_ages_become_nan(age: str) -> None:
-    assert np.isnan(years(age))
+    assert np.isnan(parse_age(age))
 
 
 @pytest.mark.parametrize(
@@ -238,15 +238,15 @@ def test_invalid_ages_become_nan(age: str) -> None:
      "+cmd|' /C calc'!A0", "-2+3", "\t=1", "a\u202eb", "<b>"],
 )  # fmt: skip
 def test_markup_and_formulas_are_removed_from_codes(code: str) -> None:
-    cleaned = clean(code)
+    cleaned = clean_code(code)
     assert not set(cleaned) & set("<>[]!|=@'\t\u202e:")
     assert cleaned[0] not in "=+-@"
-    assert clean(cleaned) == cleaned
+    assert clean_code(cleaned) == cleaned
 
 
 @pytest.mark.parametrize("code", ["2", "-1", "+1.5", "G2/3", "left (upper)", "Ödem", "n/a"])
 def test_valid_codes_are_unchanged(code: str) -> None:
-    assert clean(code) == code
+    assert clean_code(code) == code
 
 
 def test_column_names_are_cleaned_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The phantom resembles the real data in what makes the task, and is the same for the same seed."""
+"""The phantom poses the same task as the real data and depends only on its seed."""
 
 import hashlib
 import re
@@ -23,9 +23,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_only_the_same_seed_gives_the_same_bytes(phantom: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "again", seed=7, patients=10, image_size=SIZE)
     write_phantom(tmp_path / "other", seed=8, patients=10, image_size=SIZE)
     again, other = digests(tmp_path / "again"), digests(tmp_path / "other")
@@ -35,7 +33,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert all(again[name] != other[name] for name in common)
 
 
-def test_a_patient_does_not_depend_on_how_many_there_are(phantom: Path, tmp_path: Path) -> None:
+def test_a_patient_does_not_depend_on_the_number_of_patients(phantom: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "few", seed=7, patients=3, image_size=SIZE)
     few = digests(tmp_path / "few")
     del few["data.csv"]
@@ -56,19 +54,19 @@ def test_ids_cannot_be_mistaken_for_real_ones(phantom: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_third_of_the_slices_are_abnormal_in_one_run(seed: int) -> None:
+def test_a_contiguous_third_of_the_slices_is_abnormal(seed: int) -> None:
     abnormal, n_slices = 0, 0
     for index in range(30):
         volume, mask = make_volume(np.random.default_rng([seed, index]), 64)
         assert volume.shape == (*mask.shape, 3)
-        holds = np.asarray(mask.any(axis=(1, 2)))
-        assert (np.diff(holds.astype(int)) != 0).sum() == 2  # enters and leaves once
-        abnormal += holds.sum()
-        n_slices += len(holds)
+        is_abnormal = np.asarray(mask.any(axis=(1, 2)))
+        assert (np.diff(is_abnormal.astype(int)) != 0).sum() == 2  # one run
+        abnormal += is_abnormal.sum()
+        n_slices += len(is_abnormal)
     assert abnormal / n_slices == pytest.approx(0.35, abs=0.01)
 
 
-def test_a_lesion_persists_through_neighboring_slices() -> None:
+def test_a_lesion_overlaps_with_itself_in_neighboring_slices() -> None:
     overlaps = []
     for index in range(20):
         _, mask = make_volume(np.random.default_rng([3, index]), 64)
@@ -78,7 +76,7 @@ def test_a_lesion_persists_through_neighboring_slices() -> None:
     assert min(overlaps) > 0
 
 
-def test_lesions_are_bright_in_flair_but_no_threshold_finds_them() -> None:
+def test_lesions_are_bright_in_flair_but_no_threshold_segments_them() -> None:
     bright, best = [], 0.0
     flair, masks = [], []
     for index in range(20):
@@ -95,15 +93,17 @@ def test_lesions_are_bright_in_flair_but_no_threshold_finds_them() -> None:
     assert best < 0.25
 
 
-def test_one_patient_has_flair_alone_and_one_lacks_post_contrast(phantom: Path) -> None:
-    lacking = {}
+def test_one_patient_has_only_flair_and_one_has_no_post_contrast(phantom: Path) -> None:
+    is_missing = {}
     for patient in sorted(path for path in phantom.iterdir() if path.is_dir()):
         names = [name for name in sorted_slices(patient) if not name.is_mask]
         scans = np.stack([read_image(patient / f"{name.slice_id}.tif") for name in names])
         masks = [read_mask(patient / f"{name.slice_id}_mask.tif") for name in names]
         assert scans.shape[1:] == (SIZE, SIZE, 3)
         assert any(mask.any() for mask in masks)
-        lacking[patient.name] = [(scans[..., channel] == scans[..., 1]).all() for channel in (0, 2)]
-    assert sorted(lacking.values()).count([True, True]) == 1
-    assert sorted(lacking.values()).count([False, True]) == 1
-    assert sorted(lacking.values()).count([False, False]) == 8
+        is_missing[patient.name] = [
+            (scans[..., channel] == scans[..., 1]).all() for channel in (0, 2)
+        ]
+    assert sorted(is_missing.values()).count([True, True]) == 1
+    assert sorted(is_missing.values()).count([False, True]) == 1
+    assert sorted(is_missing.values()).count([False, False]) == 8

@@ -1,6 +1,5 @@
 """Names and pixels of slices."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.refusals import Refusal
-from scans.names import SliceName, institution, person, same_name, sorted_slices
+from scans.names import SliceName, institution, name_key, person, sorted_slices
 from scans.tiff import read_image, read_mask
 
 
@@ -35,7 +34,7 @@ def test_names_are_parsed(file_name: str, parsed: tuple[str, int, bool] | None) 
 
 
 @pytest.mark.parametrize(
-    ("patient_id", "owner"),
+    ("patient_id", "name"),
     [
         ("TCGA_CS_4941_19960909", "TCGA_CS_4941"),
         ("TCGA-CS-4941-01A", "TCGA-CS-4941"),
@@ -65,8 +64,8 @@ def test_names_are_parsed(file_name: str, parsed: tuple[str, int, bool] | None) 
         ("ses-01", "ses-01"),
     ],
 )
-def test_a_person_is_a_name_without_date_and_session(patient_id: str, owner: str) -> None:
-    assert person(patient_id) == owner
+def test_a_person_is_a_name_without_date_and_session(patient_id: str, name: str) -> None:
+    assert person(patient_id) == name
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_a_person_is_a_name_without_date_and_session(patient_id: str, owner: str
         ("clinic_7", "unknown"),
     ],
 )
-def test_only_names_as_of_tcga_tell_an_institution(patient_id: str, code: str) -> None:
+def test_only_tcga_names_have_an_institution(patient_id: str, code: str) -> None:
     assert institution(patient_id) == code
 
 
@@ -92,16 +91,16 @@ def test_only_names_as_of_tcga_tell_an_institution(patient_id: str, code: str) -
         ("STRASSE 3", "Straße-3"),
     ],
 )
-def test_spellings_of_a_name_are_the_same(names: tuple[str, ...]) -> None:
-    assert len({same_name(name) for name in names}) == 1
+def test_spellings_of_a_name_have_the_same_key(names: tuple[str, ...]) -> None:
+    assert len({name_key(name) for name in names}) == 1
 
 
 @pytest.mark.parametrize("names", [("site1_12", "site11_2"), ("P7", "P07"), ("a", "b"), ("-", "_")])
-def test_other_names_stay_apart(names: tuple[str, str]) -> None:
-    assert same_name(names[0]) != same_name(names[1])
+def test_different_names_have_different_keys(names: tuple[str, str]) -> None:
+    assert name_key(names[0]) != name_key(names[1])
 
 
-def test_compressed_and_big_endian_files_read_like_others(tmp_path: Path) -> None:
+def test_compressed_and_big_tiff_files_are_read(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw")
     Image.fromarray(pixels).save(tmp_path / "b.tif", big_tiff=True)
@@ -110,49 +109,48 @@ def test_compressed_and_big_endian_files_read_like_others(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("pixels", "message"),
+    ("pixels", "mode"),
     [
-        (np.zeros((4, 4), np.uint8), "expected 3 channels of uint8 in one page, found mode L"),
-        (np.zeros((4, 4), np.uint16), "expected 3 channels of uint8 in one page, found mode I;16"),
-        (
-            np.zeros((4, 4, 4), np.uint8),
-            "expected 3 channels of uint8 in one page, found mode RGBA",
-        ),
-        (np.zeros((4, 4), np.float32), "expected 3 channels of uint8 in one page, found mode F"),
+        (np.zeros((4, 4), np.uint8), "L"),
+        (np.zeros((4, 4), np.uint16), "I;16"),
+        (np.zeros((4, 4, 4), np.uint8), "RGBA"),
+        (np.zeros((4, 4), np.float32), "F"),
     ],
 )
-def test_another_kind_of_image_is_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+def test_an_unexpected_kind_of_image_is_an_error(
+    tmp_path: Path, pixels: np.ndarray, mode: str
+) -> None:
     Image.fromarray(pixels).save(tmp_path / "a_1.tif")
-    with pytest.raises(Refusal, match=re.escape(f"a_1.tif: {message}")):
+    with pytest.raises(Refusal, match=rf"a_1\.tif: .* 3 channels of uint8 .* mode {mode},"):
         read_image(tmp_path / "a_1.tif")
 
 
-def test_a_second_page_is_refused(tmp_path: Path) -> None:
+def test_a_second_page_is_an_error(tmp_path: Path) -> None:
     page = Image.fromarray(np.zeros((4, 4), np.uint8))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
-    with pytest.raises(Refusal, match="found mode L, pages: 2"):
+    with pytest.raises(Refusal, match="mode L, pages: 2"):
         read_mask(tmp_path / "a.tif")
 
 
-def test_a_mask_holds_0_and_255_alone(tmp_path: Path) -> None:
+def test_a_mask_value_other_than_0_and_255_is_an_error(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a.tif")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), [[False, True]])
     Image.fromarray(np.array([[0, 255, 1, 7]], np.uint8)).save(tmp_path / "a.tif")
-    with pytest.raises(Refusal, match=r"mask values are 0 and 255, found also \[1, 7\]"):
+    with pytest.raises(Refusal, match=r"a\.tif: .*\[1, 7\]"):
         read_mask(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, 3000])
-def test_a_cut_off_file_is_refused(tmp_path: Path, size: int) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(Refusal, match=r"a\.tif: (not a TIFF image|damaged TIFF image)"):
+    with pytest.raises(Refusal, match=r"a\.tif: (not|damaged) "):
         read_image(path)
 
 
-def test_no_damage_to_the_header_escapes(tmp_path: Path) -> None:
-    """Any byte of the header changed: the file is read or refused, and nothing else is raised."""
+def test_a_damaged_header_raises_only_refusal(tmp_path: Path) -> None:
+    """With random bytes in the header, read_image returns an image or raises Refusal."""
     path = tmp_path / "a.tif"
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(path)
     whole = path.read_bytes()
