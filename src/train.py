@@ -134,7 +134,7 @@ def prepare(
     val = slices["val"][slices["val"]["patient_id"].isin(own)]
     n_steps = train.epochs * len(order)
     trainer = make_trainer(fabric, network, train, n_steps=n_steps, compiled=compute.compile)
-    own_val = fitted(Slices(val), own_masks=True)
+    own_val = fitted(Slices(val), keep_original_masks=True)
     step, validates = make_step(trainer), len(slices["val"]) > 0
     return Training(train, trainer, batches, step, own_val, validates)
 

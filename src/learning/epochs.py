@@ -99,7 +99,7 @@ def validate(trainer: Trainer, fitted: FittedSlices, train: TrainParams) -> floa
         image_size=train.image_size,
     )
     for position, logits in enumerate(answers):
-        counts.update(count_pixels(logits > 0, fitted.own_mask(position)))
+        counts.update(count_pixels(logits > 0, fitted.original_mask(position)))
     counted = torch.tensor([counts[name] for name in ("tp", "fp", "fn")])
     tp, fp, fn = total(trainer.fabric, counted)
     return float(iou(tp, fp, fn))

@@ -88,7 +88,7 @@ def in_turn(splits: Path, encoder: Path, settings: dict[str, Any]) -> dict[str, 
             image_size=train["image_size"],
             normalization=NONE,
             folder=splits.parent,
-            own_masks=True,
+            keep_original_masks=True,
         )
         for split in ("train", "val")
     )

@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import build_page
 import segment
 from browsing import needs_browser, show, watched
-from heads import TOLD
+from heads import NAMES_BY_SEQUENCE
 from helpers import ROOT
 from scans.fitting import fit
 from scans.intensity import distinct, tissue_statistics
@@ -71,8 +71,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(chromium: webdriver.Chrome, page: Path, tmp_path: Path) -> Iterator[webdriver.Chrome]:
     with watched(chromium, page):
         show(chromium, page, width=1280)
-        wanted = {"behavior": "allow", "downloadPath": str(tmp_path)}
-        chromium.execute_cdp_cmd("Browser.setDownloadBehavior", wanted)
+        expected = {"behavior": "allow", "downloadPath": str(tmp_path)}
+        chromium.execute_cdp_cmd("Browser.setDownloadBehavior", expected)
         yield chromium
 
 
@@ -123,12 +123,12 @@ def by_segment(folder: Path, *files: Path) -> Nifti1Image:
     return image
 
 
-def assert_alike(found: Nifti1Image, wanted: Nifti1Image) -> None:
+def assert_alike(found: Nifti1Image, expected: Nifti1Image) -> None:
     """Up to a thousandth of the mask's voxels: sums are rounded otherwise in a browser."""
-    ours, theirs = (np.asarray(each.dataobj) for each in (found, wanted))
+    ours, theirs = (np.asarray(each.dataobj) for each in (found, expected))
     assert ours.shape == theirs.shape
     assert ours.dtype == np.uint8
-    np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
     assert theirs.any()
     assert (ours != theirs).sum() <= max(1, theirs.sum() / 1000)
 
@@ -374,13 +374,13 @@ def computed(module: str, expression: str) -> Any:
 
 
 def test_names_tell_what_they_tell_segment() -> None:
-    names = [name for own in TOLD.values() for name in own]
+    names = [name for own in NAMES_BY_SEQUENCE.values() for name in own]
     words = json.dumps(build_page.words())
     found = computed(
         "sequences.js", f"{json.dumps(names)}.map((name) => m.sequenceOf(name, {words}))"
     )
-    wanted = [sequence_of(name).sequence for name in names]  # the page does not take T2
-    assert [each or None for each in found] == [None if each == "t2" else each for each in wanted]
+    expected = [sequence_of(name).sequence for name in names]  # the page does not take T2
+    assert [each or None for each in found] == [None if each == "t2" else each for each in expected]
 
 
 @pytest.mark.parametrize(
@@ -406,8 +406,8 @@ def test_volumes_are_turned_as_for_segment() -> None:
     affines = np.tile(np.eye(4), (500, 1, 1))
     affines[:, :3, :3] = Rotation.random(500, random_state=1).as_matrix() * [0.9, 0.9, 5]
     found = computed("geometry.js", f"{json.dumps(affines.tolist())}.map(m.axialOf)")
-    wanted = [Axial.of(affine) for affine in affines]
-    assert [(tuple(each["axes"]), tuple(each["flips"])) for each in found] == wanted
+    expected = [Axial.of(affine) for affine in affines]
+    assert [(tuple(each["axes"]), tuple(each["flips"])) for each in found] == expected
 
 
 @pytest.mark.parametrize("kind", ["Int16Array", "Uint16Array", "Float32Array", "Float64Array"])
@@ -418,6 +418,6 @@ def test_tissue_is_measured_as_for_segment(kind: str) -> None:
     found = computed("intensity.js", expression)
     dtype = kind.removesuffix("Array").lower()
     padded = np.append(values, np.zeros(500)).astype(dtype)
-    wanted = tissue_statistics(*distinct(padded))
+    expected = tissue_statistics(*distinct(padded))
     for name in ("mean", "std", "median", "p99"):
-        assert found[name] == pytest.approx(wanted[f"tissue_{name}"], rel=1e-6)
+        assert found[name] == pytest.approx(expected[f"tissue_{name}"], rel=1e-6)
