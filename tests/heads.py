@@ -239,7 +239,7 @@ class BrightTumor(ReleasedModel):
             **{"slice_spacing_mm": 5.0, "normalize": "percentile", "sequences": SEQUENCES},
         } | changes
         self.description = {
-            **{"name": "bright", "version": "0.0.0", "warning": "Made up.", "threshold": 0.5},
+            **{"name": "bright", "version": "0.0.0", "warning": "For tests.", "threshold": 0.5},
             **{"component_share": 0.1, "input": self.input},
             "test": {
                 "by_missing_sequence": [

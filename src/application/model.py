@@ -75,7 +75,7 @@ class ReleasedModel:
         return np.concatenate(found)
 
     def stride(self, spacing: float) -> int:
-        """Return the distance between neighbors in slices, if slices are `spacing` mm apart."""
+        """Return the step from a slice to its neighbor, if slices are `spacing` mm apart."""
         return max(1, round(float(self.input["slice_spacing_mm"]) / spacing))
 
     def score_without(self, missing: Sequence[str]) -> str:

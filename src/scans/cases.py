@@ -22,7 +22,7 @@ from scans.nnunet import CHANNEL, recognized_file
 from scans.sequences import (
     NAMES,
     NO_CONTRAST,
-    NOTHING,
+    UNKNOWN,
     Recognized,
     may_name_exam,
     sequence_of,
@@ -101,7 +101,7 @@ def recognized_series(series: DicomSeries) -> Recognized:
     contrast agent is post-contrast, unless its description says native or the like.
     """
     texts = [str(series.header.get(tag, "")) for tag in ("SeriesDescription", "ProtocolName")]
-    by_name = next((found for text in texts if (found := sequence_of(text)).words), NOTHING)
+    by_name = next((found for text in texts if (found := sequence_of(text)).words), UNKNOWN)
     by_times, times = sequence_by_times(series.header)
     if by_name.sequence == "flair" and by_times in ("pre_contrast", "post_contrast"):
         return Recognized(None, f"{by_name.words}, but {times}")

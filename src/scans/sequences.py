@@ -56,7 +56,7 @@ class Recognized(NamedTuple):
     is_scan: bool = True  # False for a mask
 
 
-NOTHING = Recognized(None, "")
+UNKNOWN = Recognized(None, "")
 
 
 def channels(sequences: Sequence[str]) -> tuple[str, str, str]:
@@ -150,7 +150,7 @@ def sequence_of(name: str) -> Recognized:
         return Recognized("t2" if t2 < other else None, words[min(t2, other)])
     if len(words) == 1 and words[0] in ALONE:
         return Recognized(ALONE[words[0]], words[0])
-    return NOTHING
+    return UNKNOWN
 
 
 def may_name_exam(word: str) -> bool:

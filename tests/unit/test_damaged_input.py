@@ -686,17 +686,17 @@ SPOILED: dict[str, tuple[Callable[[Files], None], str, str]] = {
     "intensities not a table": (
         bytes_of("intensities", lambda _: b""),
         "train",
-        "intensities.csv: no table of intensities",
+        "intensities.csv: not a table",
     ),
     "intensities without a patient": (
         bytes_of("intensities", lambda b: b[: b.index(b"\n") + 1]),
         "train",
-        "has 0 rows, not one for each channel\n",
+        "has 0 rows",
     ),
     "intensities that are no numbers": (
         bytes_of("intensities", lambda b: b.replace(b"1", b"x")),
         "predict",
-        "intensities.csv: no table of intensities",
+        "intensities.csv: not a table",
     ),
     "missing map": (no_map, "evaluate", "no probability map that can be read"),
     "map cut off": (bytes_of("one_map", lambda b: b[:40]), "evaluate", "no probability map"),

@@ -435,7 +435,7 @@ def segm(source: Path) -> None:
 
 MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask of another size": (altered("seg", lambda v: v[:-1]), "not on the grid of"),
-    "mask moved by a voxel": (moved("seg", 7.2), "or other positions)"),
+    "mask moved by a voxel": (moved("seg", 7.2), "not on the grid of"),
     "no FLAIR": (unlink("t2f"), f"{THIRD}: no FLAIR, only "),
     "no mask": (unlink("seg"), f"{THIRD}: no mask"),
     "two files for FLAIR": (copied("t2f", "-flair.nii.gz"), f"{THIRD}: 2 files may be FLAIR: "),
@@ -445,10 +445,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask cut off": (truncated("seg"), "-seg.nii.gz: damaged, its values cannot be read"),
     "mask of fractions": (altered("seg", lambda v: v * np.float32(0.3)), "that are not labels"),
     "negative labels": (altered("seg", lambda v: v.astype(np.int16) - 1), "that are not labels"),
-    "mask as a scan": (altered("t2f", lambda v: (v > 90).astype(np.uint8)), "only 2 values"),
-    "blank scan": (altered("t2f", lambda v: v * 0), "only 1 values: a mask, not a scan?"),
+    "mask as a scan": (altered("t2f", lambda v: (v > 90).astype(np.uint8)), "only 2 "),
+    "blank scan": (altered("t2f", lambda v: v * 0), "-t2f.nii.gz: only 1 "),
     "scan in 4-D": (altered("t2f", lambda v: np.stack([v, v], -1)), "4-D, (32, 32, "),
-    "T1 of another place": (moved("t1n", 200), "is it the same examination of the same patient?"),
+    "T1 of another place": (moved("t1n", 200), "-t1n.nii.gz covers only "),
     "sagittal slices": (sagittal, "sagittal slices 5.0 mm apart"),
     "link to nothing": (dangling, "a link to a file that is not there: "),
     "mask by another name": (segm, f"not recognized: {THIRD}/W39_1998.09.19_Segm.nii.gz"),
@@ -545,7 +545,7 @@ def test_a_label_that_no_mask_has_is_refused_with_those_that_there_are(
 ) -> None:
     error = run(source, labels=[1, 4]).outcome.error
     assert "label 2: " in error
-    assert "acquire.labels has [4], which no mask has" in error
+    assert "acquire.labels has [4]" in error
 
 
 def test_all_offenders_are_named_at_once(run: Run, source: Path) -> None:
@@ -620,4 +620,6 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_read(
 ) -> None:
     usage = shutil.disk_usage(source)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert "3 volumes become 0.0 GB of slices, and the disk has 0.0 GB" in run(source).outcome.error
+    error = run(source).outcome.error
+    assert "3 volumes" in error
+    assert error.count("0.0 GB") == 2
