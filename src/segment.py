@@ -109,9 +109,9 @@ def named_candidate(path: Path, sequence: str) -> Candidate:
     if not path.is_dir():
         return Candidate(path, recognized)
     files = files_below(path, skip="derivatives").values()
-    series = [each for each in find_series(filter(is_dicom, files)) if is_volume(each)]
+    series = [found for found in find_series(filter(is_dicom, files)) if is_volume(found)]
     if len(series) != 1:
-        titles = [each.title for each in series]
+        titles = [found.title for found in series]
         raise Refusal(
             f"{path}: pass a folder with one MR series; this one has {len(series)} {titles or ''}"
         )

@@ -31,12 +31,12 @@ class Patient(NamedTuple):
     def inputs(self) -> dict[str, dict[str, str | int]]:
         """Return for each sequence its path, and a digest of its files."""
         found: dict[str, dict[str, str | int]] = {}
-        for sequence, each in self.series.items():
-            digests = "".join(file_sha256(path) for path in each.files)
-            path = each.files[0] if len(each.files) == 1 else each.files[0].parent
+        for sequence, series in self.series.items():
+            digests = "".join(file_sha256(path) for path in series.files)
+            path = series.files[0] if len(series.files) == 1 else series.files[0].parent
             found[sequence] = {
                 "path": str(path),
-                "n_files": len(each.files),
+                "n_files": len(series.files),
                 "sha256": hashlib.sha256(digests.encode()).hexdigest(),
             }
         return found

@@ -129,7 +129,7 @@ def existing_summary(
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        digests = [each["sha256"] for each in summary["inputs"].values()]
+        digests = [entry["sha256"] for entry in summary["inputs"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Refusal(
             f"{folder}: is not empty and contains no result; choose another --out"
@@ -139,7 +139,7 @@ def existing_summary(
             f"{folder}: contains {', '.join(foreign[:5])} in addition to a result; move it, or "
             "choose another --out"
         )
-    if digests != [each["sha256"] for each in identity["inputs"].values()]:
+    if digests != [entry["sha256"] for entry in identity["inputs"].values()]:
         raise Refusal(f"{folder}: contains the result of other files; choose another --out")
     needed = {"mask.nii.gz", "index.html"} | ({"probability.nii.gz"} if probability else set())
     is_complete = needed <= names and rounded(identity).items() <= summary.items()

@@ -67,14 +67,20 @@ class Case(NamedTuple):
         found: dict[str, Candidate] = {}
         problems = []
         for sequence in dict.fromkeys(("flair", *sequences)):
-            matching = [each for each in self.candidates if each.recognized.sequence == sequence]
-            matching = [each for each in matching if not each.recognized.guessed] or matching
-            axial = [each for each in matching if is_axial(each.source)]
+            matching = [
+                candidate
+                for candidate in self.candidates
+                if candidate.recognized.sequence == sequence
+            ]
+            named = [candidate for candidate in matching if not candidate.recognized.guessed]
+            matching = named or matching
+            axial = [candidate for candidate in matching if is_axial(candidate.source)]
             if len(matching) > 1 and axial:
                 matching = axial
             if len(matching) > 1:
                 problems += [
-                    f"{self.name}: may be {NAMES[sequence]}: {each.title}" for each in matching
+                    f"{self.name}: may be {NAMES[sequence]}: {candidate.title}"
+                    for candidate in matching
                 ]
             if matching:
                 found[sequence] = matching[0]
@@ -82,7 +88,7 @@ class Case(NamedTuple):
             hint = "Choose one for each sequence with --flair, --pre, --post and --t2."
             raise Refusal("\n".join([*first_ones(problems), hint]))
         if "flair" not in found:
-            titles = first_ones([each.description for each in self.candidates])
+            titles = first_ones([candidate.description for candidate in self.candidates])
             lines = [f"{self.name}: the model needs FLAIR, and none was found among", *titles]
             raise Refusal("\n".join([*lines, "If one of these is FLAIR, pass it with --flair."]))
         return found
@@ -143,14 +149,14 @@ def nifti_cases(files: Sequence[Path], root: Path) -> list[Case]:
     cases = []
     for folder, found in sorted(folders.items()):
         exams: dict[str, list[Candidate]] = defaultdict(list)
-        for each in found:
-            assert isinstance(each.source, Path)
-            if each.recognized.is_scan:
-                exams[exam_name(each.source)].append(each)
+        for candidate in found:
+            assert isinstance(candidate.source, Path)
+            if candidate.recognized.is_scan:
+                exams[exam_name(candidate.source)].append(candidate)
         with_flair = [
             name
             for name, candidates in exams.items()
-            if any(each.recognized.sequence == "flair" for each in candidates)
+            if any(candidate.recognized.sequence == "flair" for candidate in candidates)
         ]
         if len(with_flair) > 1 and "" not in with_flair:
             cases += [Case(name, tuple(candidates)) for name, candidates in sorted(exams.items())]

@@ -58,7 +58,7 @@ def read_labels(
     mask = read_nifti(path)
     notes += mask.notes
     if not same_grid(mask, main):
-        sizes = [" x ".join(map(str, each.values.shape)) for each in (mask, main)]
+        sizes = [" x ".join(map(str, series.values.shape)) for series in (mask, main)]
         raise Refusal(
             f"{path}: not on the grid of {main.files[0]} ({sizes[0]} and {sizes[1]} voxels, or "
             "different positions); resample the mask to that grid with nearest-neighbor "
@@ -171,15 +171,15 @@ def convert_all(
     counted = None if labels == "all" else frozenset(labels)
     work = partial(convert, target=target, sequences=sequences, counted=counted, known=known)
     done = in_parallel(work, exams, "read")
-    problems = [each.problem for each in done if each.problem]
+    problems = [result.problem for result in done if result.problem]
     if problems:
         refuse(problems, "Correct these files, or remove these patients.")
-    totals = sum((Counter(dict(each.labels)) for each in done), Counter[int]())
+    totals = sum((Counter(dict(result.labels)) for result in done), Counter[int]())
     counts = [f"label {label}: {n:,} voxels" for label, n in sorted(totals.items())]
     absent = sorted((counted or set()) - totals.keys())
     if absent:
         refuse(counts, f"acquire.labels has {absent}, but no mask does; correct params.yaml.")
     tumor = "every label except 0" if counted is None else ", ".join(map(str, sorted(counted)))
     print_list(f"voxels by label in all masks; tumor is {tumor}", counts)
-    print_list("warnings", [note for each in done for note in each.notes])
-    return [each.geometry for each in done if each.geometry]
+    print_list("warnings", [note for result in done for note in result.notes])
+    return [result.geometry for result in done if result.geometry]

@@ -80,7 +80,7 @@ class FittedSlices:
         self.slices = slices
         size = padded_size(image_size)
         self.sizes: list[tuple[int, int]] = []
-        self.packed: list[NDArray[np.uint8]] = []  # masks at their original sizes, a bit a pixel
+        self.packed: list[NDArray[np.uint8]] = []  # masks at original size, one bit per pixel
 
         def load(row: dict[Any, Any]) -> tuple[bytes, NDArray[np.bool_]]:
             scan, _ = read_fitted(row, image_size=image_size, normalization=normalization)
