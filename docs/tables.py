@@ -1,6 +1,7 @@
 """Print the tables of README.md and docs/; `make docs` writes them into the pages."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,16 @@ def number(value: float) -> str:
 
 def interval(scores: Mapping[Any, Any], name: str) -> str:
     """Return the 95 % interval of a score in parentheses; "" if there is none."""
-    low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
-    if pd.isna(low):
+    low, high = (scores.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+    if math.isnan(low):
         return ""
     return f" ({number(low)}{'–' if low >= 0 else ' to '}{number(high)})"
 
 
 def score(scores: Mapping[Any, Any], name: str) -> str:
     """Return a score with its interval; "" if it has no value."""
-    value = scores.get(name)
-    return "" if pd.isna(value) else number(value) + interval(scores, name)
+    value = scores.get(name, math.nan)
+    return "" if math.isnan(value) else number(value) + interval(scores, name)
 
 
 def show(header: str, cells: Iterable[Iterable[object]]) -> None:
@@ -74,7 +75,7 @@ def cost(scores: Mapping[Any, Any]) -> str:
 
 def results(*, every_recipe: bool) -> None:
     """Print the results of all recipes or of the most important ones, and the published ones."""
-    measured = []
+    cells: list[list[object]] = []
     for name, (recipe, tested) in RECIPES.items():
         if not every_recipe and name not in HEADLINE:
             continue
@@ -82,15 +83,15 @@ def results(*, every_recipe: bool) -> None:
         scores = STUDY[kind][key]
         where = tested.format(scores["n_folds"])
         figures = [score(scores, each) for each in SCORES]
-        measured.append([recipe, where, scores["n_patients_dice"], *figures, cost(scores)])
+        cells.append([recipe, where, scores["n_patients_dice"], *figures, cost(scores)])
     paper = "[Buda et al., 2019](https://doi.org/10.1016/j.compbiomed.2019.05.002)"
     readers = f"{READERS_MEAN} ± {READERS_STD}"
-    published = [
+    cells += [
         [paper, "22 folds, by patient", 110, PUBLISHED_MEAN, PUBLISHED_MEDIAN, "", ""],
         ["two expert readers, as quoted there", "each other", "", readers, "", "", ""],
     ]
     header = "recipe | tested on | patients | Dice, mean | Dice, median | IoU | one training"
-    show(header, [*measured, *published])
+    show(header, cells)
 
 
 def stages() -> dict[str, Any]:

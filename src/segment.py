@@ -1,12 +1,12 @@
-"""Outline tumor in MRI scans with the released model, without PyTorch.
+"""Segment tumor in MRI scans with the released model, without PyTorch.
 
     python src/segment.py flair.nii.gz --out result/
     python src/segment.py --flair f.nii.gz --pre t1.nii.gz --post t1c.nii.gz --out result/
     python src/segment.py patient/ --out result/        # one patient: NIfTI, DICOM or TIFF
-    python src/segment.py cohort/ --out results/        # many patients, a folder for each
-    python src/segment.py cohort/ --out results/ --address local    # several at once, by Ray
+    python src/segment.py cohort/ --out results/        # many patients, one folder each
+    python src/segment.py cohort/ --out results/ --address local    # several at once, with Ray
 
-It prints which file it takes for which sequence, and writes mask.nii.gz, preview.png, index.html
+It prints which file it uses for which sequence, and writes mask.nii.gz, preview.png, index.html
 and result.json. Not a medical device, not for clinical use.
 """
 
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set, too
+sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is set
 
-from application.model import ReleasedModel, loaded_once
+from application.model import ReleasedModel, cached_model
 from application.reading import read_case
-from application.results import identity_of, kept_summary, summary_of, write_results
+from application.results import existing_summary, result_identity, summarize, write_results
 from application.segmentation import segment
 from pipeline import cluster
 from pipeline.exits import exit_with_message
@@ -44,18 +44,18 @@ COLUMNS = ("name", "status", "volume_ml", "n_voxels", "n_components", "n_warning
 
 
 class Options(NamedTuple):
-    """What the command line asks for."""
+    """The options from the command line."""
 
     scan: Path | None
-    named: dict[str, Path]  # by sequence
+    named: dict[str, Path]  # scans given by flags such as --flair, by sequence
     out: Path
     model: Path
     threshold: float | None
     probability: bool
-    address: str | None = None  # of a Ray cluster
+    address: str | None = None  # address of a Ray cluster
 
 
-def probability_between(text: str) -> float:
+def probability(text: str) -> float:
     """Return a number above 0 and below 1, for argparse."""
     value = float(text)
     if not 0 < value < 1:
@@ -64,7 +64,7 @@ def probability_between(text: str) -> float:
 
 
 def read_options(argv: list[str] | None) -> Options:
-    """Return what the command line asks for; exit with 2 where it is not complete."""
+    """Return the command line's options; exit with code 2 if it is incomplete."""
     parser = argparse.ArgumentParser(
         prog="segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,56 +78,64 @@ def read_options(argv: list[str] | None) -> Options:
             help=f"the {NAMES[sequence]}: a NIfTI file or the folder of a DICOM series",
         )
     parser.add_argument("--out", type=Path, required=True, help="the folder for the results")
-    parser.add_argument("--model", type=Path, default=MODEL, help="another ONNX file")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="the ONNX file (default: the released model)"
+    )
     parser.add_argument(
         "--threshold",
-        type=probability_between,
+        type=probability,
         metavar="P",
-        help="tumor is where the probability is above this; the model says what it is else",
+        help="a voxel is tumor if its probability is above this (default: the model's threshold)",
     )
-    parser.add_argument("--probability", action="store_true", help="write probability.nii.gz, too")
+    parser.add_argument("--probability", action="store_true", help="also write probability.nii.gz")
     parser.add_argument(
         "--address",
-        help="of a Ray cluster to share a cohort's work; local: this machine",
+        help="the address of a Ray cluster that shares the patients; local: this machine",
     )
-    asked = parser.parse_args(argv)
-    named = {each: getattr(asked, each) for each in FLAGS if getattr(asked, each) is not None}
-    if asked.scan is None and "flair" not in named:
-        parser.error("name a scan, or at least --flair")
-    out = asked.out.resolve()  # also `.`, and a link to another disk
-    scan, model = asked.scan, asked.model
-    if asked.address is not None:  # other processes may be in other folders
+    args = parser.parse_args(argv)
+    named = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    if args.scan is None and "flair" not in named:
+        parser.error("pass a scan, or at least --flair")
+    out = args.out.resolve()  # may be `.` or a link to another disk
+    scan, model = args.scan, args.model
+    if args.address is not None:  # workers may run in another folder
         scan, model = scan and scan.absolute(), model.absolute()
-    return Options(scan, named, out, model, asked.threshold, asked.probability, asked.address)
+    return Options(scan, named, out, model, args.threshold, args.probability, args.address)
 
 
 def named_candidate(path: Path, sequence: str) -> Candidate:
-    """Return the file, or the only series of a folder, that a flag names."""
+    """Return the file, or the only DICOM series of the folder, that was given by a flag."""
     recognized = Recognized(sequence, FLAGS[sequence])
     if not path.is_dir():
         return Candidate(path, recognized)
     files = files_below(path, skip="derivatives").values()
-    series = [each for each in find_series(filter(is_dicom, files)) if is_volume(each)]
+    series = [found for found in find_series(filter(is_dicom, files)) if is_volume(found)]
     if len(series) != 1:
-        titles = [each.title for each in series]
-        raise Refusal(f"{path}: {len(series)} MR series in DICOM, not one {titles or ''}")
+        titles = [found.title for found in series]
+        raise Refusal(
+            f"{path}: pass a folder with one MR series; this one has {len(series)} {titles or ''}"
+        )
     return Candidate(series[0], recognized)
 
 
-def asked_cases(options: Options) -> list[Case]:
-    """Return the cases to be segmented; what a flag names goes before what is recognized."""
+def requested_cases(options: Options) -> list[Case]:
+    """Return the cases to segment; scans given by flags replace recognized ones."""
     cases = find_cases(options.scan) if options.scan else [Case("scan")]
     if not options.named:
         return cases
     if len(cases) > 1:
-        raise Refusal(f"{options.scan}: has {len(cases)} cases; name one for --flair and the like")
+        raise Refusal(
+            f"{options.scan}: has {len(cases)} cases; to use --flair and similar flags, pass the "
+            "folder of one case"
+        )
     [case] = cases
     named = tuple(named_candidate(path, sequence) for sequence, path in options.named.items())
-    taken = [each.source for each in named]
+    named_sources = [candidate.source for candidate in named]
     kept = [
-        each
-        for each in case.candidates
-        if each.recognized.sequence not in options.named and each.source not in taken
+        candidate
+        for candidate in case.candidates
+        if candidate.recognized.sequence not in options.named
+        and candidate.source not in named_sources
     ]
     name = case.name if options.scan else options.named["flair"].name.partition(".")[0]
     return [Case(name, (*named, *kept))]
@@ -136,31 +144,31 @@ def asked_cases(options: Options) -> list[Case]:
 def segment_case(
     case: Case, folder: Path, model: ReleasedModel, options: Options
 ) -> dict[str, Any]:
-    """Segment one case into a folder, unless its result is there; return the summary."""
+    """Segment one case into a folder, unless its result is already there; return the summary."""
     begin = time.perf_counter()
     patient = read_case(case, model)
     threshold = options.threshold or model.description["threshold"]
-    identity = identity_of(patient, model, threshold)
-    if kept := kept_summary(folder, identity, probability=options.probability):
-        print(f"{case.name}: was done before, see {folder}")
-        return kept
+    identity = result_identity(patient, model, threshold)
+    if existing := existing_summary(folder, identity, probability=options.probability):
+        print(f"{case.name}: was done before: {folder}")
+        return existing
     flair = patient.series["flair"]
     n_slices = flair.values.shape[Axial.of(flair.affine).axes[0]]
     with tqdm(desc=case.name, unit="slice", leave=False, disable=None, total=n_slices) as bar:
         found = segment(
             patient.series, model, numbers=patient.numbers, threshold=threshold, step=bar.update
         )
-    summary = summary_of(case.name, patient, found, model.description["warning"], identity)
+    summary = summarize(case.name, patient, found, model.description["warning"], identity)
     summary["seconds"] = round(time.perf_counter() - begin, 2)
     write_results(folder, patient, found, summary, probability=options.probability)
-    print_list(f"{case.name}: to be careful about", summary["warnings"])
+    print_list(f"{case.name}: warnings", summary["warnings"])
     volume = summary["volume_ml"]
     size = f"{summary['n_voxels']} voxels" if volume is None else f"{volume:.1f} mL"
-    print(f"{case.name}: {size} of tumor, {summary['seconds']:.1f} s: {folder / 'index.html'}")
+    print(f"{case.name}: {size} of tumor in {summary['seconds']:.1f} s: {folder / 'index.html'}")
     return summary
 
 
-def row_of(name: str, summary: dict[str, Any]) -> dict[str, Any]:
+def done_row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the row of results.csv for a case that was segmented."""
     return {
         "name": name,
@@ -173,61 +181,64 @@ def row_of(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def earlier_rows(table: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of a results.csv by name, none if there is none; refuse another table."""
+def existing_rows(table: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of results.csv by name, none if it is not there; check its columns."""
     if not table.exists():
         return {}
     with table.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise Refusal(f"{table}: another table than that of the results; name another --out")
+            raise Refusal(
+                f"{table}: expected the columns {', '.join(COLUMNS)}; choose another --out"
+            )
         return {row["name"]: row for row in reader}
 
 
 def attempt(case: Case, model: ReleasedModel, options: Options) -> dict[str, Any]:
-    """Segment one case of a cohort; return its row of results.csv, whatever happens."""
+    """Segment one case of a cohort; return its row of results.csv, even if it fails."""
     try:
-        return row_of(case.name, segment_case(case, options.out / case.name, model, options))
-    except Exception as error:  # whatever it is, it stops nobody else
-        told = isinstance(error, Refusal | OSError)
-        message = str(error) if told else f"unexpected {type(error).__name__}: {error}"
+        return done_row(case.name, segment_case(case, options.out / case.name, model, options))
+    except Exception as error:  # one failed case must not stop the others
+        is_expected = isinstance(error, Refusal | OSError)
+        message = str(error) if is_expected else f"unexpected {type(error).__name__}: {error}"
         return failed_row(case.name, message)
 
 
 def failed_row(name: str, message: str) -> dict[str, Any]:
-    """Return the row of results.csv for a case that could not be segmented; say why."""
+    """Print why a case could not be segmented; return its row of results.csv."""
     print(f"{name}: {message}", file=sys.stderr)
     return {"name": name, "status": "failed", "message": message}
 
 
-def attempt_elsewhere(case: Case, options: Options) -> tuple[dict[str, Any], str, str]:
-    """Segment one case in a process of a Ray cluster; return its row, and output and errors."""
+def attempt_on_worker(case: Case, options: Options) -> tuple[dict[str, Any], str, str]:
+    """Segment one case in a Ray worker; return its row, its output and its error output."""
     output, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(output), redirect_stderr(errors):
-        row = attempt(case, loaded_once(options.model), options)
+        row = attempt(case, cached_model(options.model), options)
     return row, output.getvalue(), errors.getvalue()
 
 
-def lacking(paths: list[Path]) -> list[Path]:
-    """Return the paths that this machine does not have."""
+def missing_paths(paths: list[Path]) -> list[Path]:
+    """Return the paths that do not exist on this machine."""
     return [path for path in paths if not path.exists()]
 
 
-def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
-    """Yield the row of each case, in the order in which a Ray cluster is done with them."""
+def segment_on_cluster(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
+    """Segment cases on a Ray cluster; yield the row of each case as soon as it is done."""
     with cluster.connect(options.address), cluster.marker_file(options.out) as marker:
         needed = [Path(__file__).resolve(), options.model, marker, *filter(None, [options.scan])]
         problems = [
             f"{machine}: has no {path}"
-            for machine, paths in cluster.run_on_each_machine(lacking, needed)
+            for machine, paths in cluster.run_on_each_machine(missing_paths, needed)
             for path in paths
         ]
         if problems:
             refuse(
-                problems, "All machines have to see them, under the same path: share the folders."
+                problems,
+                "Every machine needs these files under the same path; put them in a shared folder.",
             )
         resources = cluster.resources_per_item(1, 0)
-        ends = cluster.outcomes(attempt_elsewhere, cases, options, resources=resources)
+        ends = cluster.outcomes(attempt_on_worker, cases, options, resources=resources)
         with tqdm(total=len(cases), unit="case", leave=False, disable=None) as bar, closing(ends):
             for case, outcome in ends:
                 row, output, errors = outcome.result or (
@@ -243,15 +254,15 @@ def spread(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
 
 
 def segment_cohort(cases: list[Case], model: ReleasedModel, options: Options) -> int:
-    """Segment each case into a folder of its name; return how many could not be."""
+    """Segment each case into a folder with its name; return the number of failed cases."""
     table = options.out / "results.csv"
-    rows = earlier_rows(table)
-    found = (
+    rows = existing_rows(table)
+    new_rows = (
         [attempt(case, model, options) for case in cases]
         if options.address is None
-        else spread(cases, options)
+        else segment_on_cluster(cases, options)
     )
-    rows |= {row["name"]: row for row in found}
+    rows |= {row["name"]: row for row in new_rows}
     n_failed = len([case for case in cases if rows[case.name]["status"] == "failed"])
     with replacing(table) as [partial], partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
@@ -265,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
     with exit_with_message("segment"):
         model = ReleasedModel(options.model)
-        cases = asked_cases(options)
+        cases = requested_cases(options)
         if len(cases) == 1:
             segment_case(cases[0], options.out, model, options)
         elif segment_cohort(cases, model, options):

@@ -133,7 +133,7 @@ def prepare(
     val_here = slices["val"][slices["val"]["patient_id"].isin(patients_here)]
     n_steps = train.epochs * len(order)
     trainer = make_trainer(fabric, network, train, n_steps=n_steps, compiled=compute.compile)
-    val = fitted(Slices(val_here), own_masks=True)
+    val = fitted(Slices(val_here), keep_original_masks=True)
     step, has_val = make_step(trainer), len(slices["val"]) > 0
     return Training(train, trainer, batches, step, val, has_val)
 

@@ -1,4 +1,4 @@
-"""Pages in a real browser, which must neither log anything nor ask for anything else."""
+"""Open pages in a real browser, where they must not log anything or request other files."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def logged(browser: webdriver.Chrome, kind: str) -> list[dict[str, Any]]:
 
 
 def show(browser: webdriver.Chrome, page: Path, *, width: int, scheme: str = "light") -> None:
-    """Open a file in a window of some width, in light or dark."""
+    """Open a file in a window of the given width and color scheme."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -42,9 +42,9 @@ def show(browser: webdriver.Chrome, page: Path, *, width: int, scheme: str = "li
 
 @contextmanager
 def watched(browser: webdriver.Chrome, page: Path) -> Iterator[None]:
-    """Have a new window for a page; in the end nothing was logged or asked for but the page.
+    """Open a window for a page; at the end check that it logged nothing and requested only itself.
 
-    A new one, because a reloaded page keeps what was chosen in it.
+    The window is new because a reloaded page keeps the state of its controls.
     """
     first = browser.current_window_handle
     browser.switch_to.new_window("window")
@@ -52,11 +52,11 @@ def watched(browser: webdriver.Chrome, page: Path) -> Iterator[None]:
     browser.close()
     browser.switch_to.window(first)
     assert logged(browser, "browser") == []
-    asked = [
+    urls = [
         message["params"]["request"]["url"]
         for entry in logged(browser, "performance")
         for message in [json.loads(entry["message"])["message"]]
         if message["method"] == "Network.requestWillBeSent"
     ]
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
-    assert {url for url in asked if url.startswith("file:")} <= {page.as_uri()}
+    assert {url.partition(":")[0] for url in urls} <= {"file", "data", "blob"}
+    assert {url for url in urls if url.startswith("file:")} <= {page.as_uri()}

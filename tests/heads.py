@@ -1,6 +1,6 @@
-"""For tests of segment: made-up heads as files of every kind, and a model told what to find.
+"""For tests of segment: synthetic heads as files of every kind, and a model with a fixed rule.
 
-They need no more than requirements-segment.txt.
+They need only requirements-segment.txt.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SEQUENCES = ("pre_contrast", "flair", "post_contrast")
 
 
 class Head(NamedTuple):
-    """Axial slices (D, H, W) of each sequence, and where the tumor is."""
+    """Axial slices (D, H, W) of each sequence, and the mask of the tumor."""
 
     sequences: dict[str, np.ndarray]
     tumor: np.ndarray
@@ -44,13 +44,13 @@ def make_head(seed: int = 0) -> Head:
     scalp, brain = (radius > 0.92) & (radius <= 1), radius <= 0.78
     tumor = np.hypot(np.hypot((y - 22) / 7, (x - 17) / 5), (z - 7) / 2.6) < 1
     found = {}
-    for name, of_brain, of_tumor in (
+    for name, brain_level, tumor_level in (
         ("pre_contrast", 500, 350),
         ("flair", 400, 900),
         ("post_contrast", 520, 420),
     ):
-        values = 30 * rng.random(z.shape) + 700 * scalp + of_brain * brain
-        values[tumor] = of_tumor
+        values = 30 * rng.random(z.shape) + 700 * scalp + brain_level * brain
+        values[tumor] = tumor_level
         found[name] = values.round().astype(np.int16)
     return Head(found, tumor)
 
@@ -77,8 +77,8 @@ def write_head(
         nibabel.save(image, folder / name)
 
 
-# What names tell, of files and of DICOM series.
-TOLD: dict[str | None, list[str]] = {
+# Names of files and descriptions of DICOM series, by the sequence that they should give.
+NAMES_BY_SEQUENCE: dict[str | None, list[str]] = {
     "flair": [
         *("flair", "BraTS-GLI-00005-001-t2f", "BraTS19_2013_0_1_flair", "sub-01_ses-1_FLAIR"),
         *("sub-01_acq-t1_FLAIR", "sub-01_acq-label_FLAIR"),
@@ -170,12 +170,12 @@ def write_dicom(
         }.items():
             setattr(found, name, value)
         change(found, at)
-        # Names in another order than that of the slices, as archives have them.
+        # File names are not in the order of the slices, as in public archives.
         found.save_as(folder / f"IM{at * 7 % 13:03}_{at:03}", enforce_file_format=True)
 
 
 def join_frames(folder: Path) -> None:
-    """Put the files of a DICOM series into one enhanced MR image, a frame for each."""
+    """Replace the files of a DICOM series by one enhanced MR image with a frame for each."""
     files = sorted(folder.iterdir())
     slices = [dcmread(path) for path in files]
     found = slices[0].copy()
@@ -208,15 +208,15 @@ def join_frames(folder: Path) -> None:
 DESCRIPTIONS = {"pre_contrast": "AX T1 SE", "flair": "AX T2 FLAIR", "post_contrast": "AX T1 +C"}
 
 
-def write_exam(folder: Path, head: Head, **wanted: Any) -> None:
-    """Write the sequences of a head as DICOM series in folders of their own."""
+def write_exam(folder: Path, head: Head, **options: Any) -> None:
+    """Write the sequences of a head as DICOM series, each in its own folder."""
     for number, (sequence, description) in enumerate(DESCRIPTIONS.items(), start=1):
         slices = head.sequences[sequence]
-        write_dicom(folder / f"s{number}", slices, description, number=number, **wanted)
+        write_dicom(folder / f"s{number}", slices, description, number=number, **options)
 
 
 def write_slices(folder: Path, head: Head, name: str) -> None:
-    """Write a head as this project's data set has patients: slices in TIFF, with their masks."""
+    """Write a head in the format of this project's data set: TIFF slices and masks."""
     folder.mkdir(parents=True, exist_ok=True)
     channels = [np.clip(head.sequences[each] // 4, 0, 255).astype(np.uint8) for each in SEQUENCES]
     for number, image in enumerate(np.stack(channels, axis=-1), start=1):
@@ -226,20 +226,21 @@ def write_slices(folder: Path, head: Head, name: str) -> None:
 
 
 class BrightTumor(ReleasedModel):
-    """A model that finds what is bright in FLAIR alone, and not the lowest slice that shows it.
+    """A model that finds voxels bright in FLAIR and dark in pre-contrast T1.
 
-    So its answer depends on the order of slices, rows, columns and sequences.
+    It omits the lowest slice of the tumor. So its result depends on the order of slices, rows,
+    columns and sequences.
     """
 
     def __init__(self, path: Path | None = None, **changes: Any) -> None:
         self.sha256 = "0" * 64
-        self.takes = {
+        self.input = {
             **{"name": "slices", "image_size": 64, "field_of_view_mm": 230.0},
             **{"slice_spacing_mm": 5.0, "normalize": "percentile", "sequences": SEQUENCES},
         } | changes
         self.description = {
-            **{"name": "bright", "version": "0.0.0", "warning": "Made up.", "threshold": 0.5},
-            **{"component_share": 0.1, "input": self.takes},
+            **{"name": "bright", "version": "0.0.0", "warning": "For tests.", "threshold": 0.5},
+            **{"component_share": 0.1, "input": self.input},
             "test": {
                 "by_missing_sequence": [
                     {"missing": "pre-contrast", "n_patients": 3, "dice_patient_mean": 0.7}

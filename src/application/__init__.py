@@ -1,5 +1,5 @@
-"""The released model applied to scans: prepared, segmented, warned of, and written.
+"""Apply the released model to scans: prepare them, segment them, warn, and write the results.
 
-It runs without PyTorch, pandas and OpenCV. How files are read belongs to `scans`. May import
-`pipeline`, `scans` and `page`.
+It runs without PyTorch, pandas and OpenCV. Code that reads files belongs in `scans`. This package
+may import `pipeline`, `scans` and `page`.
 """

@@ -1,4 +1,4 @@
-"""A mask as DICOM SEG, which viewers such as 3D Slicer and OHIF lay over the series."""
+"""Write a mask as DICOM SEG, which viewers such as 3D Slicer and OHIF overlay on the series."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pydicom.sr.codedict import codes
 from scans.dicom import TO_RAS
 from scans.series import Series
 
-# What DICOM wants of patient and study, with or without a value, and anonymizers leave out.
+# Attributes that DICOM requires, possibly empty, and that anonymizers remove.
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
     *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
@@ -27,9 +27,9 @@ MAY_BE_EMPTY = (
 
 
 def complete(dataset: Dataset) -> None:
-    """Add to a slice, or to a file of all slices, what highdicom expects and some files lack.
+    """Add attributes that highdicom needs to a single-frame or multi-frame file without them.
 
-    The segmentation's own sizes come from the volume.
+    The segmentation takes its sizes from the volume, not from these attributes.
     """
     for tag in (tag for tag in MAY_BE_EMPTY if tag not in dataset):
         setattr(dataset, tag, "")
@@ -37,7 +37,7 @@ def complete(dataset: Dataset) -> None:
         dataset.SliceThickness = 1
     if "PerFrameFunctionalGroupsSequence" in dataset:
         shared, frame = (
-            dataset[f"{whose}FunctionalGroupsSequence"][0] for whose in ("Shared", "PerFrame")
+            dataset[f"{kind}FunctionalGroupsSequence"][0] for kind in ("Shared", "PerFrame")
         )
         for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
             if name not in shared:
@@ -47,13 +47,13 @@ def complete(dataset: Dataset) -> None:
 def write_segmentation(
     path: Path, mask: NDArray[np.uint8], flair: Series, model: dict[str, Any]
 ) -> None:
-    """Write a mask on the grid of a series that was read from DICOM, (D, H, W) of 0 and 1."""
+    """Write a mask, (D, H, W) of 0 and 1, on the grid of a series that was read from DICOM."""
     datasets = [dcmread(file) for file in flair.files]
     for dataset in datasets:
         complete(dataset)
     volume = highdicom.Volume(
         mask,
-        TO_RAS @ flair.affine,  # its own inverse
+        TO_RAS @ flair.affine,  # TO_RAS is its own inverse
         coordinate_system="PATIENT",
         frame_of_reference_uid=datasets[0].FrameOfReferenceUID,
     )
@@ -68,7 +68,7 @@ def write_segmentation(
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
     )
-    found = Segmentation(
+    segmentation = Segmentation(
         source_images=datasets,
         pixel_array=volume,
         segmentation_type=SegmentationTypeValues.BINARY,
@@ -84,4 +84,4 @@ def write_segmentation(
         content_label="TUMOR",
         omit_empty_frames=bool(mask.any()),
     )
-    found.save_as(path)
+    segmentation.save_as(path)

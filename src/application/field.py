@@ -1,4 +1,4 @@
-"""The field of view that the network is shown of a slice, and the way back to the slice."""
+"""Cut the network's field of view from slices, and put its logits back into the slices."""
 
 from typing import Any, NamedTuple
 
@@ -8,22 +8,23 @@ from PIL import Image
 
 from scans.fitting import fit, unfit
 
-AS_TRAINED = 0.12  # by which a slice's longer side may differ from the field of view, and be taken
-# whole: augmentation scaled the training's slices by more
-SQUARE = 0.01  # by which height and width of a pixel may differ
+# A slice is used whole if its longer side differs from the field of view by at most this share:
+# in training, augmentation scaled slices by more.
+AS_TRAINED = 0.12
+SQUARE = 0.01  # height and width of a square pixel may differ by this share
 
 
 class Field(NamedTuple):
-    """A rectangle of a slice, in its pixels; it may reach beyond the slice, where nothing is."""
+    """A rectangle in a slice, in pixels. It may extend beyond the slice, where values are 0."""
 
     top: int
     left: int
     height: int
     width: int
-    squared: tuple[int, int]  # height and width once its pixels are squares
+    squared: tuple[int, int]  # height and width after resampling to square pixels
 
     def cut(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Return the field of slices (D, H, W, …), 0 beyond them; a view where that is possible."""
+        """Return the field of slices (D, H, W, …), 0 outside them; a view if possible."""
         rows, columns = self.within(slices.shape[1], slices.shape[2])
         inside = slices[:, rows, columns]
         if inside.shape[1:3] == (self.height, self.width):
@@ -35,7 +36,7 @@ class Field(NamedTuple):
         return found
 
     def within(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a slice that the field has."""
+        """Return the rows and columns of a slice that are inside the field."""
         rows = slice(max(self.top, 0), min(self.top + self.height, height))
         columns = slice(max(self.left, 0), min(self.left + self.width, width))
         return rows, columns
@@ -50,8 +51,8 @@ class Field(NamedTuple):
     def restored(
         self, logits: NDArray[np.float32], height: int, width: int, image_size: int
     ) -> NDArray[np.float32]:
-        """Return a slice's logits (H, W) from those of its field (S, S); -inf beyond the field."""
-        scaled = unfit(logits, self.height, self.width, image_size, of=self.squared)
+        """Return a slice's logits (H, W) from those of its field (S, S); -inf outside the field."""
+        scaled = unfit(logits, self.height, self.width, image_size, resized=self.squared)
         found = np.full((height, width), -np.inf, dtype=np.float32)
         rows, columns = self.within(height, width)
         found[rows, columns] = scaled[
@@ -61,24 +62,25 @@ class Field(NamedTuple):
         return found
 
 
-def span(tissue: NDArray[np.bool_], n_wanted: int) -> int:
-    """Return where `n_wanted` pixels begin along an axis: around the tissue, if they are fewer.
+def field_start(tissue: NDArray[np.bool_], n_pixels: int) -> int:
+    """Return the first of `n_pixels` along an axis, so that the field is centered on the tissue.
 
-    `tissue` says for each position along the axis whether there is any.
+    `tissue` has whether there is tissue at each position along the axis. If the axis is not longer
+    than the field, or there is no tissue, the field is centered on the axis.
     """
-    if n_wanted >= len(tissue) or not tissue.any():
-        return -((n_wanted - len(tissue)) // 2)
-    places = np.flatnonzero(tissue)
-    return int(places[0] + places[-1] + 1 - n_wanted) // 2
+    if n_pixels >= len(tissue) or not tissue.any():
+        return -((n_pixels - len(tissue)) // 2)
+    positions = np.flatnonzero(tissue)
+    return int(positions[0] + positions[-1] + 1 - n_pixels) // 2
 
 
 def choose_field(
     tissue: NDArray[np.bool_], pixel: tuple[float, float], field_of_view: float
 ) -> Field:
-    """Return the field of slices whose tissue is given, (D, H, W), for a network's field in mm.
+    """Return the field in slices whose tissue is (D, H, W), for a network's field of view in mm.
 
-    Slices of about that size are taken whole, as they were in the training; others are padded, or
-    cropped around the head. `pixel` has the height and width of a pixel in mm.
+    Slices of about that size are used whole, as in training; others are padded, or cropped around
+    the head. `pixel` has the height and width of a pixel in mm.
     """
     height, width = tissue.shape[1:]
     longer = max(height * pixel[0], width * pixel[1])
@@ -88,7 +90,7 @@ def choose_field(
         rows = np.asarray(tissue.any(axis=(0, 2)))
         columns = np.asarray(tissue.any(axis=(0, 1)))
         height, width = (round(field_of_view / each) for each in pixel)
-        top, left = span(rows, height), span(columns, width)
+        top, left = field_start(rows, height), field_start(columns, width)
     side = min(pixel)
     squared = (height, width)
     if abs(pixel[0] / pixel[1] - 1) > SQUARE:

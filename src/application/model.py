@@ -1,4 +1,4 @@
-"""The released model: an ONNX file that says itself how it is used."""
+"""The released model: an ONNX file whose metadata says how to use it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pipeline.outputs import file_sha256
 from pipeline.parallel import n_threads
 from pipeline.refusals import Refusal
-from scans.sequences import MAIN, NAMES, lacking
+from scans.sequences import MAIN, NAMES, missing_phrase
 
 CHUNK = 16  # slices computed at a time
-HINT = "`git restore models` brings the released one back."
+HINT = "`git restore models` restores the released one."
 
 
 class ReleasedModel:
@@ -28,7 +28,7 @@ class ReleasedModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = n_threads()
-        # Threads that wait by spinning would hold up whatever else the machine does.
+        # Spinning threads would slow down other programs on the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(
@@ -36,22 +36,25 @@ class ReleasedModel:
             )
             properties = self.session.get_modelmeta().custom_metadata_map
             self.description: dict[str, Any] = json.loads(properties["model"])
-        except Exception as error:  # of many kinds, from onnxruntime
+        except Exception as error:  # onnxruntime raises many kinds
             reason = " ".join(str(error).split())
             raise Refusal(f"{path}: not a model of this project ({reason}). {HINT}") from None
         self.sha256 = file_sha256(path)
-        self.takes = self.description["input"]
+        self.input = self.description["input"]
         self.check_sequences()
 
     def check_sequences(self) -> None:
-        """Refuse a model whose main sequence is not FLAIR."""
+        """Raise an error if the model's main sequence is not FLAIR."""
         if (main := self.sequences[MAIN]) != "flair":
-            raise Refusal(f"the model's main sequence is {NAMES[main]}; segment works with FLAIR")
+            raise Refusal(
+                f"the model's main sequence is {NAMES[main]}; use a model whose main sequence is "
+                "FLAIR"
+            )
 
     @property
     def sequences(self) -> tuple[str, str, str]:
         """Return the sequence of each channel of a slice."""
-        first, main, last = self.takes["sequences"]
+        first, main, last = self.input["sequences"]
         return first, main, last
 
     def probabilities(
@@ -59,35 +62,35 @@ class ReleasedModel:
     ) -> NDArray[np.float32]:
         """Return the probability of tumor, (N, S, S), of consecutive slices (N, S, S, 3).
 
-        They are computed in chunks, with a slice more at each end, for the network sees neighbors.
-        `step` is called with the number of slices that were just computed.
+        Slices are computed in chunks with one more slice at each end, because the network sees a
+        slice's neighbors. `step` is called with the number of slices that were just computed.
         """
         found = []
         for begin in range(0, len(slices), CHUNK):
             end = min(begin + CHUNK, len(slices))
             first = max(begin - 1, 0)
-            [answer] = self.session.run(None, {self.takes["name"]: slices[first : end + 1]})
-            found.append(answer[begin - first : end - first])
+            [output] = self.session.run(None, {self.input["name"]: slices[first : end + 1]})
+            found.append(output[begin - first : end - first])
             step(end - begin)
         return np.concatenate(found)
 
     def stride(self, spacing: float) -> int:
-        """Return how many slices apart neighbors are to be, where slices are `spacing` mm apart."""
-        return max(1, round(float(self.takes["slice_spacing_mm"]) / spacing))
+        """Return the step from a slice to its neighbor, if slices are `spacing` mm apart."""
+        return max(1, round(float(self.input["slice_spacing_mm"]) / spacing))
 
     def score_without(self, missing: Sequence[str]) -> str:
-        """Return how well patients were segmented in the test who lack these sequences."""
-        wanted = lacking(missing)
+        """Return the test score of patients without these sequences, as a phrase."""
+        phrase = missing_phrase(missing)
         for group in self.description["test"]["by_missing_sequence"]:
-            if group["missing"] == wanted:
+            if group["missing"] == phrase:
                 n = group["n_patients"]
-                patients = f"{n} patients" if n > 1 else "one patient"
+                patients = f"{n} test patients" if n > 1 else "one test patient"
                 mean = f"Dice {group['dice_patient_mean']:.3f}"
-                return f"{mean} in the {patients} of the test without {wanted}"
-        return f"the test had no patient without {wanted}, so how well it does is not known"
+                return f"{mean} in {patients} without {phrase}"
+        return f"accuracy unknown: no test patient was without {phrase}"
 
 
 @lru_cache
-def loaded_once(path: Path) -> ReleasedModel:
-    """Return the model in a file, which a process that segments many patients loads once."""
+def cached_model(path: Path) -> ReleasedModel:
+    """Return the model in a file. A process that segments many patients loads it only once."""
     return ReleasedModel(path)

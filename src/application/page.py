@@ -1,4 +1,4 @@
-"""The page of a segmented scan: one file, with the viewer that the report has."""
+"""Write the page of a segmented scan: one file with the same viewer as the report."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from page.drawing import area, bars, outline, webp
 from page.rendering import script_json, template_environment
 from page.wording import shown_sequences
 
-LONGEST = 320  # pixels of a slice's longer side in the page
+LONGEST = 320  # most pixels along a slice's longer side in the page
 
 
 def shown_size(found: Segmentation) -> tuple[int, int]:
-    """Return width and height in pixels of a slice in the page, whose pixels are squares."""
+    """Return the width and height of a slice in the page, in square pixels."""
     _, pixel_height, pixel_width = found.voxel_size
     height, width = found.mask.shape[1] * pixel_height, found.mask.shape[2] * pixel_width
     finest = min(pixel_height, pixel_width)
@@ -30,7 +30,7 @@ def shown_slice(
     size: tuple[int, int],
     copies: list[int],
 ) -> dict[str, Any]:
-    """Return what the viewer needs of a slice, (H, W, 3), but for its number and words."""
+    """Return the viewer's data of a slice, (H, W, 3), except its number and its text."""
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     tumor = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     return {
@@ -44,7 +44,7 @@ def shown_slice(
 
 
 def area_in_words(n_pixels: int, square_millimeters: float | None) -> str:
-    """Return how much tumor a slice shows."""
+    """Return the tumor area of a slice as text."""
     if not n_pixels:
         return "no tumor"
     if square_millimeters is None:
@@ -53,7 +53,7 @@ def area_in_words(n_pixels: int, square_millimeters: float | None) -> str:
 
 
 def write_page(path: Path, found: Segmentation, summary: dict[str, Any]) -> None:
-    """Write the page of a patient whose result.json says `summary`."""
+    """Write the page of a patient; `summary` is the content of result.json."""
     size, areas = shown_size(found), found.mask.sum(axis=(1, 2)).tolist()
     _, pixel_height, pixel_width = found.voxel_size
     pixel = None if summary["volume_ml"] is None else pixel_height * pixel_width

@@ -1,4 +1,4 @@
-"""The series of a case, read from whatever kind of files it has."""
+"""Read the series of a case from NIfTI, DICOM or TIFF."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from scans.tiff import SEQUENCES, read_image
 
 
 class Patient(NamedTuple):
-    """What is read of a case: its series by sequence, and what is known of its slices."""
+    """The series of a case by sequence, and facts about its slices."""
 
     series: dict[str, Series]
-    numbers: list[int] | None  # of the slices, where some may be missing
-    measured: bool  # whether the files say how large a voxel is
-    notes: tuple[str, ...] = ()  # what a person should know of how it was put together
-    is_dicom: bool = False  # FLAIR, that is
+    numbers: list[int] | None  # slice numbers, if slices may be missing
+    measured: bool  # whether the files contain the voxel size
+    notes: tuple[str, ...] = ()  # warnings about how its files were chosen
+    is_dicom: bool = False  # whether FLAIR is DICOM
 
     def inputs(self) -> dict[str, dict[str, str | int]]:
-        """Return for each sequence where it was read from, and a digest of its files."""
+        """Return for each sequence its path, and a digest of its files."""
         found: dict[str, dict[str, str | int]] = {}
-        for sequence, each in self.series.items():
-            digests = "".join(file_sha256(path) for path in each.files)
-            place = each.files[0] if len(each.files) == 1 else each.files[0].parent
+        for sequence, series in self.series.items():
+            digests = "".join(file_sha256(path) for path in series.files)
+            path = series.files[0] if len(series.files) == 1 else series.files[0].parent
             found[sequence] = {
-                "path": str(place),
-                "n_files": len(each.files),
+                "path": str(path),
+                "n_files": len(series.files),
                 "sha256": hashlib.sha256(digests.encode()).hexdigest(),
             }
         return found
@@ -51,13 +51,16 @@ def read_candidate(candidate: Candidate) -> Series:
 def read_slices(files: Sequence[Path], field_of_view: float, spacing: float) -> Patient:
     """Return a patient of this project's data set from the TIFF files of the slices, in order.
 
-    The files say nothing of sizes and sides: the longer side is taken for the field of view, and
-    slices are taken to be axial, from inferior to superior, rows from anterior to posterior.
+    The files contain neither voxel size nor orientation. The longer side is assumed to be the field
+    of view, and slices to be axial, from inferior to superior, rows from anterior to posterior.
     """
     images = [read_image(path) for path in files]
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        raise Refusal(f"{files[0].parent}: slices of several sizes, {sorted(shapes)}")
+        raise Refusal(
+            f"{files[0].parent}: slices of different sizes, {sorted(shapes)}; all slices of a "
+            "patient need the same size"
+        )
     volume = np.stack(images).transpose(2, 1, 0, 3)  # (W, H, D, sequences)
     pixel = field_of_view / max(volume.shape[:2])
     affine = np.diag([-pixel, -pixel, spacing, 1.0])
@@ -70,22 +73,24 @@ def read_slices(files: Sequence[Path], field_of_view: float, spacing: float) -> 
 
 
 def read_case(case: Case, model: ReleasedModel) -> Patient:
-    """Return the patient of a case, and print which file is taken for which sequence and why."""
-    takes = model.takes
+    """Return the patient of a case, and print which file is used for which sequence and why."""
     if case.slices:
-        print(f"{case.name}: {len(case.slices)} slices in TIFF, each with all sequences")
-        return read_slices(case.slices, takes["field_of_view_mm"], takes["slice_spacing_mm"])
-    chosen = case.chosen(model.sequences)
+        print(f"{case.name}: {len(case.slices)} TIFF slices, each with all sequences")
+        field_of_view, spacing = model.input["field_of_view_mm"], model.input["slice_spacing_mm"]
+        return read_slices(case.slices, field_of_view, spacing)
+    chosen = case.choose(model.sequences)
     for sequence, candidate in chosen.items():
-        print(f"{case.name}: {NAMES[sequence]}: {candidate.described}")
-    for each in case.candidates:
-        if each not in chosen.values():
-            print(f"{case.name}: not used: {each.described}")
+        print(f"{case.name}: {NAMES[sequence]}: {candidate.description}")
+    for candidate in case.candidates:
+        if candidate not in chosen.values():
+            print(f"{case.name}: not used: {candidate.description}")
     series: dict[str, Series] = {}
     notes = list(case.notes)
     for sequence, candidate in chosen.items():
         if candidate.recognized.guessed:
-            notes.append(f"{NAMES[sequence]} is guessed: {candidate.described}")
+            notes.append(
+                f"{NAMES[sequence]} is guessed from the scan's times: {candidate.description}"
+            )
         try:
             series[sequence] = read_candidate(candidate)
         except Refusal as refusal:

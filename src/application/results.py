@@ -1,4 +1,4 @@
-"""What is written for a patient: masks, a summary, pictures."""
+"""Write the result of a patient: masks, a summary, and pictures."""
 
 import json
 from pathlib import Path
@@ -25,22 +25,22 @@ WRITTEN = (
     *("mask.nii.gz", "probability.nii.gz", "mask.dcm", "masks", "preview.png", "index.html"),
     SUMMARY,
 )
-N_PREVIEWED = 9  # slices, in three rows
+N_PREVIEWED = 9  # slices in the preview, in three rows
 PREVIEW = 256  # pixels along each side of a slice in the preview
-OUTLINE = (255, 200, 0)  # red, green and blue of the outline
+OUTLINE = (255, 200, 0)  # RGB color of the outline
 
 
-def tumor_facts(found: Segmentation, patient: Patient) -> dict[str, Any]:
-    """Return volume, components and extent of a mask; in mL and mm where voxels have a size.
+def measure_tumor(found: Segmentation, patient: Patient) -> dict[str, Any]:
+    """Return volume, components and extent of a mask, in mL and mm; None if voxel size is unknown.
 
-    `slices` are those with tumor: their numbers in the data set's files, else counted from the
-    lowest, from 1.
+    `slices` are the numbers of the slices with tumor: those in the names of the data set's files,
+    or else counted from 1, from the lowest slice.
     """
     numbers = patient.numbers or list(range(1, len(found.mask) + 1))
     _, sizes = components(found.mask, numbers)
     milliliters = found.flair.voxel_volume / 1000
-    places = np.argwhere(found.mask)
-    extent = np.ptp(places, axis=0) + 1 if len(places) else np.zeros(3, dtype=np.int64)
+    voxels = np.argwhere(found.mask)
+    extent = np.ptp(voxels, axis=0) + 1 if len(voxels) else np.zeros(3, dtype=np.int64)
     order = ("inferior_superior", "anterior_posterior", "right_left")
     measured = patient.measured
     return {
@@ -54,28 +54,31 @@ def tumor_facts(found: Segmentation, patient: Patient) -> dict[str, Any]:
             name: float(n * size) if measured else None
             for name, n, size in zip(order, extent, found.voxel_size, strict=True)
         },
-        "slices": sorted({numbers[int(place)] for place in places[:, 0]}),
+        "slices": sorted({numbers[int(at)] for at in voxels[:, 0]}),
     }
 
 
-def previewed(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the places of the slices to preview: over the tumor, or over all if there is none."""
-    places = np.flatnonzero(mask.any(axis=(1, 2)))
-    first, last = (int(places[0]), int(places[-1])) if len(places) else (0, len(mask) - 1)
-    lacking = max(0, N_PREVIEWED - (last - first + 1))  # so that no slice is shown twice
-    first = max(0, min(first - lacking // 2, len(mask) - N_PREVIEWED))
+def preview_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the positions of the slices to preview, spread over the tumor, or all if it is empty.
+
+    A small tumor's range is extended, so that no slice is shown twice.
+    """
+    tumor = np.flatnonzero(mask.any(axis=(1, 2)))
+    first, last = (int(tumor[0]), int(tumor[-1])) if len(tumor) else (0, len(mask) - 1)
+    n_extra = max(0, N_PREVIEWED - (last - first + 1))
+    first = max(0, min(first - n_extra // 2, len(mask) - N_PREVIEWED))
     last = min(len(mask) - 1, max(last, first + N_PREVIEWED - 1))
     return np.unique(np.linspace(first, last, N_PREVIEWED).round().astype(np.int64))
 
 
 def preview(found: Segmentation) -> Image.Image:
-    """Return nine slices of FLAIR with the outline of the tumor."""
+    """Return a picture of nine FLAIR slices with the outline of the tumor."""
     _, height, width = found.voxel_size
     shape = (found.mask.shape[1] * height, found.mask.shape[2] * width)
     scale = PREVIEW / max(shape)
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
     sheet = Image.new("RGB", (3 * PREVIEW, 3 * PREVIEW))
-    for place, at in enumerate(previewed(found.mask)):
+    for place, at in enumerate(preview_positions(found.mask)):
         flair = Image.fromarray(found.images[at, ..., MAIN])
         pixels = np.array(flair.resize(size, Image.Resampling.BILINEAR).convert("RGB"))
         tumor = Image.fromarray(found.mask[at]).resize(size, Image.Resampling.NEAREST)
@@ -88,24 +91,24 @@ def preview(found: Segmentation) -> Image.Image:
     return sheet
 
 
-def identity_of(patient: Patient, model: ReleasedModel, threshold: float) -> dict[str, Any]:
-    """Return what a result is of: the part of result.json by which it is known again."""
-    own = model.description
+def result_identity(patient: Patient, model: ReleasedModel, threshold: float) -> dict[str, Any]:
+    """Return the part of result.json that identifies a result: inputs, model and threshold."""
+    name, version = model.description["name"], model.description["version"]
     return {
         "inputs": patient.inputs(),
-        "model": {"name": own["name"], "version": own["version"], "sha256": model.sha256},
+        "model": {"name": name, "version": version, "sha256": model.sha256},
         "threshold": threshold,
     }
 
 
-def summary_of(
+def summarize(
     name: str, patient: Patient, found: Segmentation, warning: str, identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what result.json says, but for the time it took."""
+    """Return the content of result.json, except the run time."""
     return {
         "name": name,
         "warning": warning,
-        **tumor_facts(found, patient),
+        **measure_tumor(found, patient),
         "voxel_mm": list(found.voxel_size) if patient.measured else None,
         "warnings": [*patient.notes, *found.warnings],
         "missing": list(found.missing),
@@ -113,32 +116,34 @@ def summary_of(
     }
 
 
-def kept_summary(
+def existing_summary(
     folder: Path, identity: dict[str, Any], *, probability: bool
 ) -> dict[str, Any] | None:
-    """Return the summary in a folder if it is of the same inputs, model and threshold.
+    """Return the summary in a folder if inputs, model and threshold are the same.
 
-    None where there is no result, or one of the same inputs that is to be made again. Refuses a
-    folder that holds anything else.
+    None if there is no result, or if the result of these inputs has to be computed again. Raise an
+    error if the folder contains anything else.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names and not folder.is_file():
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        digests = [each["sha256"] for each in summary["inputs"].values()]
+        digests = [entry["sha256"] for entry in summary["inputs"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Refusal(f"{folder}: holds something else than a result; name another --out") from None
+        raise Refusal(
+            f"{folder}: is not empty and contains no result; choose another --out"
+        ) from None
     if foreign := sorted(names - set(WRITTEN)):
         raise Refusal(
-            f"{folder}: holds {', '.join(foreign[:5])} beside a result; move it, or name another "
-            "--out"
+            f"{folder}: contains {', '.join(foreign[:5])} in addition to a result; move it, or "
+            "choose another --out"
         )
-    if digests != [each["sha256"] for each in identity["inputs"].values()]:
-        raise Refusal(f"{folder}: holds the result of other files; name another --out")
-    wanted = {"mask.nii.gz", "index.html"} | ({"probability.nii.gz"} if probability else set())
-    is_whole = wanted <= names and rounded(identity).items() <= summary.items()
-    return summary if is_whole else None
+    if digests != [entry["sha256"] for entry in identity["inputs"].values()]:
+        raise Refusal(f"{folder}: contains the result of other files; choose another --out")
+    needed = {"mask.nii.gz", "index.html"} | ({"probability.nii.gz"} if probability else set())
+    is_complete = needed <= names and rounded(identity).items() <= summary.items()
+    return summary if is_complete else None
 
 
 def write_results(
@@ -149,7 +154,7 @@ def write_results(
     *,
     probability: bool,
 ) -> None:
-    """Write everything into a folder: all files appear in the end, or none of them."""
+    """Write all files of a result into a folder; they appear together at the end, or not at all."""
     names = ["mask.nii.gz", "preview.png", "index.html"]
     names += ["probability.nii.gz"] if probability else []
     names += ["mask.dcm"] if patient.is_dicom else []
@@ -163,7 +168,7 @@ def write_results(
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    for name in set(WRITTEN) - {*names, SUMMARY}:  # of an earlier run with other options
+    for name in set(WRITTEN) - {*names, SUMMARY}:  # left by an earlier run with other options
         discard(folder / name)
 
 
@@ -177,14 +182,14 @@ def write_files(
         values = PROBABILITIES.astype(np.float32)[found.axial.turn_back(found.levels)]
         write_nifti(files["probability.nii.gz"], values, found.flair)
     if patient.is_dicom:
-        from application.dicom_seg import write_segmentation  # late: highdicom is slow to load
+        from application.dicom_seg import write_segmentation  # here: highdicom is slow to load
 
         try:
             write_segmentation(files["mask.dcm"], mask, found.flair, summary["model"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # from highdicom
             raise Refusal(
-                f"{name_of(found.flair)}: DICOM that no DICOM SEG can be made for ({error}); as "
-                "NIfTI it can be segmented: `dcm2niix` writes that"
+                f"{name_of(found.flair)}: cannot write a DICOM SEG for this series ({error}); "
+                "convert it to NIfTI with `dcm2niix` and segment that"
             ) from error
     if patient.numbers is not None:
         write_tiffs(files["masks"], found)

@@ -1,4 +1,4 @@
-"""From the series of one patient to a mask: prepared, shown to the model, and brought back."""
+"""Segment the series of one patient: prepare slices, run the model, and build the mask."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,30 +17,30 @@ from scans.sequences import MAIN, NAMES
 from scans.series import Axial, Series
 from scans.volume import large_components
 
-MOST_LOGIT = 30.0  # of a probability that is 1 in 32 bits
+MOST_LOGIT = 30.0  # logits are clipped to this, because a float32 probability can be exactly 1
 
 
 class Segmentation(NamedTuple):
-    """A patient's axial slices, what the model made of them, and what to be warned of."""
+    """A patient's axial slices, the model's result, and warnings."""
 
     flair: Series
     axial: Axial
     images: NDArray[np.uint8]  # (D, H, W, 3) normalized, channels as the model takes them
-    missing: tuple[str, ...]  # sequences that FLAIR stands in for
-    levels: NDArray[np.uint8]  # (D, H, W) of probability; PROBABILITIES says what they mean
+    missing: tuple[str, ...]  # sequences that are replaced by FLAIR
+    levels: NDArray[np.uint8]  # (D, H, W), encoded probabilities: indices into PROBABILITIES
     mask: NDArray[np.bool_]  # (D, H, W)
     warnings: tuple[str, ...]
-    sequences: tuple[str, str, str]  # of the channels
+    sequences: tuple[str, str, str]  # the sequence of each channel
 
     @property
     def copies(self) -> list[int]:
-        """Return the channels in which FLAIR stands in for another sequence, or fills up."""
+        """Return the channels that hold a copy of FLAIR."""
         copied = (*self.missing, self.sequences[MAIN])
         return [n for n, name in enumerate(self.sequences) if n != MAIN and name in copied]
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:
-        """Return mm between slices, rows and columns."""
+        """Return the distance between slices, rows and columns in mm."""
         depth, height, width = (self.flair.voxel_size[axis] for axis in self.axial.axes)
         return depth, height, width
 
@@ -48,9 +48,9 @@ class Segmentation(NamedTuple):
 def normalized_slices(
     volumes: Mapping[str, NDArray[Any]], field: Field, model: ReleasedModel, warnings: list[str]
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Return all sequences normalized, (D, H, W, 3), and which are missing.
+    """Return the normalized sequences, (D, H, W, 3), and the names of missing ones.
 
-    The statistics are those of the field that the network is shown, as in the training.
+    As in training, the statistics are computed over the field of view that the network sees.
     """
     sequences = model.sequences
     images = np.empty((*volumes["flair"].shape, len(sequences)), dtype=np.uint8)
@@ -61,22 +61,22 @@ def normalized_slices(
         statistics = tissue_statistics(*distinct(field.cut(volumes[name])))
         if not statistics["tissue_p99"] > 0:
             if name == "flair":
-                raise Refusal("FLAIR: all voxels in the field of view are alike")
-            warnings.append(f"{NAMES[name]}: all voxels in the field of view are alike")
+                raise Refusal("FLAIR: all voxels in the field of view have the same value")
+            warnings.append(f"{NAMES[name]}: all voxels in the field of view have the same value")
             missing.append(name)
             continue
         for image, values in zip(images, volumes[name], strict=True):
-            image[..., channel] = normalized(values, statistics, model.takes["normalize"])
+            image[..., channel] = normalized(values, statistics, model.input["normalize"])
     for name in missing:
         images[..., sequences.index(name)] = images[..., MAIN]
     return images, tuple(name for name in dict.fromkeys(sequences) if name in missing)
 
 
-def runs(numbers: Sequence[int], stride: int) -> list[NDArray[np.int64]]:
-    """Return the positions of slices that are shown to the network together, in order.
+def slice_groups(numbers: Sequence[int], stride: int) -> list[NDArray[np.int64]]:
+    """Return groups of positions of slices; the network sees the slices of a group as neighbors.
 
-    Those whose numbers follow each other without a gap; and of thin slices every `stride`th, so
-    that neighbors are as far apart as they were in the training.
+    A group has consecutive slice numbers without a gap, or every `stride`th of them if slices are
+    thin, so that neighbors are as far apart as in training.
     """
     gaps = np.flatnonzero(np.diff(numbers) != 1) + 1
     parts = np.split(np.arange(len(numbers)), gaps)
@@ -90,17 +90,17 @@ def predicted_levels(
     groups: Sequence[NDArray[np.int64]],
     step: Callable[[int], object],
 ) -> NDArray[np.uint8]:
-    """Return the levels of probability of slices, (D, H, W), from normalized ones (D, H, W, 3)."""
-    image_size = model.takes["image_size"]
+    """Return the encoded probabilities (D, H, W) of normalized slices (D, H, W, 3)."""
+    image_size = model.input["image_size"]
     height, width = images.shape[1:3]
     levels = np.empty(images.shape[:3], dtype=np.uint8)
-    for places in groups:
-        shown = [field.fitted(each, image_size) for each in field.cut(images[places])]
-        for place, answer in zip(places, model.probabilities(np.stack(shown), step), strict=True):
+    for group in groups:
+        inputs = np.stack([field.fitted(image, image_size) for image in field.cut(images[group])])
+        for at, probability in zip(group, model.probabilities(inputs, step), strict=True):
             with np.errstate(divide="ignore"):
-                logits = np.log(answer) - np.log1p(-answer)
+                logits = np.log(probability) - np.log1p(-probability)
             logits = logits.clip(-MOST_LOGIT, MOST_LOGIT)
-            levels[place] = encode(field.restored(logits, height, width, image_size))
+            levels[at] = encode(field.restored(logits, height, width, image_size))
     return levels
 
 
@@ -112,27 +112,29 @@ def segment(
     threshold: float | None = None,
     step: Callable[[int], object] = lambda _: None,
 ) -> Segmentation:
-    """Segment one patient; `series` has FLAIR and what else there is, by their names.
+    """Segment one patient; `series` has FLAIR and other available series by sequence.
 
-    `numbers` are those of the slices where some may be missing. `threshold` replaces the model's.
+    `numbers` are the slice numbers, if slices may be missing. `threshold` overrides the model's.
     """
     warnings: list[str] = []
     volumes, axial = on_one_grid(series, warnings)
     flair = series["flair"]
     spacing, *pixel = (flair.voxel_size[axis] for axis in axial.axes)
     tissue = volumes["flair"] > volumes["flair"].mean()
-    field = choose_field(tissue, (pixel[0], pixel[1]), model.takes["field_of_view_mm"])
+    field = choose_field(tissue, (pixel[0], pixel[1]), model.input["field_of_view_mm"])
     images, missing = normalized_slices(volumes, field, model, warnings)
-    del volumes  # which may be large
-    places = list(numbers or range(len(images)))
-    levels = predicted_levels(images, field, model, runs(places, model.stride(spacing)), step)
+    del volumes  # to free memory
+    numbers = list(numbers or range(len(images)))
+    groups = slice_groups(numbers, model.stride(spacing))
+    levels = predicted_levels(images, field, model, groups, step)
     share = model.description["component_share"]
     above = PROBABILITIES[levels] > (threshold or model.description["threshold"])
-    mask = large_components(above, places, share=share)
+    mask = large_components(above, numbers, share=share)
     if missing:
         names = " and ".join(NAMES[name] for name in missing)
         warnings.append(
-            f"no {names}: FLAIR stands in; expect less ({model.score_without(missing)})"
+            f"no {names}: FLAIR is used instead; expect lower accuracy "
+            f"({model.score_without(missing)})"
         )
     warnings += describe_scan(flair, images, tissue, field, (spacing, pixel[0], pixel[1]))
     if not mask.any():

@@ -1,22 +1,22 @@
-// Connected components of a volume: what scans/volume.py does.
+// Connected components of a volume, as in scans/volume.py.
 
 /**
- * Labels from 1 of the components of a mask (D, H, W), connected by faces, and the size of each.
+ * Return the component labels of a mask (D, H, W), from 1, and the size of each. Faces connect voxels.
  * @param {Uint8Array} mask
  */
 export function components(mask, depth, height, width) {
   const labels = new Int32Array(mask.length);
   const sizes = [];
   const area = height * width;
-  const waiting = [];
+  const pending = [];
   for (let start = 0; start < mask.length; start++) {
     if (!mask[start] || labels[start]) continue;
     const label = sizes.length + 1;
     let size = 0;
-    waiting.push(start);
+    pending.push(start);
     labels[start] = label;
-    while (waiting.length) {
-      const at = waiting.pop();
+    while (pending.length) {
+      const at = pending.pop();
       size++;
       const x = at % width,
         y = Math.floor(at / width) % height,
@@ -24,7 +24,7 @@ export function components(mask, depth, height, width) {
       const visit = (next) => {
         if (mask[next] && !labels[next]) {
           labels[next] = label;
-          waiting.push(next);
+          pending.push(next);
         }
       };
       if (x > 0) visit(at - 1);
@@ -40,7 +40,7 @@ export function components(mask, depth, height, width) {
 }
 
 /**
- * The components with at least a `share` of the largest one's voxels, and their sizes.
+ * Return the mask of the components with at least `share` of the largest one's voxels, and their sizes.
  * @param {Uint8Array} mask
  */
 export function largeComponents(mask, depth, height, width, share) {

@@ -1,13 +1,13 @@
-// A slice and its mask as the viewer draws them: what page/drawing.py does, in a browser.
+// Draw a slice and its mask for the viewer, as page/drawing.py does in Python.
 import { SEQUENCES } from "./segmentation.js";
 
-const QUALITY = 0.8; // of WebP, 0 to 1
+const QUALITY = 0.8; // WebP quality, 0 to 1
 
-/** The border of a mask (H, W) as a path of short lines through the middle of pixels' edges. */
+/** Return the border of a mask (H, W) as a path of short lines between midpoints of pixel edges. */
 export function outline(mask, height, width) {
   const inside = (y, x) => y >= 0 && x >= 0 && y < height && x < width && mask[y * width + x];
   const parts = [];
-  // Of each square between four pixels' middles: its corners, and where the border crosses its sides.
+  // For each square between four pixel centers: its corners, and where the border crosses its sides.
   for (let y = 0; y <= height; y++) {
     for (let x = 0; x <= width; x++) {
       const corners = [inside(y - 1, x - 1), inside(y - 1, x), inside(y, x), inside(y, x - 1)].map(Boolean);
@@ -27,7 +27,7 @@ export function outline(mask, height, width) {
   return parts.join("");
 }
 
-/** All pixels of a mask as a path with a rectangle for each run. */
+/** Return all pixels of a mask as a path with a rectangle for each horizontal run. */
 export function area(mask, height, width) {
   const parts = [];
   for (let y = 0; y < height; y++) {
@@ -41,13 +41,13 @@ export function area(mask, height, width) {
   return parts.join("");
 }
 
-/** Tumor area by slice as steps, a path from (0, 1) to (n, 1). */
+/** Return the tumor area of each slice as a step plot: a path from (0, 1) to (n, 1). */
 export function bars(areas) {
   const highest = Math.max(1, ...areas);
-  return `M0 1${areas.map((each) => `V${(1 - each / highest).toFixed(3)}h1`).join("")}V1`;
+  return `M0 1${areas.map((n) => `V${(1 - n / highest).toFixed(3)}h1`).join("")}V1`;
 }
 
-/** One sequence of a slice of levels (D, H, W, 3), drawn `width` × `height` large, as a data URI. */
+/** Return one sequence of the slice `at`, drawn with `width` × `height` pixels, as a data URI. */
 function picture(result, at, channel, width, height) {
   const [, rows, columns] = result.shape;
   const small = document.createElement("canvas");
@@ -67,7 +67,7 @@ function picture(result, at, channel, width, height) {
   return canvas.toDataURL("image/webp", QUALITY);
 }
 
-/** The mask of a slice, each pixel repeated until it is a square, (height, width). */
+/** Return the mask of a slice resized to (height, width), by nearest neighbor. */
 export function squared(mask, rows, columns, height, width) {
   const out = new Uint8Array(height * width);
   for (let y = 0; y < height; y++) {
@@ -78,7 +78,7 @@ export function squared(mask, rows, columns, height, width) {
   return out;
 }
 
-/** A slice as the viewer takes it; what it shows is made when it is looked at. */
+/** A slice for the viewer; its pictures and paths are computed on demand. */
 export class ShownSlice {
   #views = [];
 
@@ -100,8 +100,8 @@ export class ShownSlice {
   get paths() {
     const [, rows, columns] = this.result.shape;
     const [width, height] = this.size;
-    const own = this.result.now.mask.subarray(this.at * rows * columns, (this.at + 1) * rows * columns);
-    const mask = squared(own, rows, columns, height, width);
+    const stored = this.result.now.mask.subarray(this.at * rows * columns, (this.at + 1) * rows * columns);
+    const mask = squared(stored, rows, columns, height, width);
     return { prediction: outline(mask, height, width), right: area(mask, height, width) };
   }
 

@@ -1,16 +1,16 @@
-// Slices fitted into the square that the network takes, and values brought back to the slice: what
-// scans/fitting.py does, with the arithmetic of Pillow's reduce and resize.
+// Scale and pad slices to the square that the network takes, and back, as in scans/fitting.py. The
+// arithmetic is that of Pillow's reduce and resize.
 
-const STRIDE = 32; // an encoder halves a slice five times
+const STRIDE = 32; // because an encoder halves a slice five times
 const PRECISION = 22; // bits of Pillow's weights
 
-/** Height and width scaled so that the longer one is `imageSize`; halves go to the even number. */
+/** Return height and width, scaled so that the longer one is `imageSize`. */
 export function fittedSize(height, width, imageSize) {
   const scale = imageSize / Math.max(height, width);
   return [height, width].map((n) => Math.max(1, roundHalfEven(n * scale)));
 }
 
-/** The number rounded as Python and NumPy do. */
+/** Round a number as Python and NumPy do: halves go to the even number. */
 export function roundHalfEven(value) {
   const floor = Math.floor(value);
   const rest = value - floor;
@@ -21,7 +21,7 @@ export function roundHalfEven(value) {
 export const paddedSize = (imageSize) => Math.ceil(imageSize / STRIDE) * STRIDE;
 
 /**
- * Means of whole blocks of pixels, rounded, at the right and lower border of what is left of one.
+ * Return the rounded means of blocks of pixels; blocks at the right and lower border may be smaller.
  * @param {Uint8Array} pixels (H, W, C) @returns {{pixels: Uint8Array, height: number, width: number}}
  */
 export function reduce(pixels, height, width, channels, factorY, factorX) {
@@ -46,7 +46,7 @@ export function reduce(pixels, height, width, channels, factorY, factorX) {
   return { pixels: out, height: rows, width: columns };
 }
 
-/** For each of `nOut` pixels the first input pixel and the weights of it and those after it. */
+/** Return for each of `nOut` pixels its first input pixel, and the weights from there on. */
 function weights(nIn, nOut, length) {
   const scale = length / nOut;
   const filterScale = Math.max(scale, 1);
@@ -64,8 +64,8 @@ function weights(nIn, nOut, length) {
 }
 
 /**
- * Pixels (H, W, C) scaled with a triangle filter, smoothed as far as they get fewer.
- * `box` is the part of the input that is shown, height and width, which may be fractions.
+ * Scale pixels (H, W, C) with a triangle filter, with antialiasing if they get fewer.
+ * `box` is the height and width of the part of the input to use; they need not be integers.
  */
 export function resize(pixels, height, width, channels, newHeight, newWidth, box = [height, width]) {
   let current = pixels;
@@ -75,11 +75,11 @@ export function resize(pixels, height, width, channels, newHeight, newWidth, box
     const out = new Uint8Array(height * newWidth * channels);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < newWidth; x++) {
-        const { first, weights: own } = taps[x];
+        const { first, weights: kernel } = taps[x];
         for (let c = 0; c < channels; c++) {
           let sum = 2 ** (PRECISION - 1);
-          for (let k = 0; k < own.length; k++)
-            sum += current[(y * width + first + k) * channels + c] * own[k];
+          for (let k = 0; k < kernel.length; k++)
+            sum += current[(y * width + first + k) * channels + c] * kernel[k];
           out[(y * newWidth + x) * channels + c] = Math.min(255, Math.floor(sum / 2 ** PRECISION));
         }
       }
@@ -92,10 +92,10 @@ export function resize(pixels, height, width, channels, newHeight, newWidth, box
     const out = new Uint8Array(newHeight * columns * channels);
     const stride = columns * channels;
     for (let y = 0; y < newHeight; y++) {
-      const { first, weights: own } = taps[y];
+      const { first, weights: kernel } = taps[y];
       for (let x = 0; x < stride; x++) {
         let sum = 2 ** (PRECISION - 1);
-        for (let k = 0; k < own.length; k++) sum += current[(first + k) * stride + x] * own[k];
+        for (let k = 0; k < kernel.length; k++) sum += current[(first + k) * stride + x] * kernel[k];
         out[y * stride + x] = Math.min(255, Math.floor(sum / 2 ** PRECISION));
       }
     }
@@ -104,7 +104,7 @@ export function resize(pixels, height, width, channels, newHeight, newWidth, box
   return current;
 }
 
-/** A slice (H, W, C) as the network takes it, (S, S, C), padded below and to the right. */
+/** Return a slice (H, W, C) scaled to `imageSize` and padded below and to the right, (S, S, C). */
 export function fit(pixels, height, width, channels, imageSize) {
   const [rows, columns] = fittedSize(height, width, imageSize);
   let scaled = pixels;
@@ -115,7 +115,7 @@ export function fit(pixels, height, width, channels, imageSize) {
     if (factorX > 1 || factorY > 1) {
       current = reduce(pixels, height, width, channels, factorY, factorX);
     }
-    const box = [height / factorY, width / factorX].map(Math.fround); // as Pillow keeps them
+    const box = [height / factorY, width / factorX].map(Math.fround); // Pillow stores them as float32
     scaled = resize(current.pixels, current.height, current.width, channels, rows, columns, box);
   }
   const size = paddedSize(imageSize);
@@ -126,23 +126,23 @@ export function fit(pixels, height, width, channels, imageSize) {
   return out;
 }
 
-/** For each of `nOut` places the two input places beside it, and the weight of the second. */
-function between(nOut, nIn) {
+/** Return for each of `nOut` positions its two input neighbors, and the weight of the second. */
+function interpolation(nOut, nIn) {
   return Array.from({ length: nOut }, (_, at) => {
-    const place = Math.min(Math.max(((at + 0.5) * nIn) / nOut - 0.5, 0), nIn - 1);
-    const below = Math.floor(place);
-    return { below, above: Math.min(below + 1, nIn - 1), weight: place - below };
+    const position = Math.min(Math.max(((at + 0.5) * nIn) / nOut - 0.5, 0), nIn - 1);
+    const below = Math.floor(position);
+    return { below, above: Math.min(below + 1, nIn - 1), weight: position - below };
   });
 }
 
 /**
- * Values (S, S) of a fitted slice at the slice's own size (H, W), bilinear. `of` is the size of what
- * was fitted, where that was not the slice itself.
+ * Return values (S, S) of a fitted slice at the slice's original size (H, W), bilinear. `resized` is
+ * the slice's height and width when it was fitted, if it had been resized before.
  */
-export function unfit(fitted, size, height, width, imageSize, of = [height, width]) {
-  const [rows, columns] = fittedSize(of[0], of[1], imageSize);
-  const vertical = between(height, rows);
-  const horizontal = between(width, columns);
+export function unfit(fitted, size, height, width, imageSize, resized = [height, width]) {
+  const [rows, columns] = fittedSize(resized[0], resized[1], imageSize);
+  const vertical = interpolation(height, rows);
+  const horizontal = interpolation(width, columns);
   const out = new Float32Array(height * width);
   for (let y = 0; y < height; y++) {
     const { below, above, weight } = vertical[y];

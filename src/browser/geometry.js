@@ -1,5 +1,6 @@
-// How a volume lies in space, turned into axial slices and back, and brought to another grid: what
-// scans/series.py and application/field.py do. Affines are rows of four numbers, voxel to mm, RAS+.
+// Turn volumes into axial slices and back, and resample them to another grid, as in scans/series.py;
+// choose the field of view, as in application/field.py. Affines are rows of four numbers, voxel to mm,
+// RAS+.
 import { roundHalfEven } from "./fitting.js";
 
 const FLAT = 1.5,
@@ -12,7 +13,7 @@ const AS_TRAINED = 0.12,
 export const voxelSizes = (affine) =>
   [0, 1, 2].map((axis) => Math.hypot(...affine.slice(0, 3).map((row) => row[axis])));
 
-/** The nearest axis of space for each axis of a volume, and its direction: as nibabel finds them. */
+/** Return the nearest spatial axis and its direction for each axis of a volume, as nibabel does. */
 export function orientation(affine) {
   const sizes = voxelSizes(affine).map((size) => size || 1);
   const rotation = polar(
@@ -31,7 +32,7 @@ export function orientation(affine) {
   return found;
 }
 
-/** The rotation nearest to a matrix, by Newton's iteration for the polar decomposition. */
+/** Return the rotation nearest to a matrix, by Newton's iteration for the polar decomposition. */
 function polar(matrix) {
   let current = matrix;
   for (let k = 0; k < 30; k++) {
@@ -59,21 +60,24 @@ export function determinant(affine) {
   return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g);
 }
 
-/** How axial slices (D, H, W) are taken of a volume: from inferior, anterior and right. */
+/**
+ * Return the axes and flips that turn a volume into axial slices (D, H, W): slices from inferior to
+ * superior, rows from anterior to posterior, columns from right to left.
+ */
 export function axialOf(affine) {
   const nearest = orientation(affine);
-  const wanted = [
+  const directions = [
     [2, 1],
     [1, -1],
     [0, -1],
   ]; // superior, posterior, left
-  const axes = wanted.map(([axis]) => nearest.findIndex((each) => each.axis === axis));
-  return { axes, flips: wanted.map(([, sign], k) => nearest[axes[k]].sign !== sign) };
+  const axes = directions.map(([axis]) => nearest.findIndex((found) => found.axis === axis));
+  return { axes, flips: directions.map(([, sign], k) => nearest[axes[k]].sign !== sign) };
 }
 
-/** Call `visit` with each place in axial slices, in order, and the place of that voxel in the volume. */
+/** Call `visit` with each voxel's index in the axial slices, in order, and its index in the volume. */
 function eachVoxel(shape, axial, visit) {
-  const step = [1, shape[0], shape[0] * shape[1]]; // NIfTI has the first axis fastest
+  const step = [1, shape[0], shape[0] * shape[1]]; // in NIfTI the first axis is the fastest
   const [depth, height, width] = axial.axes.map((axis) => shape[axis]);
   const steps = axial.axes.map((axis, k) => (axial.flips[k] ? -step[axis] : step[axis]));
   const begins = axial.axes.map((axis, k) => (axial.flips[k] ? step[axis] * (shape[axis] - 1) : 0));
@@ -81,41 +85,42 @@ function eachVoxel(shape, axial, visit) {
   let at = 0;
   for (let z = 0; z < depth; z++) {
     for (let y = 0; y < height; y++) {
-      let place = begin + z * steps[0] + y * steps[1];
-      for (let x = 0; x < width; x++, place += steps[2]) visit(at++, place);
+      let index = begin + z * steps[0] + y * steps[1];
+      for (let x = 0; x < width; x++, index += steps[2]) visit(at++, index);
     }
   }
 }
 
-/** The axial slices of a volume, as an array of the same kind. */
+/** Return the axial slices of a volume, as an array of the same type. */
 export function turn(values, shape, axial) {
   const out = new values.constructor(values.length);
-  eachVoxel(shape, axial, (at, place) => {
-    out[at] = values[place];
+  eachVoxel(shape, axial, (at, index) => {
+    out[at] = values[index];
   });
   return out;
 }
 
-/** Axial slices as the volume that they were. */
+/** Return axial slices in the orientation of the volume. */
 export function turnBack(slices, shape, axial) {
   const out = new slices.constructor(slices.length);
-  eachVoxel(shape, axial, (at, place) => {
-    out[place] = slices[at];
+  eachVoxel(shape, axial, (at, index) => {
+    out[index] = slices[at];
   });
   return out;
 }
 
-/** Degrees between the slices and the axial plane. */
+/** Return the angle between the slices and the axial plane in degrees. */
 export function tilt(affine) {
   const axis = axialOf(affine).axes[0];
   const column = affine.slice(0, 3).map((row) => row[axis]);
   return (Math.acos(Math.min(1, Math.abs(column[2]) / Math.hypot(...column))) * 180) / Math.PI;
 }
 
-/** Whether voxels are of another size than those of a head. */
-export const isOdd = (affine) => voxelSizes(affine).some((size) => size < SIZES[0] || size > SIZES[1]);
+/** Return whether the voxel size is implausible for a head. */
+export const hasImplausibleSize = (affine) =>
+  voxelSizes(affine).some((size) => size < SIZES[0] || size > SIZES[1]);
 
-/** "sagittal" or "coronal" where slices are thick and not axial, else null. */
+/** Return "sagittal" or "coronal" if slices are thick and not axial, else null. */
 export function wrongPlane(affine) {
   const sizes = voxelSizes(affine);
   const thick = sizes.indexOf(Math.max(...sizes));
@@ -124,7 +129,7 @@ export function wrongPlane(affine) {
   return ["sagittal", "coronal", "axial"][orientation(affine)[thick].axis];
 }
 
-/** A volume on the grid of a reference, linear, 0 beyond it, and the share of that that it covers. */
+/** Return a volume resampled linearly to a reference's grid, 0 outside, and the share covered. */
 export function resampled(volume, reference) {
   const same = volume.affine.every((row, i) =>
     row.every((value, j) => Math.abs(value - reference.affine[i][j]) <= SAME),
@@ -151,7 +156,7 @@ export function resampled(volume, reference) {
           outside++;
           continue;
         }
-        // It goes on for a voxel beyond its border.
+        // The border values extend by one voxel.
         const [xx, yy, zz] = [
           Math.min(Math.max(x, 0), nx - 1),
           Math.min(Math.max(y, 0), ny - 1),
@@ -178,16 +183,19 @@ export function resampled(volume, reference) {
   return { values: out, covered: 1 - outside / out.length };
 }
 
-/** Where `wanted` pixels begin along an axis: around the tissue, if they are fewer than there are. */
-function span(tissue, wanted) {
+/**
+ * Return the first of `n` pixels along an axis, so that they are centered on the tissue, or on the
+ * axis if it has at most `n` pixels or no tissue.
+ */
+function fieldStart(tissue, n) {
   const first = tissue.indexOf(true),
     last = tissue.lastIndexOf(true);
-  if (wanted >= tissue.length || first < 0) return -Math.floor((wanted - tissue.length) / 2);
-  return Math.floor((first + last + 1 - wanted) / 2);
+  if (n >= tissue.length || first < 0) return -Math.floor((n - tissue.length) / 2);
+  return Math.floor((first + last + 1 - n) / 2);
 }
 
 /**
- * The field of view of slices whose tissue is given, (D, H, W): in pixels; it may reach beyond.
+ * Return the field of view in slices whose tissue is (D, H, W), in pixels. It may extend beyond them.
  * @param {Uint8Array} tissue @param {number[]} shape @param {number[]} pixel height and width in mm
  */
 export function chooseField(tissue, [depth, height, width], pixel, fieldOfView) {
@@ -204,8 +212,8 @@ export function chooseField(tissue, [depth, height, width], pixel, fieldOfView) 
     }
     field.height = roundHalfEven(fieldOfView / pixel[0]);
     field.width = roundHalfEven(fieldOfView / pixel[1]);
-    field.top = span(rows, field.height);
-    field.left = span(columns, field.width);
+    field.top = fieldStart(rows, field.height);
+    field.left = fieldStart(columns, field.width);
   }
   const side = Math.min(...pixel);
   const isSquare = Math.abs(pixel[0] / pixel[1] - 1) <= SQUARE;

@@ -1,4 +1,4 @@
-// One scale of intensity for all patients: what scans/intensity.py does.
+// Normalize intensities to the same scale for all patients, as in scans/intensity.py.
 import { roundHalfEven } from "./fitting.js";
 
 const P99 = 191,
@@ -7,7 +7,7 @@ const P99 = 191,
   STD = 57;
 
 /**
- * The values that occur, in rising order, and how many voxels have each. `extra` zeros are added.
+ * Return the distinct values in ascending order, and the voxel count of each. `extra` zeros are added.
  * @param {ArrayLike<number> & {slice: Function}} values a typed array
  */
 export function distinct(values, extra = 0) {
@@ -22,19 +22,19 @@ export function distinct(values, extra = 0) {
       counts[n++] = times;
     }
   };
-  let waiting = extra;
+  let zeros = extra;
   for (let k = 0; k < sorted.length; k++) {
-    if (waiting && sorted[k] >= 0) {
-      add(0, waiting);
-      waiting = 0;
+    if (zeros && sorted[k] >= 0) {
+      add(0, zeros);
+      zeros = 0;
     }
     add(sorted[k], 1);
   }
-  if (waiting) add(0, waiting);
+  if (zeros) add(0, zeros);
   return { values: found.subarray(0, n), counts: counts.subarray(0, n) };
 }
 
-/** Mean, deviation, median and 99th percentile of tissue; null where all voxels are alike. */
+/** Return mean, standard deviation, median and 99th percentile of tissue; null if all voxels are equal. */
 export function tissueStatistics({ values, counts }) {
   let n = 0,
     sum = 0;
@@ -67,7 +67,7 @@ export function tissueStatistics({ values, counts }) {
   return { mean, std: Math.sqrt(squares / nTissue), median, p99 };
 }
 
-/** What turns an intensity into a level of 0 to 255. */
+/** Return a function that maps an intensity to a level from 0 to 255. */
 export function normalizer(statistics, normalize) {
   let scale = (value) => value;
   if (normalize === "percentile" && statistics.p99 > 0) scale = (value) => value * (P99 / statistics.p99);

@@ -1,11 +1,11 @@
-// NIfTI files, read and written.
+// Read and write NIfTI files.
 import { determinant } from "./geometry.js";
 
-/** What is wrong with a file, in words for the person who chose it. */
+/** An error about a file, with a message for the person who chose it. */
 export class Unsuitable extends Error {}
 
-const DIFFERENT = 1; // mm by which positions of a corner may differ between qform and sform
-// By the header's number of the type: bytes, what reads a value, and the array for values.
+const DIFFERENT = 1; // mm; a corner's position may differ by this between qform and sform
+// By the header's data type code: bytes per value, the method that reads a value, and the array type.
 const TYPES = {
   2: [1, "getUint8", Uint8Array],
   256: [1, "getInt8", Int8Array],
@@ -19,23 +19,23 @@ const TYPES = {
   1280: [8, "getBigUint64", Float64Array],
 };
 
-async function unpacked(file) {
+async function decompressed(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
   try {
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   } catch {
-    throw new Unsuitable(`${file.name}: damaged, it cannot be unpacked`);
+    throw new Unsuitable(`${file.name}: damaged, gzip cannot decompress it`);
   }
 }
 
-/** The affine that a header's sform gives. */
+/** Return the affine of a header's sform. */
 function sform(number) {
   return [...[0, 1, 2].map((row) => [0, 1, 2, 3].map((k) => number(280 + 16 * row + 4 * k))), [0, 0, 0, 1]];
 }
 
-/** The affine that a header's qform gives: a rotation by a quaternion, sizes, and an offset. */
+/** Return the affine of a header's qform: a quaternion rotation, voxel sizes, and an offset. */
 function qform(number, sizes) {
   const [b, c, d] = [256, 260, 264].map(number);
   const a = Math.sqrt(Math.max(0, 1 - b * b - c * c - d * d));
@@ -51,7 +51,7 @@ function qform(number, sizes) {
   ];
 }
 
-/** The affine of a header that says nothing but sizes, as nibabel reads it. */
+/** Return the affine of a header that has only voxel sizes, as nibabel does. */
 function fromSizes(sizes, shape) {
   const [x, y, z] = [-sizes[0], sizes[1], sizes[2]];
   const [i, j, k] = [x, y, z].map((size, axis) => (-size * (shape[axis] - 1)) / 2);
@@ -63,20 +63,20 @@ function fromSizes(sizes, shape) {
   ];
 }
 
-/** The largest distance in mm between the corners of a volume under two affines, along an axis. */
-function apart(one, other, shape) {
+/** Return the largest difference along an axis, in mm, between a volume's corners under two affines. */
+function cornerDistance(one, other, shape) {
   let most = 0;
   for (let corner = 0; corner < 8; corner++) {
     const index = [...shape.map((n, axis) => ((corner >> axis) & 1 ? n - 1 : 0)), 1];
     for (let row = 0; row < 3; row++) {
-      const between = index.reduce((sum, at, k) => sum + (one[row][k] - other[row][k]) * at, 0);
-      most = Math.max(most, Math.abs(between));
+      const shift = index.reduce((sum, at, k) => sum + (one[row][k] - other[row][k]) * at, 0);
+      most = Math.max(most, Math.abs(shift));
     }
   }
   return most;
 }
 
-/** The affine of a header, sform before qform, and what a person should know of it. */
+/** Return the affine of a header, preferring sform to qform, and warnings about it. */
 function affineOf(view, little, shape, name) {
   const number = (at) => view.getFloat32(at, little);
   const sizes = [80, 84, 88].map((at) => Math.abs(number(at)) || 1);
@@ -84,54 +84,59 @@ function affineOf(view, little, shape, name) {
   const notes = [];
   if (!hasQform && !hasSform) {
     notes.push(
-      `${name}: its header does not say how the head lies (qform and sform are 0); it is read as nibabel ` +
-        "does, with x from right to left",
+      `${name}: its header does not give the orientation (qform and sform are 0); x is assumed to run ` +
+        "from right to left, as in nibabel",
     );
   }
   if (hasQform && hasSform) {
-    const distance = apart(qform(number, sizes), sform(number), shape);
+    const distance = cornerDistance(qform(number, sizes), sform(number), shape);
     if (distance > DIFFERENT) {
-      notes.push(`${name}: qform and sform differ by up to ${distance.toFixed(0)} mm; sform is used`);
+      notes.push(`${name}: qform and sform differ by up to ${distance.toFixed(0)} mm; the sform is used`);
     }
   }
   const affine = hasSform ? sform(number) : hasQform ? qform(number, sizes) : fromSizes(sizes, shape);
   if (!affine.flat().every(Number.isFinite) || Math.abs(determinant(affine)) < 1e-12) {
-    throw new Unsuitable(`${name}: its header places all voxels in one plane`);
+    throw new Unsuitable(`${name}: the affine in its header is invalid or places all voxels in one plane`);
   }
   return { affine, notes };
 }
 
-/** Whether a header is little-endian; refuses what is no NIfTI-1 in one file. */
+/** Return whether a header is little-endian; throw an error unless it is NIfTI-1 in a single file. */
 function isLittle(bytes, view, name) {
   if (bytes.length < 352) throw new Unsuitable(`${name}: not a NIfTI image`);
   const little = view.getInt32(0, true) === 348;
   if (!little && view.getInt32(0, false) !== 348) {
     const isSecond = [true, false].some((order) => view.getInt32(0, order) === 540);
     throw new Unsuitable(
-      `${name}: ${isSecond ? "NIfTI-2, which this page does not read" : "not a NIfTI image"}`,
+      `${name}: ${isSecond ? "NIfTI-2; this page reads only NIfTI-1" : "not a NIfTI image"}`,
     );
   }
   if (String.fromCharCode(...bytes.subarray(344, 347)) !== "n+1") {
-    throw new Unsuitable(`${name}: its header and its values are in two files; this page reads one`);
+    throw new Unsuitable(
+      `${name}: header and values are in two files; this page reads only NIfTI in a single file`,
+    );
   }
   return little;
 }
 
-/** The three lengths of a volume; refuses what is none. */
+/** Return the three lengths of a volume; throw an error if it is not one volume. */
 function shapeOf(view, little, name) {
   let shape = Array.from({ length: view.getInt16(40, little) }, (_, k) => view.getInt16(42 + 2 * k, little));
   while (shape.length > 3 && shape.at(-1) === 1) shape = shape.slice(0, -1);
   if (shape.length > 3) {
-    throw new Unsuitable(`${name}: ${shape.length}-D, several volumes, as of a dynamic or diffusion scan`);
+    throw new Unsuitable(
+      `${name}: ${shape.length}-D, several volumes, as in a dynamic or diffusion scan; use a file with one ` +
+        "3-D volume",
+    );
   }
-  if (shape.length < 3 || shape.some((n) => n < 1)) throw new Unsuitable(`${name}: no volume in it`);
+  if (shape.length < 3 || shape.some((n) => n < 1)) throw new Unsuitable(`${name}: not a volume`);
   return shape;
 }
 
-/** The values of a volume, scaled as its header says, and how many were no numbers and are 0 now. */
+/** Return the scaled values of a volume, and the number of NaN and infinite ones, replaced by 0. */
 function valuesOf(bytes, view, little, n, name) {
   const type = view.getInt16(70, little);
-  if (!TYPES[type]) throw new Unsuitable(`${name}: its values are not one real number a voxel`);
+  if (!TYPES[type]) throw new Unsuitable(`${name}: its values are not one real number per voxel`);
   const [width, get, Values] = TYPES[type];
   const begin = Math.trunc(view.getFloat32(108, little));
   if (begin + n * width > bytes.length) throw new Unsuitable(`${name}: damaged, values are missing`);
@@ -139,37 +144,37 @@ function valuesOf(bytes, view, little, n, name) {
   const inter = view.getFloat32(116, little);
   const isScaled = Number.isFinite(slope) && slope !== 0 && (slope !== 1 || inter !== 0);
   const values = isScaled ? new Float64Array(n) : new Values(n);
-  let strange = 0;
+  let nReplaced = 0;
   for (let k = 0; k < n; k++) {
     let value = Number(view[get](begin + k * width, little));
     if (isScaled) value = value * slope + inter;
     if (!Number.isFinite(value)) {
-      strange++;
+      nReplaced++;
       value = 0;
     }
     values[k] = value;
   }
-  return { values, strange };
+  return { values, nReplaced };
 }
 
 /**
- * The volume in a file: values with the first axis fastest, shape, affine, notes for a person, and
- * the header's bytes, for a mask that is to lie where the scan does.
+ * Return the volume in a file: values with the first axis fastest, shape, affine, warnings, and the
+ * header's bytes, which a mask in the same space needs.
  * @param {File} file
  */
 export async function readNifti(file) {
   const { name } = file;
-  const bytes = await unpacked(file);
+  const bytes = await decompressed(file);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const little = isLittle(bytes, view, name);
   const shape = shapeOf(view, little, name);
   const { affine, notes } = affineOf(view, little, shape, name);
-  const { values, strange } = valuesOf(bytes, view, little, shape[0] * shape[1] * shape[2], name);
-  if (strange) notes.push(`${name}: values that are no numbers are taken for 0`);
+  const { values, nReplaced } = valuesOf(bytes, view, little, shape[0] * shape[1] * shape[2], name);
+  if (nReplaced) notes.push(`${name}: NaN and infinite values are replaced by 0`);
   return { name, values, shape, affine, notes, header: bytes.slice(0, 348), little };
 }
 
-/** A mask (first axis fastest) as a packed NIfTI file with a scan's header. */
+/** Return a mask (first axis fastest) as a gzipped NIfTI file with a scan's header. */
 export async function niftiOf(mask, scan) {
   const bytes = new Uint8Array(352 + mask.length);
   bytes.set(scan.header);
@@ -182,9 +187,9 @@ export async function niftiOf(mask, scan) {
   view.setFloat32(108, 352, little);
   view.setFloat32(112, 1, little);
   view.setFloat32(116, 0, little);
-  view.setFloat32(124, 0, little); // range of display
+  view.setFloat32(124, 0, little); // cal_max and cal_min: display range
   view.setFloat32(128, 0, little);
-  bytes.fill(0, 148, 252); // description and name of another file
+  bytes.fill(0, 148, 252); // descrip and aux_file
   bytes.set(mask, 352);
   const stream = new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"));
   return new Blob([await new Response(stream).arrayBuffer()], { type: "application/gzip" });

@@ -1,4 +1,4 @@
-// The page: files are chosen, a worker segments them, and the viewer shows what it found.
+// The page: the user chooses files, a web worker segments them, and the viewer shows the result.
 import { bars, ShownSlice } from "./drawing.js";
 import { turnBack } from "./geometry.js";
 import { niftiOf } from "./nifti.js";
@@ -13,14 +13,14 @@ const words = JSON.parse(by("words").textContent);
 const card = /** @type {HTMLElement} */ (document.querySelector(".card"));
 const slider = /** @type {HTMLInputElement} */ (card.querySelector("[type=range]"));
 const shown = [[]]; // the viewer's slices
-const { startViewer } = /** @type {any} */ (window); // of the report's viewer.js
+const { startViewer } = /** @type {any} */ (window); // from the report's viewer.js
 /** @type {{file: File, sequence: string | null}[]} */
 const chosen = [];
 let worker = null;
 let result = null;
 let redraw = null;
 
-function say(text, isError = false) {
+function showStatus(text, isError = false) {
   by("status").textContent = text;
   by("status").classList.toggle("warning", isError);
 }
@@ -35,7 +35,7 @@ function listFiles() {
     select.addEventListener("change", () => {
       each.sequence = select.value || null;
       by("result").hidden = true;
-      check();
+      checkChosen();
     });
     const button = row.querySelector("button");
     button.setAttribute("aria-label", `Remove ${each.file.name}`);
@@ -50,51 +50,51 @@ function listFiles() {
   by("files").replaceChildren(...rows);
   by("chosen").hidden = !chosen.length;
   by("result").hidden = true;
-  check();
-  if (chosen.length) prepare();
+  checkChosen();
+  if (chosen.length) startWorker();
 }
 
-/** Say what is still to be chosen; the button waits for it. */
-function check() {
-  const of = (sequence) => chosen.filter((each) => each.sequence === sequence);
-  const twice = SEQUENCES.find((sequence) => of(sequence).length > 1);
-  const ready = of("flair").length === 1 && !twice;
+/** Enable the button once FLAIR is chosen and no sequence is chosen twice; show what to do until then. */
+function checkChosen() {
+  const count = (sequence) => chosen.filter((each) => each.sequence === sequence).length;
+  const repeated = SEQUENCES.find((sequence) => count(sequence) > 1);
+  const ready = count("flair") === 1 && !repeated;
   by("segment").disabled = !ready;
-  if (!chosen.length) say("");
-  else if (twice) say(`Two files are ${NAMES[twice]}: set one of them to “not used”.`, true);
-  else if (!ready) say("Say which file is FLAIR: the model needs it.", true);
-  else say("Ready.");
+  if (!chosen.length) showStatus("");
+  else if (repeated) showStatus(`Two files are ${NAMES[repeated]}: set one of them to “not used”.`, true);
+  else if (!ready) showStatus("Select the file that is FLAIR: the model needs it.", true);
+  else showStatus("Ready.");
 }
 
-/** Add files to the list; one that is alone and whose name tells nothing is taken for FLAIR. */
-function add(/** @type {File[]} */ files) {
+/** Add files to the list. A single file whose name does not say its sequence is assumed to be FLAIR. */
+function addFiles(/** @type {File[]} */ files) {
   const isNifti = (file) => /\.nii(\.gz)?$/i.test(file.name);
-  const taken = files.filter(isNifti);
-  const others = files.filter((file) => !isNifti(file)).map((file) => file.name);
-  const isAlone = taken.length === 1 && !chosen.length;
-  for (const file of taken) {
+  const images = files.filter(isNifti);
+  const ignored = files.filter((file) => !isNifti(file)).map((file) => file.name);
+  const isSingle = images.length === 1 && !chosen.length;
+  for (const file of images) {
     const recognized = sequenceOf(file.name, words);
-    const isFlair = isAlone && recognized === null;
+    const isFlair = isSingle && recognized === null;
     chosen.push({ file, sequence: isFlair ? "flair" : recognized || null });
   }
-  if (taken.length) listFiles();
-  if (!others.length) return;
-  const hint = taken.length ? "" : " dcm2niix makes NIfTI of DICOM.";
-  say(`Left out, for it is not NIfTI (.nii or .nii.gz): ${others.join(", ")}.${hint}`, true);
+  if (images.length) listFiles();
+  if (!ignored.length) return;
+  const hint = images.length ? "" : " To convert DICOM to NIfTI, use dcm2niix.";
+  showStatus(`Ignored because not NIfTI (.nii or .nii.gz): ${ignored.join(", ")}.${hint}`, true);
 }
 
-/** Start the worker, which is busy for some seconds with the model, as soon as it may be needed. */
-function prepare() {
+/** Start the worker before it is needed, because it takes seconds to load the model. */
+function startWorker() {
   worker ??= newWorker();
 }
 
 function newWorker() {
   const code = new Blob([by("worker").textContent], { type: "text/javascript" });
   const address = URL.createObjectURL(code);
-  const made = new Worker(address);
+  const started = new Worker(address);
   URL.revokeObjectURL(address);
-  made.postMessage({ runtime: by("runtime").textContent, model: by("model").textContent });
-  return made;
+  started.postMessage({ runtime: by("runtime").textContent, model: by("model").textContent });
+  return started;
 }
 
 function setBusy(isBusy) {
@@ -102,11 +102,11 @@ function setBusy(isBusy) {
   for (const id of ["chosen", "example", "choose"]) by(id).disabled = isBusy;
 }
 
-/** End the work; the focus goes where the next step is, for its button is hidden. */
-function end(text, isError = false) {
+/** Leave the busy state. The focus moves to the next step, because the cancel button is now hidden. */
+function finish(text, isError = false) {
   setBusy(false);
-  check();
-  say(text, isError);
+  checkChosen();
+  showStatus(text, isError);
   (by("segment").disabled ? by("choose") : by("segment")).focus();
 }
 
@@ -118,8 +118,8 @@ function segmentChosen() {
   by("done").textContent = "";
   setBusy(true);
   by("cancel").focus();
-  say("Working …");
-  prepare();
+  showStatus("Segmenting …");
+  startWorker();
   worker.onmessage = ({ data }) => {
     if (data.n) {
       by("bar").max = data.n;
@@ -127,29 +127,29 @@ function segmentChosen() {
       by("done").textContent = `Slice ${data.at + 1}, ${data.done} of ${data.n}`;
       return;
     }
-    if (data.isBroken) drop();
-    end(data.error ?? "", Boolean(data.error));
-    if (!data.error) show(data);
+    if (data.isBroken) stopWorker();
+    finish(data.error ?? "", Boolean(data.error));
+    if (!data.error) showResult(data);
   };
   worker.onerror = (event) => {
-    drop();
-    end(`Something went wrong: ${event.message}`, true);
+    stopWorker();
+    finish(`Unexpected error: ${event.message}`, true);
   };
   worker.postMessage({ files, description });
 }
 
-/** Give the worker up; the next one unpacks the model again. */
-function drop() {
+/** Stop the worker; a new one will load the model again. */
+function stopWorker() {
   worker?.terminate();
   worker = null;
 }
 
 function cancel() {
-  drop();
-  end("Cancelled.");
+  stopWorker();
+  finish("Cancelled.");
 }
 
-/** Measure and draw the tumor at the threshold that is set. */
+/** Measure and draw the tumor at the current threshold. */
 function update() {
   const threshold = Number(by("threshold").value);
   result.now = measured(result, threshold, description.component_share);
@@ -160,22 +160,22 @@ function update() {
   by("marked").textContent = areas.filter(Boolean).length;
   by("threshold-value").textContent = threshold.toFixed(2);
   card.querySelector(".areas .filled").setAttribute("d", bars(areas));
-  say(nVoxels ? "Done." : "Done: no tumor found.");
+  showStatus(nVoxels ? "Done." : "Done: no tumor found.");
   redraw?.(card);
 }
 
-let isWaiting = false;
-/** Update before the screen is drawn again, once however often the threshold moves until then. */
-function updateSoon() {
-  if (isWaiting) return;
-  isWaiting = true;
+let isScheduled = false;
+/** Update once before the next frame, however often the threshold changes until then. */
+function scheduleUpdate() {
+  if (isScheduled) return;
+  isScheduled = true;
   requestAnimationFrame(() => {
-    isWaiting = false;
+    isScheduled = false;
     update();
   });
 }
 
-function show({ found, scan }) {
+function showResult({ found, scan }) {
   const { file } = chosen.find((each) => each.sequence === "flair");
   result = { ...found, scan, name: file.name };
   by("shown").textContent = file.name;
@@ -196,8 +196,8 @@ function show({ found, scan }) {
   by("result").hidden = false;
   update();
   const { areas } = result.now;
-  const most = areas.indexOf(Math.max(...areas));
-  slider.value = String(areas[most] ? most : Math.floor(depth / 2));
+  const largest = areas.indexOf(Math.max(...areas));
+  slider.value = String(areas[largest] ? largest : Math.floor(depth / 2));
   redraw ??= startViewer(by("gallery"), shown);
   redraw(card);
   by("result").scrollIntoView({ block: "start" });
@@ -210,22 +210,22 @@ async function save() {
   link.href = URL.createObjectURL(await niftiOf(mask, result.scan));
   link.download = `${result.name.replace(/\.nii(\.gz)?$/i, "")}_mask.nii.gz`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it late
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it after a delay
 }
 
 by("input").addEventListener("change", () => {
-  add([...by("input").files]);
+  addFiles([...by("input").files]);
   by("input").value = "";
 });
 by("choose").addEventListener("click", () => by("input").click());
 by("example").addEventListener("click", () => {
   chosen.length = 0;
-  add(exampleFiles());
+  addFiles(exampleFiles());
   segmentChosen();
 });
 by("segment").addEventListener("click", segmentChosen);
 by("cancel").addEventListener("click", cancel);
-by("threshold").addEventListener("input", updateSoon);
+by("threshold").addEventListener("input", scheduleUpdate);
 by("opacity").addEventListener("input", () => by("gallery").style.setProperty("--fill", by("opacity").value));
 by("save").addEventListener("click", save);
 for (const kind of ["dragover", "drop"]) {
@@ -233,7 +233,7 @@ for (const kind of ["dragover", "drop"]) {
     event.preventDefault();
     by("drop").classList.toggle("dragged", kind === "dragover");
     const files = /** @type {DragEvent} */ (event).dataTransfer?.files ?? [];
-    if (kind === "drop" && files.length && by("progress").hidden) add([...files]);
+    if (kind === "drop" && files.length && by("progress").hidden) addFiles([...files]);
   });
 }
 document.addEventListener("dragleave", () => by("drop").classList.remove("dragged"));

@@ -1,19 +1,19 @@
-// A made-up head with a tumor, to try the page with. It says nothing about patients.
+// A synthetic head with a tumor, to try the page with. It says nothing about real patients.
 
 const DEPTH = 24,
   SIDE = 128,
   PIXEL = 1.8,
   SPACING = 5;
 const SEED = 1;
-// Intensity of brain, its rim, fluid, tumor and scalp in each sequence.
+// Intensities of brain, its rim, fluid, tumor and scalp in each sequence.
 const KINDS = {
   flair: [210, 235, 90, 330, 330],
   t1: [260, 240, 120, 215, 420],
   t1ce: [270, 250, 120, 235, 430],
 };
 
-/** Numbers between 0 and 1 that are the same each time (mulberry32). */
-function numbers(seed) {
+/** Return a seeded generator of random numbers between 0 and 1 (mulberry32). */
+function randomNumbers(seed) {
   let state = seed;
   return () => {
     state = (state + 0x6d2b79f5) | 0;
@@ -24,7 +24,7 @@ function numbers(seed) {
 }
 
 /**
- * Values of one sequence, the first axis fastest, columns to the patient's left.
+ * Return the values of one sequence, the first axis fastest, columns to the patient's left.
  * @param {number[]} kind @param {() => number} random
  */
 function slicesOf([brain, rim, fluid, tumor, scalp], random) {
@@ -55,9 +55,9 @@ function slicesOf([brain, rim, fluid, tumor, scalp], random) {
   return out;
 }
 
-/** The example as files in NIfTI, as somebody may drop them. */
+/** Return the example as NIfTI files, like files that somebody drops on the page. */
 export function exampleFiles() {
-  const random = numbers(SEED);
+  const random = randomNumbers(SEED);
   return Object.entries(KINDS).map(([name, kind]) => {
     const values = slicesOf(kind, random);
     const bytes = new Uint8Array(352 + 2 * values.length);

@@ -1,11 +1,11 @@
-// What probabilities come to at a threshold: the mask, its parts and its volume.
+// Compute mask, components and volume at a threshold.
 import { largeComponents } from "./components.js";
 import { firstLevelAbove } from "./segmentation.js";
 
 /**
- * The mask of a result at a threshold, tumor voxels of each slice, voxels of each part, volume in mL.
- * @param {{levels: Uint8Array, shape: number[], milliliters: number}} result whose
- * `milliliters` are those of a voxel
+ * Return the mask at a threshold, the voxel counts of its slices and components, and its volume in mL.
+ * @param {{levels: Uint8Array, shape: number[], milliliters: number}} result `milliliters` is the volume
+ * of a voxel
  */
 export function measured({ levels, shape, milliliters }, threshold, share) {
   const [depth, height, width] = shape;

@@ -1,11 +1,11 @@
-// From the series of a patient to probabilities and a mask: what application/segmentation.py does.
+// Segment the series of a patient, as in application/segmentation.py.
 import {
   chooseField,
   determinant,
   axialOf,
   resampled,
   tilt,
-  isOdd,
+  hasImplausibleSize,
   turn,
   voxelSizes,
   wrongPlane,
@@ -26,7 +26,7 @@ const THIN = 2,
   OBLIQUE = 30,
   CROPPED = 0.01,
   LEAST_BONE = 0.08;
-const CHUNK = 8; // slices that the network is shown at a time
+const CHUNK = 8; // slices computed at a time
 const MOST_LOGIT = 30;
 const BACKGROUND = 0.1;
 
@@ -45,30 +45,30 @@ function checkedValues(series, warnings) {
     if (value < lowest) lowest = value;
   }
   if (seen.size <= FEW_VALUES)
-    throw new Unsuitable(`${series.name}: only ${seen.size} values: a mask, not a scan?`);
+    throw new Unsuitable(`${series.name}: only ${seen.size} distinct values; is it a mask, not a scan?`);
   if (negative / values.length <= NEGATIVE) return values;
   const hasBackground = zeros / values.length > BACKGROUND;
-  const black = hasBackground ? ", and the many voxels of 0 are" : ", is";
+  const black = hasBackground ? ", and all zeros are" : ", is";
   warnings.push(
-    `${series.name}: has negative intensities; its lowest, ${Number(lowest.toPrecision(6))}${black} taken for black`,
+    `${series.name}: has negative intensities; the lowest, ${Number(lowest.toPrecision(6))}${black} treated as black`,
   );
   return Float32Array.from(values, (value) => (hasBackground && value === 0 ? 0 : value - lowest));
 }
 
-/** The sequences as axial slices on FLAIR's grid: {volumes, shape (D, H, W), axial, voxel mm}. */
+/** Return the sequences as axial slices on FLAIR's grid, their shape (D, H, W) and voxel size in mm. */
 function onOneGrid(series, warnings) {
   const { flair } = series;
-  if (isOdd(flair.affine)) {
+  if (hasImplausibleSize(flair.affine)) {
     const sizes = voxelSizes(flair.affine)
       .map((size) => Number(size.toPrecision(6)))
       .join(" × ");
-    throw new Unsuitable(`${flair.name}: voxels of ${sizes} mm; is its header in mm?`);
+    throw new Unsuitable(`${flair.name}: voxels of ${sizes} mm; is the header in mm?`);
   }
   const plane = wrongPlane(flair.affine);
   if (plane) {
     const apart = Math.max(...voxelSizes(flair.affine)).toFixed(1);
     throw new Unsuitable(
-      `${flair.name}: ${plane} slices ${apart} mm apart. The model looks at axial slices: give it an axial scan, or a 3-D one with small voxels.`,
+      `${flair.name}: ${plane} slices ${apart} mm apart. The model needs axial slices: use an axial scan, or a 3-D scan with small voxels.`,
     );
   }
   const axial = axialOf(flair.affine);
@@ -80,7 +80,7 @@ function onOneGrid(series, warnings) {
       ({ values, covered } = resampled({ ...each, values: checkedValues(each, warnings) }, flair));
       if (covered < LEAST_COVERED) {
         throw new Unsuitable(
-          `${each.name} covers ${percent(covered)} of ${flair.name}: is it the same examination of the same patient?`,
+          `${each.name} covers only ${percent(covered)} of ${flair.name}: is it from the same examination?`,
         );
       }
     } catch (error) {
@@ -91,7 +91,7 @@ function onOneGrid(series, warnings) {
     if (covered < COVERED)
       warnings.push(`${NAMES[sequence]} covers ${percent(covered)} of FLAIR's grid; elsewhere it is 0`);
     volumes[sequence] = turn(values, flair.shape, axial);
-    each.values = null; // which may be large
+    each.values = null; // to free memory
   }
   const sizes = voxelSizes(flair.affine);
   return {
@@ -102,7 +102,7 @@ function onOneGrid(series, warnings) {
   };
 }
 
-/** The rows and columns of a slice that a field has. */
+/** Return the range of a slice's rows and columns inside a field. */
 function within(field, height, width) {
   return {
     rowBegin: Math.max(field.top, 0),
@@ -113,24 +113,24 @@ function within(field, height, width) {
 }
 
 /**
- * The values of a volume within the field, and how many beyond its slices are 0.
+ * Return a volume's values inside the field, and the number of zeros where the field exceeds the slices.
  * @param volume @param {number[]} shape (D, H, W) @param field
  */
 function inField(volume, [depth, height, width], field) {
   const { rowBegin, rowEnd, columnBegin, columnEnd } = within(field, height, width);
-  const own = columnEnd - columnBegin;
-  const found = new volume.constructor(depth * (rowEnd - rowBegin) * own);
+  const nColumns = columnEnd - columnBegin;
+  const found = new volume.constructor(depth * (rowEnd - rowBegin) * nColumns);
   let at = 0;
   for (let z = 0; z < depth; z++) {
-    for (let y = rowBegin; y < rowEnd; y++, at += own) {
+    for (let y = rowBegin; y < rowEnd; y++, at += nColumns) {
       const from = (z * height + y) * width + columnBegin;
-      found.set(volume.subarray(from, from + own), at);
+      found.set(volume.subarray(from, from + nColumns), at);
     }
   }
   return { values: found, beyond: depth * field.height * field.width - found.length };
 }
 
-/** All sequences as levels (D, H, W, 3), and the sequences that FLAIR stands in for. */
+/** Return all sequences as levels (D, H, W, 3), and the missing sequences, which FLAIR replaces. */
 function normalizedSlices(volumes, shape, field, normalize, warnings) {
   const n = shape[0] * shape[1] * shape[2];
   const images = new Uint8Array(3 * n);
@@ -140,8 +140,9 @@ function normalizedSlices(volumes, shape, field, normalize, warnings) {
     const { values, beyond } = inField(volumes[name], shape, field);
     const statistics = tissueStatistics(distinct(values, beyond));
     if (!statistics || !(statistics.p99 > 0)) {
-      if (name === "flair") throw new Unsuitable("FLAIR: all voxels in the field of view are alike");
-      warnings.push(`${NAMES[name]}: all voxels in the field of view are alike`);
+      if (name === "flair")
+        throw new Unsuitable("FLAIR: all voxels in the field of view have the same value");
+      warnings.push(`${NAMES[name]}: all voxels in the field of view have the same value`);
       missing.push(name);
       continue;
     }
@@ -156,10 +157,10 @@ function normalizedSlices(volumes, shape, field, normalize, warnings) {
 }
 
 /**
- * A slice's field as the network takes it, (S, S, 3).
+ * Return the field of the slice `at` as the network takes it, (S, S, 3).
  * @param images @param at @param {number[]} shape (D, H, W)
  */
-function shown(images, at, [, height, width], field, imageSize) {
+function networkInput(images, at, [, height, width], field, imageSize) {
   const cut = new Uint8Array(field.height * field.width * 3);
   const { rowBegin, rowEnd, columnBegin, columnEnd } = within(field, height, width);
   for (let y = rowBegin; y < rowEnd; y++) {
@@ -173,11 +174,11 @@ function shown(images, at, [, height, width], field, imageSize) {
 }
 
 /**
- * Levels of probability of a slice, (H, W), from the network's answer for its field, (S, S).
- * @param answer @param size @param {number[]} shape (D, H, W)
+ * Encode the probabilities of a slice's field, (S, S), as levels of the slice, (H, W), in `out`.
+ * @param probabilities @param size @param {number[]} shape (D, H, W)
  */
-function levelsOf(answer, size, [, height, width], field, imageSize, out) {
-  const logits = Float32Array.from(answer, (p) => {
+function encodeLevels(probabilities, size, [, height, width], field, imageSize, out) {
+  const logits = Float32Array.from(probabilities, (p) => {
     const logit = Math.log(p) - Math.log1p(-p);
     return Math.min(MOST_LOGIT, Math.max(-MOST_LOGIT, logit));
   });
@@ -191,7 +192,7 @@ function levelsOf(answer, size, [, height, width], field, imageSize, out) {
   }
 }
 
-/** The lowest level whose probability is above a threshold. */
+/** Return the lowest level whose probability is above a threshold. */
 export function firstLevelAbove(threshold) {
   for (let level = 0; level < 256; level++) {
     if (Math.sin((Math.PI / 2) * (level / 255)) ** 2 > threshold) return level;
@@ -199,12 +200,13 @@ export function firstLevelAbove(threshold) {
   return 256;
 }
 
-function describe({ flair, images, tissue, shape, voxel, field }) {
+/** Return warnings if a scan is unlike the scans that the model was trained on. */
+function describeScan({ flair, images, tissue, shape, voxel, field }) {
   const found = [];
   const [spacing, ...pixel] = voxel;
   if (spacing < THIN || spacing > THICK) {
     found.push(
-      `slices are ${spacing.toFixed(1)} mm apart; the training's are about 5 mm apart, and how well the model does on others is not known`,
+      `slices are ${spacing.toFixed(1)} mm apart; the model was trained on slices about 5 mm apart, and its accuracy on others is unknown`,
     );
   }
   if (tilt(flair.affine) > OBLIQUE)
@@ -222,29 +224,29 @@ function describe({ flair, images, tissue, shape, voxel, field }) {
   }
   if (outside > CROPPED * all) {
     found.push(
-      `the head is larger than the model's field of view: ${percent(outside / all)} of its tissue is not looked at`,
+      `the head is larger than the model's field of view: ${percent(outside / all)} of its tissue is outside and not segmented`,
     );
   }
   if (skullShare(images, shape, Math.min(...pixel)) < LEAST_BONE) {
     found.push(
-      "the skull seems to have been removed; the training's scans show whole heads, and how well the model does on others is not known",
+      "the scan seems to be skull-stripped; the model was trained on whole heads, and its accuracy on skull-stripped scans is unknown",
     );
   }
   return found;
 }
 
-/** How well patients were segmented in the test who lack these sequences. */
+/** Return the test score of patients without these sequences, as a phrase. */
 function scoreWithout(missing, description) {
-  const lacking = missing.length === 2 ? "pre and post-contrast" : missing[0].replace("_", "-");
-  const group = description.test.by_missing_sequence.find((each) => each.missing === lacking);
-  if (!group) return `the test had no patient without ${lacking}, so how well it does is not known`;
-  const patients = group.n_patients > 1 ? `${group.n_patients} patients` : "one patient";
-  return `Dice ${group.dice_patient_mean.toFixed(3)} in the ${patients} of the test without ${lacking}`;
+  const phrase = missing.length === 2 ? "pre and post-contrast" : missing[0].replace("_", "-");
+  const group = description.test.by_missing_sequence.find((each) => each.missing === phrase);
+  if (!group) return `accuracy unknown: no test patient was without ${phrase}`;
+  const patients = group.n_patients > 1 ? `${group.n_patients} test patients` : "one test patient";
+  return `Dice ${group.dice_patient_mean.toFixed(3)} in ${patients} without ${phrase}`;
 }
 
 /**
- * The levels of probability of all slices, from normalized ones (D, H, W, 3). Of thin slices every
- * `stride`th are shown together, so that neighbors are as far apart as they were in the training.
+ * Return the encoded probabilities of normalized slices (D, H, W, 3). If slices are thin, the network
+ * sees every `stride`th slice as neighbors, so that neighbors are as far apart as in training.
  * @param {Uint8Array} images @param {number[]} shape
  */
 async function predictedLevels(images, shape, field, imageSize, stride, run, step) {
@@ -253,22 +255,22 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
   const area = size * size;
   const levels = new Uint8Array(depth * height * width);
   for (let first = 0; first < Math.min(stride, depth); first++) {
-    const places = [];
-    for (let at = first; at < depth; at += stride) places.push(at);
-    for (let begin = 0; begin < places.length; begin += CHUNK) {
-      const end = Math.min(begin + CHUNK, places.length);
-      const from = Math.max(begin - 1, 0); // a slice more at each end, for the network sees neighbors
-      const to = Math.min(end + 1, places.length);
+    const group = [];
+    for (let at = first; at < depth; at += stride) group.push(at);
+    for (let begin = 0; begin < group.length; begin += CHUNK) {
+      const end = Math.min(begin + CHUNK, group.length);
+      const from = Math.max(begin - 1, 0); // one more slice at each end, because the network sees neighbors
+      const to = Math.min(end + 1, group.length);
       const input = new Uint8Array(3 * area * (to - from));
       for (let k = from; k < to; k++) {
-        input.set(shown(images, places[k], shape, field, imageSize), 3 * area * (k - from));
+        input.set(networkInput(images, group[k], shape, field, imageSize), 3 * area * (k - from));
       }
-      const answers = await run(input, to - from, size);
+      const outputs = await run(input, to - from, size);
       for (let k = begin; k < end; k++) {
-        const answer = answers.subarray(area * (k - from), area * (k - from + 1));
-        const own = levels.subarray(places[k] * height * width, (places[k] + 1) * height * width);
-        levelsOf(answer, size, shape, field, imageSize, own);
-        step(places[k], depth);
+        const output = outputs.subarray(area * (k - from), area * (k - from + 1));
+        const out = levels.subarray(group[k] * height * width, (group[k] + 1) * height * width);
+        encodeLevels(output, size, shape, field, imageSize, out);
+        step(group[k], depth);
       }
     }
   }
@@ -276,9 +278,9 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
 }
 
 /**
- * Segment one patient. `series` has FLAIR and what else there is, as readNifti returns them.
- * `run` takes slices (n, S, S, 3) and promises probabilities (n, S, S).
- * @param {(at: number, n: number) => void} step called for each slice that is done: its place, how many there are
+ * Segment one patient. `series` has FLAIR and other available series, as readNifti returns them.
+ * `run` takes slices (n, S, S, 3) and returns a promise of probabilities (n, S, S).
+ * @param {(at: number, n: number) => void} step called after each slice with its position and their number
  */
 export async function segment(series, description, run, step = () => {}) {
   const warnings = [];
@@ -290,14 +292,16 @@ export async function segment(series, description, run, step = () => {}) {
   const tissue = Uint8Array.from(volumes.flair, (value) => (value > mean ? 1 : 0));
   const field = chooseField(tissue, shape, voxel.slice(1), fieldOfView);
   const { images, missing } = normalizedSlices(volumes, shape, field, description.input.normalize, warnings);
-  volumes = null; // which may be large
+  volumes = null; // to free memory
   const stride = Math.max(1, roundHalfEven(apart / voxel[0]));
   const levels = await predictedLevels(images, shape, field, imageSize, stride, run, step);
   if (missing.length) {
     const names = missing.map((name) => NAMES[name]).join(" and ");
-    warnings.push(`no ${names}: FLAIR stands in; expect less (${scoreWithout(missing, description)})`);
+    warnings.push(
+      `no ${names}: FLAIR is used instead; expect lower accuracy (${scoreWithout(missing, description)})`,
+    );
   }
-  warnings.push(...describe({ flair: series.flair, images, tissue, shape, voxel, field }));
-  const milliliters = Math.abs(determinant(series.flair.affine)) / 1000; // of a voxel
+  warnings.push(...describeScan({ flair: series.flair, images, tissue, shape, voxel, field }));
+  const milliliters = Math.abs(determinant(series.flair.affine)) / 1000; // volume of a voxel
   return { images, levels, missing, axial, shape, voxel, milliliters, warnings };
 }

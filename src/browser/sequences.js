@@ -1,27 +1,31 @@
-// Which sequence a file holds, by its name: what scans/sequences.py does, with the words of that.
+// Recognize the sequence of a file by its name, as scans/sequences.py does and with its words.
 
 /**
- * @typedef {object} Words Words in small letters, by what they tell.
+ * @typedef {object} Words Words in lower case, by their meaning.
  * @property {string[]} no_scan @property {string[]} flair @property {string[]} t1
  * @property {string[]} t1_contrast @property {string[]} contrast
  * @property {string[]} contrast_after_t1 @property {string[]} no_contrast @property {string[]} others
  * @property {Record<string, string>} alone @property {string} without @property {string} bids_entity
  */
 
-/** The words of a name, without what BIDS tells of other things. @param {Words} words */
+/** Return the words of a name, without BIDS entities such as the subject. @param {Words} words */
 function wordsOf(name, words) {
-  const small = name.toLowerCase();
+  const lower = name.toLowerCase();
   const without = new RegExp(words.without, "g");
-  let text = small.replaceAll("_", " ").replace(without, "unenhanced");
+  let text = lower.replaceAll("_", " ").replace(without, "unenhanced");
   if (name.startsWith("sub-")) {
-    text = small.replace(new RegExp(words.bids_entity, "g"), "").replace(without, "unenhanced");
+    text = lower.replace(new RegExp(words.bids_entity, "g"), "").replace(without, "unenhanced");
     text = text.replace(/(?:^|_)ce-[^_]*/g, "_gadolinium");
   }
   text = text.replace(/dark[-_. ]fluid|\bda[-_ ]?fl\b/g, "darkfluid");
   return text.split(/[^a-z0-9]+/).filter(Boolean);
 }
 
-/** The sequence that a name as in BIDS tells by its last part. @param {string} stem @param {Words} words */
+/**
+ * Return the sequence of a BIDS name by its suffix, "" if the page does not use it, or undefined if the
+ * name is not BIDS.
+ * @param {string} stem @param {Words} words
+ */
 function bidsSequence(stem, words) {
   const parts = stem.toLowerCase().split("_");
   const suffix = parts.pop() ?? "";
@@ -30,20 +34,20 @@ function bidsSequence(stem, words) {
   if ((entity("part") ?? "mag") !== "mag" || suffix === "t2w") return "";
   if (suffix === "flair") return "flair";
   const agents = [...words.contrast, ...words.contrast_after_t1, ...words.t1_contrast];
-  const named = (entity("acq") ?? "").split(/[^a-z0-9]+/);
-  const enhanced = (entity("ce") ?? "none") !== "none" || named.some((word) => agents.includes(word));
+  const acquisition = (entity("acq") ?? "").split(/[^a-z0-9]+/);
+  const enhanced = (entity("ce") ?? "none") !== "none" || acquisition.some((word) => agents.includes(word));
   return enhanced ? "post_contrast" : "pre_contrast";
 }
 
 /**
- * The sequence that the name of a NIfTI file tells: "" where it is of another kind, null where the
- * name tells nothing.
+ * Return the sequence that the name of a NIfTI file says it has: "" if the page does not use it, null
+ * if the name does not say.
  * @param {string} name @param {Words} words @returns {string | null}
  */
 export function sequenceOf(name, words) {
   const stem = name.replace(/\.nii(\.gz)?$/i, "");
-  const inBids = bidsSequence(stem, words);
-  if (inBids !== undefined) return inBids;
+  const fromBids = bidsSequence(stem, words);
+  if (fromBids !== undefined) return fromBids;
   const found = wordsOf(stem, words);
   const first = (known) => {
     const at = found.findIndex((word) => known.includes(word));
@@ -52,12 +56,12 @@ export function sequenceOf(name, words) {
   if (first(words.no_scan) < found.length) return "";
   const flair = first(words.flair),
     t1 = first([...words.t1, ...words.t1_contrast]);
-  if (flair < t1) return "flair"; // what comes first counts
+  if (flair < t1) return "flair"; // the first word decides
   if (t1 < found.length) {
     const has = (known, from = 0) => found.slice(from).some((word) => known.includes(word));
     const enhanced = has(words.contrast) || has(words.contrast_after_t1, t1 + 1);
-    const told = words.t1_contrast.includes(found[t1]);
-    return told || (enhanced && !has(words.no_contrast)) ? "post_contrast" : "pre_contrast";
+    const isContrast = words.t1_contrast.includes(found[t1]);
+    return isContrast || (enhanced && !has(words.no_contrast)) ? "post_contrast" : "pre_contrast";
   }
   if (first(words.others) < found.length) return "";
   return found.length === 1 ? (words.alone[found[0]] ?? null) : null;

@@ -1,4 +1,4 @@
-// Whether a head has its skull: what application/warnings.py does.
+// Detect skull-stripped scans, as in scans/skull.py.
 import { components } from "./components.js";
 
 const TISSUE = 30,
@@ -6,7 +6,7 @@ const TISSUE = 30,
   DARK = 0.4;
 const FAR = 1e20;
 
-/** The mask grown (or, with `value` 0, shrunk) by a pixel in four directions. Beyond it nothing is. */
+/** Return the mask dilated (`value` 1) or eroded (`value` 0) by a pixel; outside the image it is 0. */
 function grown(mask, height, width, value) {
   const out = mask.slice();
   for (let y = 0; y < height; y++) {
@@ -22,7 +22,7 @@ function grown(mask, height, width, value) {
   return out;
 }
 
-/** The mask with its holes filled: what is not connected with the border belongs to it. */
+/** Return the mask with its holes filled: background that is not connected to the border. */
 function withoutHoles(mask, height, width) {
   const { labels } = components(
     mask.map((value) => 1 - value),
@@ -39,7 +39,7 @@ function withoutHoles(mask, height, width) {
   return Uint8Array.from(labels, (label) => (outside.has(label) ? 0 : 1));
 }
 
-/** The squared distance to the nearest place where `f` is 0, along one line (Felzenszwalb, 2012). */
+/** Return the lower envelope of the parabolas `f[p] + (q - p)²` at each q (Felzenszwalb, 2012). */
 function distances(f) {
   const n = f.length,
     v = [0],
@@ -72,7 +72,7 @@ function distances(f) {
   return out;
 }
 
-/** The distance in pixels of each pixel of a mask to the nearest one outside it. */
+/** Return the distance in pixels from each pixel of a mask to the nearest pixel outside it. */
 function depthOf(mask, height, width) {
   const squared = Float64Array.from(mask, (value) => (value ? FAR : 0));
   for (let x = 0; x < width; x++) {
@@ -85,7 +85,7 @@ function depthOf(mask, height, width) {
 }
 
 /**
- * The share of dark voxels in a shell below the surface of the head; NaN if there is no head.
+ * Return the share of dark voxels in a shell below the surface of the head; NaN if there is no head.
  * @param {Uint8Array} images (D, H, W, 3) @param {number[]} shape @param {number} pixel size in mm
  */
 export function skullShare(images, [depth, height, width], pixel) {

@@ -1,4 +1,4 @@
-// The worker: unpacks runtime and model, which come first, then segments the files that it is sent.
+// The web worker. Its first message has the runtime and the model; later ones have files to segment.
 import * as ort from "onnxruntime-web/wasm";
 import { readNifti, Unsuitable } from "./nifti.js";
 import { NAMES, segment } from "./segmentation.js";
@@ -6,8 +6,8 @@ import { NAMES, segment } from "./segmentation.js";
 /** @type {Promise<ort.InferenceSession>} */
 let starting;
 
-/** The bytes of a text: base64 of what gzip has packed. */
-async function unpacked(text) {
+/** Return the bytes of a text that is gzip in base64. */
+async function decompressed(text) {
   const letters = atob(text);
   const bytes = new Uint8Array(letters.length);
   for (let k = 0; k < letters.length; k++) bytes[k] = letters.charCodeAt(k);
@@ -16,13 +16,13 @@ async function unpacked(text) {
 }
 
 async function start(runtime, model) {
-  ort.env.wasm.wasmBinary = await unpacked(runtime);
+  ort.env.wasm.wasmBinary = await decompressed(runtime);
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
-  return ort.InferenceSession.create(await unpacked(model), { executionProviders: ["wasm"] });
+  return ort.InferenceSession.create(await decompressed(model), { executionProviders: ["wasm"] });
 }
 
-/** The series of files, and why others than FLAIR's are not used. */
+/** Return the series of the files, and warnings about unreadable sequences other than FLAIR. */
 async function readFiles(files) {
   const series = {};
   const notes = [];
@@ -41,7 +41,7 @@ async function readFiles(files) {
 self.onmessage = async ({ data }) => {
   if (data.model) {
     starting = start(data.runtime, data.model);
-    starting.catch(() => {}); // told when files come
+    starting.catch(() => {}); // the error is reported when files arrive
     return;
   }
   try {
@@ -57,10 +57,10 @@ self.onmessage = async ({ data }) => {
     const step = (at, n) => self.postMessage({ at, done: ++done, n });
     const found = await segment(series, data.description, run, step);
     found.warnings.unshift(...notes);
-    const kept = [found.images.buffer, found.levels.buffer];
-    self.postMessage({ found, scan: { header, little, shape } }, { transfer: kept });
+    const buffers = [found.images.buffer, found.levels.buffer];
+    self.postMessage({ found, scan: { header, little, shape } }, { transfer: buffers });
   } catch (error) {
     if (error instanceof Unsuitable) self.postMessage({ error: error.message });
-    else self.postMessage({ error: `Something went wrong: ${error.message ?? error}`, isBroken: true });
+    else self.postMessage({ error: `Unexpected error: ${error.message ?? error}`, isBroken: true });
   }
 };

@@ -101,7 +101,7 @@ def validate(trainer: Trainer, fitted: FittedSlices, train: TrainParams) -> floa
         image_size=train.image_size,
     )
     for position, logits in enumerate(predictions):
-        counts.update(count_pixels(logits > 0, fitted.own_mask(position)))
+        counts.update(count_pixels(logits > 0, fitted.original_mask(position)))
     counted = torch.tensor([counts[name] for name in ("tp", "fp", "fn")])
     tp, fp, fn = sum_over_processes(trainer.fabric, counted)
     return float(iou(tp, fp, fn))

@@ -20,7 +20,7 @@ from pipeline.params import Section, leaves
 from pipeline.refusals import Refusal, remake
 from scans.cohort import MISSING
 from scans.manifest import count_near_duplicates, splits_of
-from scans.sequences import others, short_name
+from scans.sequences import other_sequences, short_name
 
 OWN_DATA_PARAMS = ("acquire.layout", "acquire.labels", "acquire.sequences")
 NOT_MEASURED = (
@@ -141,7 +141,8 @@ def exploration_facts(explored: dict[str, Any], sequences: Sequence[str]) -> dic
         **shown_sequences(sequences),
         "network_input": channels_in_words(sequences),
         "missing_counts": [
-            (short_name(name), explored[f"n_{MISSING}{name}"]) for name in others(sequences)
+            (short_name(name), explored[f"n_{MISSING}{name}"])
+            for name in other_sequences(sequences)
         ],
     }
 

@@ -13,7 +13,7 @@ from page.drawing import area, bars, outline, webp
 from page.wording import formatted
 from pipeline.parallel import in_parallel
 from scans.cohort import MISSING, missing_sequence
-from scans.sequences import MAIN, others
+from scans.sequences import MAIN, other_sequences
 from scans.tiff import read_image
 from scoring.overlap import COUNTS
 from scoring.segmentation import segment_volume
@@ -154,7 +154,7 @@ def cards(
                 "missing": missing_sequence(patient),
                 "missing_channels": [
                     sequences.index(name)
-                    for name in others(sequences)
+                    for name in other_sequences(sequences)
                     if patient[f"{MISSING}{name}"]
                 ],
                 "rank": row["rank"],

@@ -1,4 +1,4 @@
-"""The sequences of one examination, brought to one grid, turned axial, and brought to 8 bits."""
+"""Resample the sequences of one examination to one axial grid, and convert them to 8 bits."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,31 +12,31 @@ from scans.sequences import NAMES
 from scans.series import Axial, Series, check_plane, name_of, resampled
 from scans.tiff import LEVELS
 
-FEW_VALUES = 8  # distinct values; a mask or a map of labels has no more than these
-NEGATIVE = 0.01  # share of voxels below 0, from which 0 is not the darkest
-BACKGROUND = 0.1  # share of voxels that are exactly 0, from which these are the background
+FEW_VALUES = 8  # a volume with at most this many distinct values is taken for a mask
+NEGATIVE = 0.01  # if a larger share of voxels is negative, 0 is not black
+BACKGROUND = 0.1  # if a larger share of voxels is exactly 0, they are the background
 COVERED = 0.95  # share of the main sequence's grid that another sequence should cover
 
 
 def checked_values(series: Series, warnings: list[str]) -> NDArray[Any]:
-    """Return a series' values, from 0 up; refuse labels."""
+    """Return a series' values, shifted to start at 0 if needed; raise an error for a label map."""
     values = series.values
     if len(np.unique(values[:: max(1, len(values) // 16)])) <= FEW_VALUES:
         n_values = len(np.unique(values))
         if n_values <= FEW_VALUES:
-            raise Refusal(f"{name_of(series)}: only {n_values} values: a mask, not a scan?")
+            raise Refusal(
+                f"{name_of(series)}: only {n_values} distinct values; is it a mask, not a scan?"
+            )
     lowest = values.min()
     if lowest >= 0 or float((values < 0).mean()) <= NEGATIVE:
         return values
     shifted = values.astype(np.float32) - np.float32(lowest)
-    black = f"{lowest:g}, is"
+    black = f"the lowest, {lowest:g}, is"
     background = values == 0
-    if float(background.mean()) > BACKGROUND:  # as of z-scores of a brain whose skull was removed
+    if float(background.mean()) > BACKGROUND:  # as in z-scores of a skull-stripped brain
         shifted[background] = 0
-        black = f"{lowest:g}, and the many voxels of 0 are"
-    warnings.append(
-        f"{name_of(series)}: has negative intensities; its lowest, {black} taken for black"
-    )
+        black = f"the lowest, {lowest:g}, and all zeros are"
+    warnings.append(f"{name_of(series)}: has negative intensities; {black} treated as black")
     return shifted
 
 
@@ -49,8 +49,8 @@ def on_one_grid(
 ) -> tuple[dict[str, NDArray[Any]], Axial]:
     """Return the sequences as axial slices (D, H, W) on the main one's grid, and how to turn them.
 
-    A sequence that cannot be brought there is refused if it is `required`, else left out with a
-    warning.
+    If a sequence cannot be resampled to that grid, raise an error if it is `required`; otherwise
+    leave it out with a warning.
     """
     reference = series[main]
     check_plane(reference)
@@ -75,11 +75,11 @@ def on_one_grid(
 
 
 def eight_bit(volume: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """Return the values (D, H, W) of one sequence as levels of 0 to 255; None if all are alike.
+    """Return one sequence's values (D, H, W) as levels from 0 to 255; None if all are equal.
 
-    Whole numbers from 0 to 255 stay as they are. Others are multiplied so that the 99th percentile
-    of tissue becomes 191, then rounded and clipped: what `segment` does, and what
-    `train.normalize: percentile` would do again without changing it.
+    Integers from 0 to 255 stay unchanged. Other values are scaled so that the 99th percentile of
+    tissue becomes 191, then rounded and clipped. `segment` does the same, and with
+    `train.normalize: percentile` the training's normalization then changes nothing.
     """
     values, counts = distinct(volume)
     statistics = tissue_statistics(values, counts)

@@ -1,7 +1,7 @@
-"""Which files are whose: patients' examinations, and the file of each sequence in them.
+"""Find the examinations in a folder, and the file of each sequence in every examination.
 
-A case is one examination. A folder is searched with all below it, for NIfTI, for DICOM, and for
-slices in TIFF as this project's data set has them.
+A case is one examination. A folder is searched recursively for NIfTI, for DICOM, and for TIFF
+slices that are named as in this project's data set.
 """
 
 import re
@@ -22,85 +22,92 @@ from scans.nnunet import CHANNEL, recognize_file
 from scans.sequences import (
     NAMES,
     NO_CONTRAST,
-    NOTHING,
+    UNKNOWN,
     Recognized,
+    may_name_exam,
     sequence_of,
-    tells_of_the_exam,
     words_of,
 )
 
 BIDS = re.compile(r"sub-[^_]+(?:_ses-[^_]+)?")
-AXIAL = 0.7  # cosine between a slice's normal and the body's axis, from which it is axial
+AXIAL = 0.7  # a slice is axial from this cosine between its normal and the body's long axis
 
 
 class Candidate(NamedTuple):
-    """A file or series that may be taken for a sequence."""
+    """A file or series that may be one of the sequences."""
 
     source: "Path | DicomSeries"
     recognized: Recognized
 
     @property
     def title(self) -> str:
-        """Return how to name it to a person."""
+        """Return its name for messages."""
         return self.source.title if isinstance(self.source, DicomSeries) else str(self.source)
 
     @property
-    def described(self) -> str:
-        """Return its name and by which words it was recognized."""
+    def description(self) -> str:
+        """Return its name and the words by which it was recognized."""
         return f"{self.title} ({self.recognized.words or 'unknown'})"
 
 
 class Case(NamedTuple):
-    """One examination: its name, the candidates of its sequences, or its slices in TIFF."""
+    """One examination: its name, and the candidates for its sequences or its TIFF slices."""
 
     name: str
     candidates: tuple[Candidate, ...] = ()
     slices: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()  # what a person should know of how it was put together
+    notes: tuple[str, ...] = ()  # warnings about how its files were grouped
 
-    def chosen(self, wanted: Iterable[str]) -> dict[str, Candidate]:
-        """Return the one candidate of each `wanted` sequence; refuse several, or no FLAIR.
+    def choose(self, sequences: Iterable[str]) -> dict[str, Candidate]:
+        """Return one candidate for FLAIR and for each of `sequences` that the case has.
 
-        What is named goes before what is guessed; of several series, axial ones are preferred.
+        A candidate recognized by its name is preferred to a guessed one, and an axial series to
+        others. Raise an error if several candidates remain, or if there is no FLAIR.
         """
         found: dict[str, Candidate] = {}
         problems = []
-        for sequence in dict.fromkeys(("flair", *wanted)):
-            name = NAMES[sequence]
-            of_it = [each for each in self.candidates if each.recognized.sequence == sequence]
-            of_it = [each for each in of_it if not each.recognized.guessed] or of_it
-            axial = [each for each in of_it if is_axial(each.source)]
-            if len(of_it) > 1 and axial:
-                of_it = axial
-            if len(of_it) > 1:
-                problems += [f"{self.name}: may be {name}: {each.title}" for each in of_it]
-            if of_it:
-                found[sequence] = of_it[0]
+        for sequence in dict.fromkeys(("flair", *sequences)):
+            matching = [
+                candidate
+                for candidate in self.candidates
+                if candidate.recognized.sequence == sequence
+            ]
+            named = [candidate for candidate in matching if not candidate.recognized.guessed]
+            matching = named or matching
+            axial = [candidate for candidate in matching if is_axial(candidate.source)]
+            if len(matching) > 1 and axial:
+                matching = axial
+            if len(matching) > 1:
+                problems += [
+                    f"{self.name}: may be {NAMES[sequence]}: {candidate.title}"
+                    for candidate in matching
+                ]
+            if matching:
+                found[sequence] = matching[0]
         if problems:
-            raise Refusal(
-                "\n".join([*truncated(problems), "Say which with --flair, --pre, --post and --t2."])
-            )
+            hint = "Choose one for each sequence with --flair, --pre, --post and --t2."
+            raise Refusal("\n".join([*truncated(problems), hint]))
         if "flair" not in found:
-            seen = truncated([each.described for each in self.candidates])
-            lines = [f"{self.name}: no FLAIR, which the model needs, among", *seen]
-            raise Refusal("\n".join([*lines, "If one of these is FLAIR, say so with --flair."]))
+            titles = truncated([candidate.description for candidate in self.candidates])
+            lines = [f"{self.name}: the model needs FLAIR, and none was found among", *titles]
+            raise Refusal("\n".join([*lines, "If one of these is FLAIR, pass it with --flair."]))
         return found
 
 
 def is_axial(source: "Path | DicomSeries") -> bool:
-    """Return whether a DICOM series says that its slices are axial."""
+    """Return whether a source is a DICOM series whose header says that its slices are axial."""
     plane = [] if isinstance(source, Path) else source.header.get("ImageOrientationPatient") or []
     return len(plane) == 6 and abs(np.cross(plane[:3], plane[3:])[2]) > AXIAL
 
 
 def recognized_series(series: DicomSeries) -> Recognized:
-    """Return which sequence a DICOM series is, by its description, else by its times.
+    """Return which sequence a DICOM series is, by its description or else by its TE, TR and TI.
 
-    What is called FLAIR and has other times than FLAIR is none. A T1 for which a contrast agent is
-    told is with it, unless it is called native or the like.
+    A series that is called FLAIR but has the times of T1 has no sequence. A T1 whose header names a
+    contrast agent is post-contrast, unless its description says native or the like.
     """
     texts = [str(series.header.get(tag, "")) for tag in ("SeriesDescription", "ProtocolName")]
-    by_name = next((found for text in texts if (found := sequence_of(text)).words), NOTHING)
+    by_name = next((found for text in texts if (found := sequence_of(text)).words), UNKNOWN)
     by_times, times = sequence_by_times(series.header)
     if by_name.sequence == "flair" and by_times in ("pre_contrast", "post_contrast"):
         return Recognized(None, f"{by_name.words}, but {times}")
@@ -113,18 +120,18 @@ def recognized_series(series: DicomSeries) -> Recognized:
     return Recognized(by_times, times, guessed=True)
 
 
-def exam_of(path: Path) -> str:
-    """Return what the name of a NIfTI file tells of the examination; "" where it tells nothing."""
+def exam_name(path: Path) -> str:
+    """Return the part of a NIfTI file's name that identifies the examination; "" if none does."""
     name = stem(path)
     if bids := BIDS.match(name):
         return bids[0]
     if channel := CHANNEL.fullmatch(name):
         return channel["case"]
-    return "-".join(word for word in re.split(r"[-_. ]+", name) if tells_of_the_exam(word.lower()))
+    return "-".join(word for word in re.split(r"[-_. ]+", name) if may_name_exam(word.lower()))
 
 
 def folder_of(path: Path, root: Path) -> Path:
-    """Return the folder of a patient's files: not one that is named as a sequence."""
+    """Return the folder of a patient: a file's folder, or its parent if named after a sequence."""
     folder = path.parent
     return folder.parent if folder != root and sequence_of(folder.name).words else folder
 
@@ -132,8 +139,9 @@ def folder_of(path: Path, root: Path) -> Path:
 def nifti_cases(files: Sequence[Path], root: Path) -> list[Case]:
     """Return the cases of NIfTI files.
 
-    Where each of several names of examinations in a folder has a FLAIR of its own, each is a case;
-    else the folder is one, with a note where the names differ. One of masks alone is none.
+    If the file names in a folder name several examinations and more than one has a FLAIR, each
+    examination is a case. Otherwise the folder is one case, with a note if the names differ. A
+    folder that has only masks is not a case.
     """
     folders: dict[Path, list[Candidate]] = defaultdict(list)
     for path in files:
@@ -141,76 +149,77 @@ def nifti_cases(files: Sequence[Path], root: Path) -> list[Case]:
     cases = []
     for folder, found in sorted(folders.items()):
         exams: dict[str, list[Candidate]] = defaultdict(list)
-        for each in found:
-            assert isinstance(each.source, Path)
-            if each.recognized.is_scan:
-                exams[exam_of(each.source)].append(each)
+        for candidate in found:
+            assert isinstance(candidate.source, Path)
+            if candidate.recognized.is_scan:
+                exams[exam_name(candidate.source)].append(candidate)
         with_flair = [
             name
-            for name, own in exams.items()
-            if any(each.recognized.sequence == "flair" for each in own)
+            for name, candidates in exams.items()
+            if any(candidate.recognized.sequence == "flair" for candidate in candidates)
         ]
         if len(with_flair) > 1 and "" not in with_flair:
-            cases += [Case(name, tuple(own)) for name, own in sorted(exams.items())]
+            cases += [Case(name, tuple(candidates)) for name, candidates in sorted(exams.items())]
         elif exams:
-            told = sorted(name for name in exams if name)
-            notes = [f"names tell of several examinations: {', '.join(told)}"] * (len(told) > 1)
-            cases.append(Case(case_name(folder, root), tuple(found), notes=tuple(notes)))
+            names = sorted(name for name in exams if name)
+            note = f"the file names belong to several examinations: {', '.join(names)}"
+            notes = (note,) if len(names) > 1 else ()
+            cases.append(Case(case_name(folder, root), tuple(found), notes=notes))
     return cases
 
 
 def case_name(folder: Path, root: Path) -> str:
-    """Return a name for the case in a folder: the way to it from the root, in one word."""
+    """Return a name for the case in a folder: its path below the root, joined by underscores."""
     parts = folder.relative_to(root).parts if folder != root else ()
     kept = [part for part in parts if part not in ("anat", "imagesTr", "imagesTs")]
     name = "_".join(kept) or root.resolve().name
-    return name.encode("utf-8", "replace").decode()  # of bytes that are no UTF-8
+    return name.encode("utf-8", "replace").decode()  # a folder's name may not be valid UTF-8
 
 
 def dicom_cases(files: Iterable[Path]) -> list[Case]:
-    """Return the cases of DICOM files: a case for each study of each patient."""
+    """Return the cases of DICOM files, one for each study of each patient."""
     exams: dict[str, list[DicomSeries]] = defaultdict(list)
     for series in find_series(files):
         if is_volume(series):
             exams[series.exam].append(series)
     cases: dict[str, Case] = {}
-    for own in exams.values():
-        header = own[0].header
+    for members in exams.values():
+        header = members[0].header
         words = [str(header.get(tag) or "") for tag in ("PatientID", "StudyDate")]
         name = re.sub(r"[^\w.-]+", "-", "_".join(word for word in words if word)) or "patient"
         if name in cases:
             name = next(f"{name}-{n}" for n in count(2) if f"{name}-{n}" not in cases)
-        candidates = [Candidate(each, recognized_series(each)) for each in own]
+        candidates = [Candidate(series, recognized_series(series)) for series in members]
         cases[name] = Case(name, tuple(candidates))
     return list(cases.values())
 
 
 def tiff_cases(files: Iterable[Path]) -> list[Case]:
-    """Return the cases of TIFF files named as this project's data set: a case for each patient."""
+    """Return the cases of TIFF files named as in this project's data set, one for each patient."""
     patients: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
     for path in files:
         name = SliceName.parse(path.name)
         if name is not None and not name.is_mask:
             patients[path.parent, name.patient_id].append((name.number, path))
     return [
-        Case(patient_id, slices=tuple(path for _, path in sorted(own)))
-        for (_, patient_id), own in sorted(patients.items())
+        Case(patient_id, slices=tuple(path for _, path in sorted(slices)))
+        for (_, patient_id), slices in sorted(patients.items())
     ]
 
 
 def find_cases(scan: Path) -> list[Case]:
-    """Return the cases that a file or folder holds; refuse what holds none."""
+    """Return the cases in a file or folder; raise an error if there are none."""
     if scan.is_file():
         if not is_nifti(scan):
-            raise Refusal(f"{scan}: not NIfTI; for DICOM and TIFF, name the folder")
+            raise Refusal(f"{scan}: not NIfTI; for DICOM or TIFF, pass the folder instead")
         name = recognize_file(scan)
         if name.words and name.sequence != "flair":
             raise Refusal(
-                f"{scan}: by its name ({name.words}) it is not FLAIR, which the model needs; if "
-                "it is, say so with --flair"
+                f"{scan}: the model needs FLAIR, and the name of this file ({name.words}) says "
+                "that it is not FLAIR; if it is, pass it with --flair"
             )
-        taken = Recognized("flair", name.words or "the only file")
-        return [Case(stem(scan), (Candidate(scan, taken),))]
+        recognized = Recognized("flair", name.words or "the only file")
+        return [Case(stem(scan), (Candidate(scan, recognized),))]
     if not scan.is_dir():
         raise Refusal(f"{scan}: no such file or folder")
     files = [path for path in files_below(scan, skip="derivatives").values() if path.is_file()]
@@ -222,13 +231,14 @@ def find_cases(scan: Path) -> list[Case]:
     if not cases:
         kinds = sorted({path.suffix or path.name for path in files})[:8]
         raise Refusal(
-            f"{scan}: no NIfTI (.nii, .nii.gz), no MR series in DICOM, and no "
-            f"<patient>_<number>.tif in {len(files)} files ({', '.join(kinds)})"
+            f"{scan}: found no NIfTI (.nii, .nii.gz), no MR series in DICOM, and no "
+            f"<patient>_<number>.tif among {len(files)} files ({', '.join(kinds)})"
         )
     names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
         raise Refusal(
-            f"{scan}: several cases are named {', '.join(twice)}; rename them or run each"
+            f"{scan}: several cases are named {', '.join(repeated)}; rename their folders or "
+            "segment them one by one"
         )
     return cases

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from scans.sequences import lacking
+from scans.sequences import missing_phrase
 
 AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years
 UNKNOWN = "unknown"
@@ -39,7 +39,7 @@ def age_band(age: str) -> str:
 def missing_sequence(patient: pd.Series) -> str:
     """Return a phrase that names the patient's missing sequences, or `none`."""
     flagged = [name for name in missing_columns(patient.index) if patient[name]]
-    return lacking([name.removeprefix(MISSING) for name in flagged]) or "none"
+    return missing_phrase([name.removeprefix(MISSING) for name in flagged]) or "none"
 
 
 def groups(patients: pd.DataFrame, *codes: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""From the NIfTI files of an examination to slices in TIFF, as this project's data set has them."""
+"""Convert the NIfTI files of an examination to TIFF slices, the format of this project's data."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from pipeline.refusals import Refusal, print_list, refuse
 from scans.alignment import eight_bit, on_one_grid
 from scans.datasets import Exam
 from scans.geometry import Geometry
-from scans.nifti import opened, read_nifti, stem
+from scans.nifti import open_nifti, read_nifti, stem
 from scans.sequences import MAIN, NAMES
 from scans.series import Axial, Series, corner_shifts
 
-EXACT = 1e-3  # by which a label may differ from a whole number
-SAME_PLACE = 0.1  # voxels by which the corners of a mask's and a scan's grid may lie apart
+EXACT = 1e-3  # a label may differ from an integer by this
+SAME_PLACE = 0.1  # the corners of a mask's and a scan's grid may differ by this, in voxels
 
 
-Counts = tuple[tuple[int, int], ...]  # values of a mask, and how many voxels have each
+Counts = tuple[tuple[int, int], ...]  # values of a mask, each with its number of voxels
 
 
 class Converted(NamedTuple):
-    """What is known of an examination once its slices are written, or why they are not."""
+    """The result of converting an examination: facts about it, or the reason why it failed."""
 
     geometry: Geometry | None = None
     labels: Counts = ()
@@ -40,7 +40,7 @@ class Converted(NamedTuple):
 
 
 def same_grid(one: Series, other: Series) -> bool:
-    """Return whether two volumes have as many voxels, and those at the same places."""
+    """Return whether two volumes have the same shape, and their voxels the same positions."""
     if one.values.shape != other.values.shape:
         return False
     apart = np.linalg.norm(corner_shifts(one.affine, other.affine, one.values.shape), axis=0)
@@ -50,30 +50,31 @@ def same_grid(one: Series, other: Series) -> bool:
 def read_labels(
     path: Path, main: Series, known: frozenset[int], notes: list[str]
 ) -> tuple[NDArray[np.int32], Counts]:
-    """Return a mask's labels (I, J, K) on the main sequence's grid, and how many voxels have each.
+    """Return a mask's labels, (I, J, K), and the number of voxels with each label.
 
-    Refuses a mask on another grid, and values that are no labels. `known` are all values that the
-    data set has a name for; none where it says nothing of that.
+    Raise an error if the mask is not on the main sequence's grid, or has values that are not
+    labels. `known` has all labels that the data set names; it is empty if the data set names none.
     """
     mask = read_nifti(path)
     notes += mask.notes
     if not same_grid(mask, main):
-        sizes = [" x ".join(map(str, each.values.shape)) for each in (mask, main)]
+        sizes = [" x ".join(map(str, series.values.shape)) for series in (mask, main)]
         raise Refusal(
             f"{path}: not on the grid of {main.files[0]} ({sizes[0]} and {sizes[1]} voxels, or "
-            "other positions); resample it to that grid with nearest-neighbor interpolation"
+            "different positions); resample the mask to that grid with nearest-neighbor "
+            "interpolation"
         )
     labels: NDArray[np.int32] = np.rint(mask.values).astype(np.int32)
     values, counts = np.unique(labels, return_counts=True)
     if np.abs(labels - mask.values).max() > EXACT or values[0] < 0:
-        raise Refusal(f"{path}: contains values that are not labels: fractions or negative ones")
+        raise Refusal(f"{path}: contains values that are not labels: fractions or negative numbers")
     if known and (unknown := sorted(set(values.tolist()) - known - {0})):
         raise Refusal(f"{path}: has labels {unknown}, which dataset.json does not name")
     return labels, tuple(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def slice_thickness(path: Path) -> float | None:
-    """Return the slice thickness in mm from the JSON file that BIDS has beside a scan."""
+    """Return the slice thickness in mm from a scan's BIDS JSON file; None if it is not there."""
     try:
         content = json.loads(path.with_name(f"{stem(path)}.json").read_text(encoding="utf-8"))
         return float(content["SliceThickness"])
@@ -84,7 +85,7 @@ def slice_thickness(path: Path) -> float | None:
 def read_slices(
     exam: Exam, sequences: Sequence[str]
 ) -> tuple[Series, NDArray[np.uint8], list[str]]:
-    """Return the main series, axial slices (D, H, W, 3) of the sequences' channels, and notes."""
+    """Return the main series, axial slices (D, H, W, 3) with a sequence a channel, and notes."""
     main, notes = sequences[MAIN], list[str]()
     series = {name: read_nifti(path) for name, path in exam.scans.items()}
     volumes, _ = on_one_grid(series, notes, main=main, required=series)
@@ -94,9 +95,9 @@ def read_slices(
         if found is not None:
             levels[name] = found
         elif name == main:
-            raise Refusal(f"{exam.scans[main]}: all voxels are alike")
+            raise Refusal(f"{exam.scans[main]}: all voxels have the same value")
         else:
-            notes.append(f"{NAMES[name]} is taken as missing: all its voxels are alike")
+            notes.append(f"{NAMES[name]} counts as missing: all its voxels have the same value")
     channels = [levels.get(name, levels[main]) for name in sequences]
     return series[main], np.stack(channels, axis=-1), notes
 
@@ -109,11 +110,10 @@ def convert(
     counted: frozenset[int] | None,
     known: frozenset[int],
 ) -> Converted:
-    """Write an examination's slices and masks into its folder in `target`, or say what is wrong.
+    """Write an examination's slices and masks into its folder in `target`, or return the problem.
 
-    `sequences` are those of the three channels. Tumor is where the mask has one of the labels
-    `counted`, or any but 0 if that is None. The slices are numbered from 1, from inferior to
-    superior.
+    `sequences` has the sequence of each of the three channels. A voxel is tumor if its label is in
+    `counted`, or is not 0 if `counted` is None. Slices are numbered from 1, inferior to superior.
     """
     try:
         main, images, notes = read_slices(exam, sequences)
@@ -141,16 +141,16 @@ def convert(
 
 
 def check_disk(exams: Sequence[Exam], target: Path, main: str) -> None:
-    """Refuse to begin where the slices do not fit on the disk: 4 bytes a voxel with the mask."""
+    """Raise an error if the disk has no room for the slices: 4 bytes a voxel with the mask."""
     needed = 0
     for exam in exams:
-        with suppress(Refusal):  # which is reported with all others
-            needed += 4 * math.prod(opened(exam.scans[main]).shape[:3])
+        with suppress(Refusal):  # reported later, together with all other problems
+            needed += 4 * math.prod(open_nifti(exam.scans[main]).shape[:3])
     free = shutil.disk_usage(target).free
     if needed > free:
         raise Refusal(
-            f"{len(exams)} volumes become {needed / 1e9:.1f} GB of slices, and the disk has "
-            f"{free / 1e9:.1f} GB free; free some, or move the project to a larger disk"
+            f"the slices of {len(exams)} volumes need {needed / 1e9:.1f} GB, and the disk has "
+            f"{free / 1e9:.1f} GB free; free some space, or move the project to a larger disk"
         )
 
 
@@ -162,24 +162,24 @@ def convert_all(
     labels: Literal["all"] | Sequence[int],
     known: frozenset[int],
 ) -> list[Geometry]:
-    """Write the slices of all examinations into `target`; return where they lie in space.
+    """Write the slices of all examinations into `target`; return the geometry of each.
 
-    Prints how many voxels have which label. Refuses, all at once, what cannot be read, and `labels`
-    that no mask has.
+    Print the number of voxels with each label. Raise an error that lists all files that cannot be
+    read, or the `labels` that occur in no mask.
     """
     check_disk(exams, target, sequences[MAIN])
     counted = None if labels == "all" else frozenset(labels)
     work = partial(convert, target=target, sequences=sequences, counted=counted, known=known)
     done = in_parallel(work, exams, "read")
-    problems = [each.problem for each in done if each.problem]
+    problems = [result.problem for result in done if result.problem]
     if problems:
-        refuse(problems, "Correct these files, or take their patients out.")
-    totals = sum((Counter(dict(each.labels)) for each in done), Counter[int]())
+        refuse(problems, "Correct these files, or remove these patients.")
+    totals = sum((Counter(dict(result.labels)) for result in done), Counter[int]())
     counts = [f"label {label}: {n:,} voxels" for label, n in sorted(totals.items())]
     absent = sorted((counted or set()) - totals.keys())
     if absent:
-        refuse(counts, f"acquire.labels has {absent}, which no mask has; correct it.")
-    taken = "all but 0" if counted is None else ", ".join(map(str, sorted(counted)))
-    print_list(f"voxels by label in all masks; tumor is {taken}", counts)
-    print_list("warnings", [note for each in done for note in each.notes])
-    return [each.geometry for each in done if each.geometry]
+        refuse(counts, f"acquire.labels has {absent}, but no mask does; correct params.yaml.")
+    tumor = "every label except 0" if counted is None else ", ".join(map(str, sorted(counted)))
+    print_list(f"voxels by label in all masks; tumor is {tumor}", counts)
+    print_list("warnings", [note for result in done for note in result.notes])
+    return [result.geometry for result in done if result.geometry]

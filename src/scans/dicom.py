@@ -1,4 +1,4 @@
-"""DICOM: which series a folder holds, and a series read as a volume."""
+"""DICOM: find the series among files, and read a series as a volume."""
 
 import warnings
 from collections import defaultdict
@@ -14,8 +14,8 @@ from pydicom.uid import UID
 from pipeline.refusals import Refusal
 from scans.series import Series
 
-PREAMBLE, MAGIC = 128, b"DICM"  # bytes before the letters by which a DICOM file is known
-# What is read of every file, to tell series apart.
+PREAMBLE, MAGIC = 128, b"DICM"  # bytes before the magic letters of a DICOM file
+# The tags that are read from every file, to group files into series.
 TAGS = (
     *("PatientID", "StudyInstanceUID", "StudyDate", "SeriesInstanceUID", "SeriesNumber"),
     *("SeriesDescription", "ProtocolName", "Modality", "ImageType", "ContrastBolusAgent"),
@@ -23,11 +23,11 @@ TAGS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns"),
     *("InstanceNumber", "SOPInstanceUID", "SliceThickness", "SpacingBetweenSlices"),
 )
-UNEVEN = 0.05  # share of the distance between slices by which distances may differ
-LONG_INVERSION = 1500  # ms; FLAIR has 1800 and more, T1 has none or a shorter one
+UNEVEN = 0.05  # distances between slices may differ by this share of their mean
+LONG_INVERSION = 1500  # ms; FLAIR has 1800 or more, T1 has none or a shorter one
 LONG_ECHO = 60  # ms; FLAIR and T2 have more, T1 has less
 SHORT_REPETITION = 3000  # ms; T1 has less
-TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y grow to the left and to the back
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y grow to the left and to the back (LPS)
 
 
 class DicomSeries(NamedTuple):
@@ -38,33 +38,33 @@ class DicomSeries(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Return how to name the series to a person."""
-        found = self.header
-        number, description = found.get("SeriesNumber", "?"), found.get("SeriesDescription", "")
-        n_slices = found.get("NumberOfFrames") or len(self.files)
+        """Return the series' name for messages."""
+        header = self.header
+        number, description = header.get("SeriesNumber", "?"), header.get("SeriesDescription", "")
+        n_slices = header.get("NumberOfFrames") or len(self.files)
         return f"series {number} {description!r}, {n_slices} slices, {self.files[0].parent}"
 
     @property
     def exam(self) -> str:
-        """Return what tells an examination of a patient from others: the patient and the study."""
+        """Return a key for the examination: the patient and the study."""
         return f"{self.header.get('PatientID', '')} {self.header.get('StudyInstanceUID', '')}"
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does."""
+    """Return whether a file begins like a DICOM file."""
     try:
         with path.open("rb") as file:
             return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
-    except OSError:  # a link to nowhere, or not to be read
+    except OSError:  # a broken link, or no permission
         return False
 
 
 def read_header(path: Path) -> Dataset:
     """Return the header of a DICOM file without its pixels."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what does not keep to the standard
+        with warnings.catch_warnings(action="ignore"):  # about files that violate the standard
             return dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-    except Exception as error:  # pydicom fails in many ways
+    except Exception as error:  # pydicom raises many kinds
         raise Refusal(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from None
 
 
@@ -80,7 +80,7 @@ def is_volume(series: DicomSeries) -> bool:
 
 
 def find_series(files: Iterable[Path]) -> list[DicomSeries]:
-    """Return the series of DICOM files, in the order of their numbers, without copies of a file."""
+    """Return the series of DICOM files, sorted by examination and number, without copied files."""
     members: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = set()
     for path in files:
@@ -90,12 +90,14 @@ def find_series(files: Iterable[Path]) -> list[DicomSeries]:
             continue
         seen.add(instance)
         members[str(header.get("SeriesInstanceUID", path.parent))].append((path, header))
-    found = [DicomSeries(tuple(path for path, _ in each), each[0][1]) for each in members.values()]
-    return sorted(found, key=lambda each: (each.exam, each.header.get("SeriesNumber") or 0))
+    found = [
+        DicomSeries(tuple(path for path, _ in pairs), pairs[0][1]) for pairs in members.values()
+    ]
+    return sorted(found, key=lambda series: (series.exam, series.header.get("SeriesNumber") or 0))
 
 
-def number_of(value: object) -> float:
-    """Return a number of a header, the first if there are several; 0 if it is none."""
+def first_number(value: object) -> float:
+    """Return a header's value as a number, the first if there are several; 0 if it is not one."""
     try:
         return float(str(value[0] if isinstance(value, MultiValue) else value))
     except ValueError:
@@ -103,9 +105,9 @@ def number_of(value: object) -> float:
 
 
 def sequence_by_times(header: Dataset) -> tuple[str | None, str]:
-    """Return the sequence that echo, repetition and inversion time tell of, and why."""
+    """Return the sequence guessed from echo, repetition and inversion time, and the reason."""
     echo, repetition, inversion = (
-        number_of(header.get(name)) for name in ("EchoTime", "RepetitionTime", "InversionTime")
+        first_number(header.get(name)) for name in ("EchoTime", "RepetitionTime", "InversionTime")
     )
     times = f"TE {echo:g}, TR {repetition:g}, TI {inversion:g} ms"
     if inversion >= LONG_INVERSION and echo >= LONG_ECHO:
@@ -118,41 +120,49 @@ def sequence_by_times(header: Dataset) -> tuple[str | None, str]:
 
 
 def check_positions(series: DicomSeries, headers: Sequence[Dataset]) -> None:
-    """Refuse slices at unequal distances, twice at one place, or in several planes."""
+    """Raise an error if slices are unevenly spaced, at the same position, or in several planes."""
     planes = {tuple(round(float(x), 3) for x in h.ImageOrientationPatient) for h in headers}
     if len(planes) > 1:
-        raise Refusal(f"{series.title}: slices in {len(planes)} planes, as of a localizer")
+        raise Refusal(
+            f"{series.title}: slices in {len(planes)} planes, as in a localizer; use a series with "
+            "parallel slices"
+        )
     [plane] = planes
     normal = np.cross(plane[:3], plane[3:])
-    places = np.sort([float(np.dot(normal, h.ImagePositionPatient)) for h in headers])
-    gaps = np.diff(places)
+    positions = np.sort([float(np.dot(normal, h.ImagePositionPatient)) for h in headers])
+    gaps = np.diff(positions)
     if (gaps < 1e-3).any():
         raise Refusal(
-            f"{series.title}: {int((gaps < 1e-3).sum())} slices lie where another one does, as in "
-            "a dynamic scan or with several echoes. Give it a series of one volume."
+            f"{series.title}: {int((gaps < 1e-3).sum())} slices have the same position as another "
+            "slice, as in a dynamic or multi-echo scan; use a series that is one volume"
         )
     if len(gaps) and gaps.max() - gaps.min() > UNEVEN * gaps.mean():
         raise Refusal(
-            f"{series.title}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; is one "
-            "missing, or are several stacks in one series?"
+            f"{series.title}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; is a slice "
+            "missing, or does the series contain several stacks?"
         )
 
 
 def read_dicom(series: DicomSeries) -> Series:
-    """Return a series as a volume (D, H, W), with rescaling applied; refuse what is none."""
-    import highdicom  # late: it takes as long to load as everything else together
+    """Return a series as a volume (D, H, W), rescaled; raise an error if it is not a volume."""
+    import highdicom  # imported here because it takes as long to load as everything else together
 
     datasets: list[Dataset] = []
     try:
         datasets += [dcmread(path) for path in series.files]
         if int(series.header.get("NumberOfFrames") or 1) > 1:
             if len(datasets) > 1:
-                raise Refusal(f"{series.title}: {len(datasets)} multi-frame files; give it one")
+                raise Refusal(
+                    f"{series.title}: {len(datasets)} multi-frame files; use a folder with one"
+                )
             volume = highdicom.Image.from_dataset(datasets[0]).get_volume(dtype=np.float32)
         else:
             for path, dataset in zip(series.files, datasets, strict=True):
                 if "ImagePositionPatient" not in dataset:
-                    raise Refusal(f"{path}: does not say where in the patient it lies")
+                    raise Refusal(
+                        f"{path}: has no ImagePositionPatient, so the position of this slice is "
+                        "unknown"
+                    )
             check_positions(series, datasets)
             volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, rtol=UNEVEN)
     except Refusal:
@@ -162,8 +172,8 @@ def read_dicom(series: DicomSeries) -> Series:
         syntax = UID(datasets[0].file_meta.TransferSyntaxUID) if datasets else UID("")
         if syntax.is_compressed:
             reason = (
-                f"compressed as {syntax.name}; write it uncompressed (`gdcmconv --raw`) or as "
-                f"NIfTI (`dcm2niix`), or install a decoder: {reason}"
+                f"compressed as {syntax.name}; convert it to uncompressed DICOM (`gdcmconv --raw`) "
+                f"or to NIfTI (`dcm2niix`), or install a decoder: {reason}"
             )
         raise Refusal(f"{series.title}: cannot be read: {reason}") from None
     affine = TO_RAS @ volume.affine
@@ -173,8 +183,11 @@ def read_dicom(series: DicomSeries) -> Series:
 
 
 def thickness(series: DicomSeries) -> float:
-    """Return how thick a single slice is, in mm."""
+    """Return the thickness of a single slice in mm."""
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
-        if (size := number_of(series.header.get(tag))) > 0:
+        if (size := first_number(series.header.get(tag))) > 0:
             return size
-    raise Refusal(f"{series.title}: does not say how thick its slice is")
+    raise Refusal(
+        f"{series.title}: has one slice, and neither SpacingBetweenSlices nor SliceThickness says "
+        "how thick it is"
+    )

@@ -1,4 +1,4 @@
-"""Slices as a network takes them: normalized and fitted, each once in a training."""
+"""Load slices as a network takes them: normalized and fitted, each once per training."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from scans.tiff import read_image, read_mask
 
 
 class Batch(NamedTuple):
-    """Consecutive slices as the network takes them, and their own sizes, height and width."""
+    """Consecutive slices as the network takes them, and their original heights and widths."""
 
     images: NDArray[np.uint8]  # (N, S, S, 3)
     sizes: list[tuple[int, int]]
 
 
 class Slices:
-    """A table of slices in the order in which they follow each other in volumes.
+    """A table of slices, sorted by patient and slice number.
 
-    `around` has the positions of the slices before and after each one, (N, 2).
+    `around` has the positions of the slices before and after each slice, (N, 2).
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -43,7 +43,7 @@ class Slices:
 def read_fitted(
     row: dict[Any, Any], *, image_size: int, normalization: Normalization
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return the fitted scan of a row, (S, S, 3), and its own height and width."""
+    """Return the fitted scan of a row, (S, S, 3), and its original height and width."""
     image = read_image(Path(row["image"]))
     height, width = image.shape[:2]
     return fit(normalization(image, row["patient_id"]), image_size), (height, width)
@@ -52,7 +52,7 @@ def read_fitted(
 def read_batches(
     slices: Slices, batch_size: int, *, image_size: int, normalization: Normalization
 ) -> Iterator[Batch]:
-    """Yield the scans of a table, read and fitted, in batches of consecutive slices."""
+    """Read and fit the scans of a table; yield them in batches of consecutive slices."""
     load = partial(read_fitted, image_size=image_size, normalization=normalization)
     rows = slices.table[["image", "patient_id"]].to_dict("records")
     fitted = prefetch(load, rows, threads=n_threads(), depth=2 * batch_size)
@@ -63,8 +63,9 @@ def read_batches(
 class FittedSlices:
     """The scans and masks of a table of slices, normalized and fitted once.
 
-    They lie in a temporary file that is mapped into memory, and vanishes with the last process that
-    has it open: processes share it, and memory holds as much of it as there is room for.
+    They are in a temporary file that is mapped into memory, so that processes share it and the
+    operating system caches as much of it as fits. The file disappears when the last process that
+    has it open ends.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class FittedSlices:
         image_size: int,
         normalization: Normalization,
         folder: Path,
-        own_masks: bool = False,
+        keep_original_masks: bool = False,
     ) -> None:
         self.slices = slices
         size = padded_size(image_size)
         self.sizes: list[tuple[int, int]] = []
-        self.packed: list[NDArray[np.uint8]] = []  # masks at their own sizes, a bit a pixel
+        self.packed: list[NDArray[np.uint8]] = []  # masks at original size, one bit per pixel
 
         def load(row: dict[Any, Any]) -> tuple[bytes, NDArray[np.bool_]]:
             scan, _ = read_fitted(row, image_size=image_size, normalization=normalization)
@@ -92,7 +93,7 @@ class FittedSlices:
             for record, mask in prefetch(load, rows, threads=n_threads(), depth=64):
                 file.write(record)
                 self.sizes.append((mask.shape[0], mask.shape[1]))
-                if own_masks:
+                if keep_original_masks:
                     self.packed.append(np.packbits(mask))
             file.flush()
             layout = [("image", "u1", (size, size, 3)), ("mask", "u1", (size, size))]
@@ -102,8 +103,8 @@ class FittedSlices:
     def __len__(self) -> int:
         return len(self.slices)
 
-    def own_mask(self, position: int) -> NDArray[np.bool_]:
-        """Return the reference of a slice at its own size, (H, W)."""
+    def original_mask(self, position: int) -> NDArray[np.bool_]:
+        """Return the reference mask of a slice at its original size, (H, W)."""
         height, width = self.sizes[position]
         bits = np.unpackbits(self.packed[position], count=height * width)
         return bits.reshape(height, width).view(np.bool_)

@@ -1,9 +1,9 @@
-"""Intensity: MRI has no units, so patients and sequences are brought to one scale of brightness.
+"""Intensity normalization: MRI has no units, so all patients and sequences get one scale.
 
-Tissue is what is brighter than the mean of all pixels of the sequence in the patient's volume, air
-included: the mask that TorchIO's ZNormalization offers (Pérez-García et al., Comput. Methods
-Programs Biomed. 208:106236, 2021). It moves with the brightness, so that a volume twice as bright
-comes out the same, but for rounding and what was clipped at 255.
+Tissue is all pixels brighter than the mean of the sequence in the patient's volume, air included.
+TorchIO's ZNormalization offers the same mask (Pérez-García et al., Comput. Methods Programs Biomed.
+208:106236, 2021). The threshold scales with the brightness, so a volume twice as bright gives the
+same result, except for rounding and values clipped at 255.
 """
 
 from collections.abc import Mapping
@@ -17,20 +17,22 @@ from scans.tiff import LEVELS
 STATISTICS = ("tissue_mean", "tissue_std", "tissue_median", "tissue_p99")
 Normalize = Literal["none", "percentile", "median", "z_score"]
 
-# percentile: of each sequence, the 99th percentile of tissue becomes 191, three quarters of the
-# scale, for tumors may be brighter. median: that of tissue becomes 75, where percentile brings it
-# in most patients, but not in those whose scalp is bright. z_score: tissue gets mean 115 and
-# standard deviation 57, those of the photographs that ImageNet's encoders have learned from.
-# none: intensities stay.
+# percentile: the 99th percentile of a sequence's tissue becomes 191, three quarters of the scale,
+#     because tumors may be brighter.
+# median: the median of tissue becomes 75. `percentile` puts it there in most patients, but not in
+#     those with a bright scalp.
+# z_score: tissue gets mean 115 and standard deviation 57, as in the photographs of ImageNet, on
+#     which encoders were pretrained.
+# none: intensities are not changed.
 P99, MEDIAN, MEAN, STD = 191, 75, 115, 57
 
 
 def distinct(volume: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the values that occur in a volume, in rising order, and how many voxels have each."""
+    """Return the distinct values of a volume in ascending order, and the voxel count of each."""
     if volume.dtype.kind in "iu" and volume.dtype.itemsize <= 2:
         lowest, highest = int(volume.min()), int(volume.max())
         counts = np.zeros(highest - lowest + 1, dtype=np.int64)
-        for part in volume:  # one after another, for the copies take memory
+        for part in volume:  # one at a time, because the copies take memory
             counts += np.bincount(part.ravel().astype(np.int64) - lowest, minlength=len(counts))
         places = np.flatnonzero(counts)
         return places + lowest, counts[places]
@@ -41,8 +43,8 @@ def distinct(volume: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 def tissue_statistics(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[str, float]:
     """Return mean, standard deviation, median and 99th percentile of the tissue of one sequence.
 
-    `values` are the intensities that occur in the volume, in rising order, and `counts` how many
-    pixels have each; both are (N,). NaN where all pixels are alike.
+    `values` are the distinct intensities of the volume in ascending order, and `counts` the number
+    of pixels with each; both are (N,). The statistics are NaN if all pixels are equal.
     """
     tissue = np.where(values > np.average(values, weights=counts), counts, 0)
     if not tissue.any():
@@ -57,9 +59,9 @@ def tissue_statistics(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[s
 def normalized(
     values: NDArray[Any], statistics: Mapping[Any, float], normalize: Normalize
 ) -> NDArray[np.uint8]:
-    """Return what intensities of a sequence become: levels of 0 to 255, rounded and clipped.
+    """Return the normalized intensities of a sequence as levels from 0 to 255, rounded and clipped.
 
-    A sequence without contrast, whose statistics say nothing, keeps its values.
+    A sequence without contrast, whose statistics are NaN or 0, is not scaled.
     """
     scaled = values.astype(np.float64)
     if normalize == "percentile" and statistics["tissue_p99"] > 0:

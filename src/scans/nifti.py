@@ -1,4 +1,4 @@
-"""NIfTI files: a series each, read and written."""
+"""Read and write series as NIfTI files."""
 
 import warnings
 from pathlib import Path, PurePath
@@ -13,78 +13,83 @@ from pipeline.refusals import Refusal
 from scans.series import Series, corner_shifts
 
 ENDINGS = (".nii", ".nii.gz")
-DIFFERENT = 1.0  # mm by which positions of a corner may differ between qform and sform
+DIFFERENT = 1.0  # mm; a corner's position may differ by this between qform and sform
 
 
 def is_nifti(path: PurePath) -> bool:
-    """Return whether a file is named as NIfTI."""
+    """Return whether a file has a NIfTI suffix."""
     return path.name.lower().endswith(ENDINGS)
 
 
 def stem(path: Path) -> str:
-    """Return a file's name without its ending, `.nii.gz` as a whole."""
+    """Return a file's name without its suffix, where `.nii.gz` is one suffix."""
     name = path.name
     return next((name[: -len(e)] for e in ENDINGS[::-1] if name.lower().endswith(e)), path.stem)
 
 
-def opened(path: Path) -> Nifti1Image:
-    """Return a NIfTI image whose values are not read yet."""
+def open_nifti(path: Path) -> Nifti1Image:
+    """Return a NIfTI image without reading its values yet."""
     try:
         image = nibabel.load(path)
     except FileNotFoundError:
         raise Refusal(f"{path}: no such file") from None
-    except Exception as error:  # nibabel's own kinds, and those of gzip and zlib
+    except Exception as error:  # nibabel, gzip and zlib raise many kinds
         reason = " ".join(str(error).split())
-        raise Refusal(f"{path}: not a NIfTI image that can be read ({reason})") from None
-    if not isinstance(image, Nifti1Image):  # also NIfTI-2, which derives from it
+        raise Refusal(f"{path}: not a readable NIfTI image ({reason})") from None
+    if not isinstance(image, Nifti1Image):  # NIfTI-2 derives from it
         raise Refusal(f"{path}: {type(image).__name__}, not NIfTI")
     return image
 
 
 def checked_affine(image: Nifti1Image, path: Path) -> tuple[NDArray[np.float64], list[str]]:
-    """Return the affine and notes on it; refuse a header that does not say where voxels are."""
+    """Return the affine and warnings about it; raise an error if it has less than 3 dimensions."""
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise Refusal(f"{path}: its header places all voxels in one plane; {affine.tolist()}")
+        raise Refusal(
+            f"{path}: the affine in its header is invalid or places all voxels in one plane: "
+            f"{affine.tolist()}"
+        )
     notes = []
     (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
     if not q_code and not s_code:
         notes.append(
-            f"{path.name}: its header does not say how the head lies (qform and sform are 0); it "
-            "is read as nibabel does, with x from right to left"
+            f"{path.name}: its header does not give the orientation (qform and sform are 0); x is "
+            "assumed to run from right to left, as in nibabel"
         )
     if q_code and s_code:
         apart = np.abs(corner_shifts(qform, sform, image.shape)).max()
         if apart > DIFFERENT:
             notes.append(
-                f"{path.name}: qform and sform differ by up to {apart:.0f} mm; sform is used"
+                f"{path.name}: qform and sform differ by up to {apart:.0f} mm; the sform is used"
             )
     return affine, notes
 
 
 def read_nifti(path: Path) -> Series:
-    """Return the series in a file; refuse what is not one volume of real numbers."""
-    image = opened(path)
+    """Return the series in a file; raise an error unless it is one volume of real numbers."""
+    image = open_nifti(path)
     shape = tuple(n for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        several = "several volumes, as of a dynamic or diffusion scan"
+        several = "several volumes, as in a dynamic or diffusion scan"
         raise Refusal(
             f"{path}: {len(image.shape)}-D, {image.shape}: "
-            f"{several if len(shape) > 3 else 'no volume'}. Give it one of 3-D."
+            f"{several if len(shape) > 3 else 'not a volume'}; use a file with one 3-D volume"
         )
     if image.get_data_dtype().names or np.issubdtype(image.get_data_dtype(), np.complexfloating):
-        raise Refusal(f"{path}: values are {image.get_data_dtype()}, not one real number a voxel")
+        raise Refusal(
+            f"{path}: the values are {image.get_data_dtype()}, not one real number per voxel"
+        )
     affine, notes = checked_affine(image, path)
     try:
         with warnings.catch_warnings(action="ignore"):
             values: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape)
-    except Exception as error:  # truncated or damaged: nibabel's, gzip's and zlib's own kinds
+    except Exception as error:  # truncated or damaged: nibabel, gzip and zlib raise many kinds
         reason = " ".join(str(error).split())
         raise Refusal(f"{path}: damaged, its values cannot be read ({reason})") from None
     if not np.isfinite(values).all():
-        notes.append(f"{path.name}: values that are no numbers are taken for 0")
+        notes.append(f"{path.name}: NaN and infinite values are replaced by 0")
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     return Series(values, affine, (path,), tuple(notes), Nifti1Header.from_header(image.header))
 
@@ -92,7 +97,7 @@ def read_nifti(path: Path) -> Series:
 def write_nifti(path: Path, values: NDArray[Any], series: Series) -> None:
     """Write a volume (I, J, K) on the grid of a series; the same values give the same bytes.
 
-    Where the series was NIfTI, its header says again what space it is in.
+    If the series was read from NIfTI, the new file keeps the coordinate space of its header.
     """
     header = series.header.copy() if series.header is not None else Nifti1Header()
     header.set_data_dtype(values.dtype)

@@ -1,4 +1,4 @@
-"""How the slices of a data set are normalized: a table of levels for each patient and sequence."""
+"""Normalize the slices of a data set with a lookup table for each patient and sequence."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ HINT = remake("measure_tissue")
 
 @dataclass(frozen=True)
 class Normalization:
-    """How scans are normalized: for each patient what every level becomes, (1, 256, 3) uint8."""
+    """A lookup table for each patient, (1, 256, 3) uint8: the new value of each level."""
 
-    tables: dict[str, NDArray[np.uint8]]  # empty: scans stay as they are
+    tables: dict[str, NDArray[np.uint8]]  # if empty, scans are not changed
 
     def __call__(self, image: NDArray[np.uint8], patient_id: str) -> NDArray[np.uint8]:
         """Return the patient's scan, (H, W, 3), normalized."""
@@ -35,7 +35,7 @@ NONE = Normalization({})
 def read_normalization(
     intensities: Path, patient_ids: Iterable[str], normalize: Normalize
 ) -> Normalization:
-    """Return how to normalize patients' slices, from the table of the stage `measure_tissue`."""
+    """Return the normalization of patients' slices, from the table of `measure_tissue`."""
     if normalize == "none":
         return NONE
     try:
@@ -44,13 +44,13 @@ def read_normalization(
         rows = {
             patient_id: rows.to_dict("records") for patient_id, rows in table.groupby("patient_id")
         }
-    except (ValueError, KeyError, TypeError) as error:  # pandas' own kinds among them
+    except (ValueError, KeyError, TypeError) as error:  # pandas' errors derive from these
         reason = " ".join(str(error).split())
-        raise Refusal(f"{intensities}: no table of intensities ({reason}); {HINT}") from None
+        raise Refusal(f"{intensities}: not a table of intensities ({reason}); {HINT}") from None
     patients = sorted(set(patient_ids))
     problems = [
-        f"{intensities}: {patient_id} has {len(rows.get(patient_id, []))} rows, not one for each "
-        "channel"
+        f"{intensities}: {patient_id} has {len(rows.get(patient_id, []))} rows; expected one for "
+        f"each of {len(SEQUENCES)} channels"
         for patient_id in patients
         if len(rows.get(patient_id, [])) != len(SEQUENCES)
     ]

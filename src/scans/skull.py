@@ -1,4 +1,4 @@
-"""Whether a scan shows the whole head, or a brain whose skull was removed."""
+"""Detect whether a scan shows the whole head or a skull-stripped brain."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-TISSUE = 30  # level from which a voxel belongs to the head
-SHELL = (3.0, 12.0)  # mm below the surface, where a head with a skull has dark bone
-DARK = 0.4  # of the median inside, below which bone is
-LEAST_BONE = 0.08  # share of dark voxels in the shell of a head with a skull
+TISSUE = 30  # voxels above this level belong to the head
+SHELL = (3.0, 12.0)  # mm below the surface; here a head with its skull has dark bone
+DARK = 0.4  # a voxel is dark below this share of the median inside the head
+LEAST_BONE = 0.08  # least share of dark voxels in the shell of a head with its skull
 
 
 def skull_share(images: Sequence[NDArray[np.uint8]], pixel: float) -> float:
-    """Return the share of dark voxels in a shell below the surface of the head, NaN if no head.
+    """Return the share of dark voxels in a shell below the surface of the head; NaN if no head.
 
-    `images` are normalized slices of FLAIR (H, W), `pixel` their pixels' size in mm. The middle
-    third of the slices is looked at.
+    `images` are normalized FLAIR slices (H, W), and `pixel` is their pixel size in mm. Only the
+    middle third of the slices is used.
     """
     middle = images[len(images) // 3 : max(2 * len(images) // 3, len(images) // 3 + 1)]
     dark = in_shell = 0

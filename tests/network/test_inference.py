@@ -120,7 +120,7 @@ def validated(network: nn.Module, data: Data, slice_ids: list[str], folder: Path
         image_size=SIZE,
         normalization=NONE,
         folder=folder,
-        own_masks=True,
+        keep_original_masks=True,
     )
     train = section(TrainParams, image_size=SIZE, batch_size=2)
 

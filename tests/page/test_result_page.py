@@ -17,7 +17,7 @@ pytestmark = needs_browser
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the page of a made-up patient without post-contrast."""
+    """Return the page of a synthetic patient without post-contrast."""
     folder = tmp_path_factory.mktemp("result")
     names = {"flair": "flair.nii.gz", "pre_contrast": "t1.nii.gz"}
     write_head(folder / "<b>patient", make_head(), names)
@@ -38,7 +38,9 @@ def caption(browser: webdriver.Chrome) -> str:
     return browser.find_element(By.TAG_NAME, "figcaption").text
 
 
-def test_the_page_begins_where_most_tumor_is_and_moves_by_keys(browser: webdriver.Chrome) -> None:
+def test_the_page_starts_at_the_slice_with_most_tumor_and_keys_work(
+    browser: webdriver.Chrome,
+) -> None:
     slider = browser.find_element(By.CSS_SELECTOR, "[type=range]")
     assert caption(browser).startswith(f"Slice 8 of {DEPTH}. ")
     assert "cm² of tumor" in caption(browser)
@@ -53,7 +55,7 @@ def test_the_page_begins_where_most_tumor_is_and_moves_by_keys(browser: webdrive
     assert caption(browser).endswith("Post-contrast is missing: this is FLAIR.")
 
 
-def test_outline_and_fill_are_switched_by_keys(browser: webdriver.Chrome) -> None:
+def test_keys_switch_outline_and_fill(browser: webdriver.Chrome) -> None:
     slider = browser.find_element(By.CSS_SELECTOR, "[type=range]")
 
     def shown() -> list[bool]:
@@ -67,10 +69,10 @@ def test_outline_and_fill_are_switched_by_keys(browser: webdriver.Chrome) -> Non
     assert shown() == [False, True]
 
 
-def test_names_and_warnings_are_text(browser: webdriver.Chrome) -> None:
+def test_names_and_warnings_are_escaped(browser: webdriver.Chrome) -> None:
     assert browser.find_element(By.TAG_NAME, "h1").text == "<b>patient"
     warnings = [each.text for each in browser.find_elements(By.CLASS_NAME, "warning")]
-    assert any("FLAIR stands in" in warning for warning in warnings)
+    assert any("post-contrast T1" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -1,4 +1,4 @@
-"""What the tests of segment share; they need no more than requirements-segment.txt and pytest."""
+"""Fixtures of the tests of segment, which need only requirements-segment.txt and pytest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +23,13 @@ def patient(tmp_path: Path, head: Head) -> Path:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the command use BrightTumor in the place of the released model."""
+def bright_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the command use BrightTumor instead of the released model."""
     monkeypatch.setattr(command, "ReleasedModel", BrightTumor)
 
 
-class Ended(NamedTuple):
-    """How the command ended, and what it wrote."""
+class Outcome(NamedTuple):
+    """The command's exit code, output and error output."""
 
     code: int
     output: str
@@ -37,10 +37,10 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def run(told: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Call the command as a person would."""
+def run(bright_model: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Return a function that runs the command with the given arguments."""
 
-    def call(*words: object) -> Ended:
+    def call(*words: object) -> Outcome:
         capsys.readouterr()
         code = 0
         try:
@@ -48,6 +48,6 @@ def run(told: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
         except SystemExit as end:
             code = int(end.code or 0)
         written = capsys.readouterr()
-        return Ended(code, written.out, written.err)
+        return Outcome(code, written.out, written.err)
 
     return call

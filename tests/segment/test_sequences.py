@@ -1,4 +1,4 @@
-"""Which file is taken for which sequence, and which files are one examination."""
+"""Which file is used for which sequence, and which files belong to one examination."""
 
 import json
 from functools import partial
@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from heads import ALL, SEQUENCES, TOLD, Head, write_dicom, write_exam, write_head, write_slices
+from heads import (
+    ALL,
+    NAMES_BY_SEQUENCE,
+    SEQUENCES,
+    Head,
+    write_dicom,
+    write_exam,
+    write_head,
+    write_slices,
+)
 from pipeline.refusals import Refusal
 from scans.cases import Case, find_cases
 from scans.dicom import DicomSeries
@@ -15,26 +24,27 @@ from scans.sequences import sequence_of
 
 
 @pytest.mark.parametrize(
-    ("name", "sequence"), [(name, sequence) for sequence, own in TOLD.items() for name in own]
+    ("name", "sequence"),
+    [(name, sequence) for sequence, names in NAMES_BY_SEQUENCE.items() for name in names],
 )
-def test_names_tell_sequences(name: str, sequence: str | None) -> None:
+def test_sequences_are_recognized_by_names(name: str, sequence: str | None) -> None:
     assert sequence_of(name).sequence == sequence
 
 
 def chosen(case: Case) -> dict[str, str]:
-    """Return the file names, or the series' descriptions, that are chosen for sequences."""
+    """Return the chosen file name or series description of each sequence."""
     return {
         sequence: each.source.header.SeriesDescription
         if isinstance(each.source, DicomSeries)
         else each.source.name
-        for sequence, each in case.chosen(SEQUENCES).items()
+        for sequence, each in case.choose(SEQUENCES).items()
     }
 
 
 def test_a_folder_of_one_patient(patient: Path) -> None:
     (patient / "notes.txt").write_text("not a scan")
     (patient / "t2.nii.gz").write_bytes((patient / "t1.nii.gz").read_bytes())
-    (patient / "._flair.nii.gz").write_bytes(b"what macOS leaves")
+    (patient / "._flair.nii.gz").write_bytes(b"macOS metadata")
     [case] = find_cases(patient)
     assert case.name == "patient"
     assert chosen(case) == ALL
@@ -49,7 +59,7 @@ def test_a_folder_of_one_patient(patient: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_cohort_in_one_folder_or_in_a_folder_for_each(
+def test_a_cohort_in_one_folder_or_one_folder_per_patient(
     tmp_path: Path, head: Head, pattern: str, suffixes: tuple[str, ...], nested: bool
 ) -> None:
     for number in (1, 2, 3):
@@ -76,13 +86,13 @@ def test_bids(tmp_path: Path, head: Head) -> None:
     assert cases["sub-02"]["post_contrast"] == "sub-02_ce-gd_T1w.nii.gz"
 
 
-def test_nnunet_with_the_names_of_its_channels(tmp_path: Path, head: Head) -> None:
+def test_nnunet_with_channel_names(tmp_path: Path, head: Head) -> None:
     names = {"0": "T1", "1": "FLAIR", "2": "T1 post contrast"}
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
     files = {"pre_contrast": 0, "flair": 1, "post_contrast": 2}
     for case in ("glioma_001", "glioma_002"):
-        own = {sequence: f"{case}_{n:04}.nii.gz" for sequence, n in files.items()}
-        write_head(tmp_path / "imagesTs", head, own)
+        channels = {sequence: f"{case}_{n:04}.nii.gz" for sequence, n in files.items()}
+        write_head(tmp_path / "imagesTs", head, channels)
     cases = find_cases(tmp_path)
     assert [case.name for case in cases] == ["glioma_001", "glioma_002"]
     assert chosen(cases[1])["flair"] == "glioma_002_0001.nii.gz"
@@ -104,8 +114,8 @@ def test_dicom_nested_with_localizer_and_other_series(tmp_path: Path, head: Head
     write_dicom(tmp_path / "a/8", flair, "AX T2 FSE", number=8)
     [case] = find_cases(tmp_path)
     assert case.name == "P1_20200131"
-    wanted = {"flair": "AX T2 FLAIR", "pre_contrast": "AX T1 SE", "post_contrast": "AX T1 +C"}
-    assert chosen(case) == wanted
+    expected = {"flair": "AX T2 FLAIR", "pre_contrast": "AX T1 SE", "post_contrast": "AX T1 +C"}
+    assert chosen(case) == expected
 
 
 def set_values(dataset: Dataset, _: int, values: dict[str, object]) -> None:
@@ -113,7 +123,7 @@ def set_values(dataset: Dataset, _: int, values: dict[str, object]) -> None:
         setattr(dataset, name, value)
 
 
-def test_dicom_without_descriptions_is_told_by_its_times(tmp_path: Path, head: Head) -> None:
+def test_dicom_without_descriptions_is_recognized_by_its_times(tmp_path: Path, head: Head) -> None:
     times: dict[str, dict[str, object]] = {
         "flair": {"EchoTime": 120, "RepetitionTime": 9000, "InversionTime": 2500},
         "pre_contrast": {"EchoTime": 12, "RepetitionTime": 600},
@@ -130,11 +140,11 @@ def test_dicom_without_descriptions_is_told_by_its_times(tmp_path: Path, head: H
             change=partial(set_values, values=values),
         )
     [case] = find_cases(tmp_path)
-    wanted = {"flair": "series 1", "pre_contrast": "series 2", "post_contrast": "series 3"}
-    assert chosen(case) == wanted
+    expected = {"flair": "series 1", "pre_contrast": "series 2", "post_contrast": "series 3"}
+    assert chosen(case) == expected
 
 
-def test_of_several_series_the_axial_one_is_taken(tmp_path: Path, head: Head) -> None:
+def test_an_axial_series_is_preferred(tmp_path: Path, head: Head) -> None:
     write_exam(tmp_path, head)
     write_dicom(
         tmp_path / "sagittal",
@@ -148,12 +158,12 @@ def test_of_several_series_the_axial_one_is_taken(tmp_path: Path, head: Head) ->
     assert chosen(case)["pre_contrast"] == "AX T1 SE"
 
 
-def test_candidates_are_listed_where_there_are_several(patient: Path) -> None:
+def test_several_candidates_for_a_sequence_are_listed(patient: Path) -> None:
     (patient / "t1_native.nii.gz").write_bytes((patient / "t1.nii.gz").read_bytes())
     (patient / "t2_flair.nii.gz").write_bytes((patient / "flair.nii.gz").read_bytes())
     [case] = find_cases(patient)
     with pytest.raises(Refusal) as refusal:
-        case.chosen(SEQUENCES)
+        case.choose(SEQUENCES)
     lines = str(refusal.value).splitlines()
     assert sorted(Path(line.rpartition(" ")[2]).name for line in lines[:-1]) == [
         *("flair.nii.gz", "t1.nii.gz", "t1_native.nii.gz", "t2_flair.nii.gz")
@@ -161,12 +171,13 @@ def test_candidates_are_listed_where_there_are_several(patient: Path) -> None:
     assert "--flair" in lines[-1]
 
 
-def test_names_of_several_examinations_in_one_folder_are_told(tmp_path: Path, head: Head) -> None:
-    """Where not each has a FLAIR, the folder is taken for one patient, with a note."""
+def test_names_of_several_examinations_in_one_folder_are_noted(tmp_path: Path, head: Head) -> None:
+    """Unless several of them have a FLAIR, the folder is one patient, with a note."""
     names = dict(zip(ALL, ("A_flair.nii", "B_t1.nii", "B_t1ce.nii"), strict=True))
     write_head(tmp_path / "mixed", head, names)
     [case] = find_cases(tmp_path / "mixed")
-    assert case.notes == ("names tell of several examinations: A, B",)
+    [note] = case.notes
+    assert note.endswith("A, B")
 
 
 def test_a_folder_for_each_sequence(tmp_path: Path, head: Head) -> None:
@@ -176,7 +187,9 @@ def test_a_folder_for_each_sequence(tmp_path: Path, head: Head) -> None:
     assert chosen(case) == {"flair": "FLAIR.nii.gz", "pre_contrast": "T1.nii.gz"}
 
 
-def test_a_named_series_goes_before_a_guessed_one(tmp_path: Path, head: Head) -> None:
+def test_a_series_recognized_by_name_is_preferred_to_a_guessed_one(
+    tmp_path: Path, head: Head
+) -> None:
     write_exam(tmp_path, head)
     times: dict[str, object] = {"EchoTime": 4, "RepetitionTime": 25}
     for number, name in ((7, "unknown"), (8, "3D TOF MRA")):

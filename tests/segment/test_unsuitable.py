@@ -1,4 +1,4 @@
-"""Damaged and unsuitable scans: each gets a message that says what is wrong, and no result."""
+"""Damaged and unsuitable scans give an error message with the reason, and no result."""
 
 import re
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def missing(folder: Path, head: Head) -> Path:
 
 
 def file_of(name: str, content: bytes) -> Callable[[Path, Head], Path]:
-    """Return what writes a folder with one file."""
+    """Return a function that writes a folder with one file."""
 
     def write(folder: Path, head: Head) -> Path:
         folder.mkdir()
@@ -108,7 +108,7 @@ def no_flair(folder: Path, head: Head) -> Path:
 
 
 def dicom_with(change: Callable[[Dataset, int], object]) -> Callable[[Path, Head], Path]:
-    """Return what writes FLAIR as a DICOM series whose slices were changed."""
+    """Return a function that writes FLAIR as a DICOM series with changed slices."""
 
     def write(folder: Path, head: Head) -> Path:
         write_dicom(folder, head.sequences["flair"], "AX FLAIR", change=change)
@@ -195,40 +195,40 @@ def one_file_that_is_t1(folder: Path, head: Head) -> Path:
 
 
 CASES: list[tuple[Callable[[Path, Head], Path], str]] = [
-    (missing, "no such file or folder"),
-    (empty_folder, "no NIfTI .* in 0 files"),
-    (file_of("readme.txt", b"no scan"), r"in 1 files \(.txt\)"),
-    (file_of("flair.nii", b"not an image at all"), "not a NIfTI image that can be read"),
-    (file_of("flair.nii.gz", b"not compressed"), "not a NIfTI image that can be read"),
-    (truncated, "damaged, its values cannot be read"),
-    (damaged_in_the_middle, "not a NIfTI image that can be read|damaged"),
-    (four_dimensions, "several volumes, as of a dynamic or diffusion scan"),
-    (two_dimensions, "2-D"),
-    (colors, "not one real number a voxel"),
-    (complex_numbers, "not one real number a voxel"),
-    (flat_affine, "places all voxels in one plane"),
-    (thick_sagittal, "sagittal slices 5.0 mm apart"),
-    (mask_for_flair, "only 2 values: a mask, not a scan?"),
-    (all_alike, "only 1 values"),
-    (no_flair, r"no FLAIR, which the model needs, among\n.*t2.nii.gz \(t2\)"),
-    (dicom_with(move), "slices are 5.00 to 10.00 mm apart"),
-    (dicom_with(repeat), "5 slices lie where another one does"),
-    (dicom_with(turn), "slices in 2 planes"),
-    (dicom_with(compress), "compressed as JPEG 2000"),
-    (dicom_with(forget_position), "does not say where in the patient it lies"),
-    (dicom_with(set_modality), "no MR series in DICOM"),
-    (dicom_with(drop_pixels), "cannot be read"),
-    (dicom_with(resize_one), "cannot be read"),
-    (dicom_with(mix_studies), "no DICOM SEG can be made for .*dcm2niix"),
-    (damaged_dicom, "slices are 5.00 to 10.00 mm apart"),
-    (two_flairs, "may be FLAIR"),
-    (slices_of_two_sizes, "slices of several sizes"),
-    (one_file_that_is_t1, "it is not FLAIR, which the model needs"),
+    (missing, "scan: no such file"),
+    (empty_folder, "NIfTI.*DICOM.* 0 files"),
+    (file_of("readme.txt", b"no scan"), r"NIfTI.*DICOM.* 1 files \(.txt\)"),
+    (file_of("flair.nii", b"not an image at all"), r"flair.nii: not .*NIfTI"),
+    (file_of("flair.nii.gz", b"not compressed"), r"flair.nii.gz: not .*NIfTI"),
+    (truncated, r"flair.nii.gz: damaged"),
+    (damaged_in_the_middle, r"flair.nii.gz: (not .*NIfTI|damaged)"),
+    (four_dimensions, r"4-D, \(56, 64, 12, 3\)"),
+    (two_dimensions, r"2-D, \(56, 64\)"),
+    (colors, r"flair.nii.gz: .*'R'"),
+    (complex_numbers, r"flair.nii.gz: .*complex64"),
+    (flat_affine, r"flair.nii.gz: .*affine"),
+    (thick_sagittal, r"flair.nii.gz: sagittal .*5.0 mm"),
+    (mask_for_flair, r"flair.nii.gz: only 2 "),
+    (all_alike, r"flair.nii.gz: only 1 "),
+    (no_flair, r"FLAIR.*\n.*t2.nii.gz \(t2\)\n.*--flair"),
+    (dicom_with(move), "AX FLAIR.*5.00 to 10.00 mm"),
+    (dicom_with(repeat), "AX FLAIR.*: 5 slices"),
+    (dicom_with(turn), "AX FLAIR.*2 planes"),
+    (dicom_with(compress), "AX FLAIR.*JPEG 2000.*gdcmconv"),
+    (dicom_with(forget_position), "IM000_000: .*ImagePositionPatient"),
+    (dicom_with(set_modality), "NIfTI.*MR.* 12 files"),
+    (dicom_with(drop_pixels), "AX FLAIR.*: cannot be read: "),
+    (dicom_with(resize_one), "AX FLAIR.*: cannot be read: "),
+    (dicom_with(mix_studies), "DICOM SEG.*dcm2niix"),
+    (damaged_dicom, "AX FLAIR.*5.00 to 10.00 mm"),
+    (two_flairs, "AX T2 FLAIR.*\n.*FLAIR repeated.*\n.*--flair"),
+    (slices_of_two_sizes, r"\(40, 56, 3\), \(64, 56, 3\)"),
+    (one_file_that_is_t1, r"sub-1_T1w.nii.gz: .*t1w.*--flair"),
 ]
 
 
 @pytest.mark.parametrize(("make", "message"), CASES)
-def test_an_unsuitable_scan_is_refused_with_a_reason(
+def test_an_unsuitable_scan_gives_an_error_with_the_reason(
     run: Run, head: Head, tmp_path: Path, make: Callable[[Path, Head], Path], message: str
 ) -> None:
     scan = make(tmp_path / "scan", head)
@@ -243,17 +243,17 @@ def test_an_unsuitable_scan_is_refused_with_a_reason(
     ("words", "message"),
     [
         ((), "required: --out"),
-        (("--out", "x"), "name a scan, or at least --flair"),
-        (("scan", "--out", "x", "--threshold", "2"), "must be above 0 and below 1"),
-        (("--out", "x", "--pre", "t1.nii"), "name a scan, or at least --flair"),
+        (("--out", "x"), "--flair"),
+        (("scan", "--out", "x", "--threshold", "2"), "argument --threshold: "),
+        (("--out", "x", "--pre", "t1.nii"), "--flair"),
     ],
 )
-def test_an_incomplete_command_says_what_is_missing(
+def test_an_incomplete_command_names_the_missing_option(
     run: Run, words: tuple[str, ...], message: str
 ) -> None:
     ended = run(*words)
     assert ended.code == 2
-    assert message in ended.error
+    assert message in ended.error.splitlines()[-1]
 
 
 SAMPLES = [
@@ -263,10 +263,10 @@ SAMPLES = [
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
-def test_files_that_packages_ship_run_or_are_refused_with_a_reason(
+def test_sample_files_of_packages_run_or_give_an_error_with_the_reason(
     run: Run, tmp_path: Path, sample: Path
 ) -> None:
-    """Heads, diffusion, surfaces, single slices, several encodings, damaged ones."""
+    """Samples of heads, diffusion, surfaces, single slices, several encodings, and damage."""
     named = sample
     if sample.suffix == ".dcm":
         named = tmp_path / "series"

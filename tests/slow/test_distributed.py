@@ -88,7 +88,7 @@ def train_alternating(splits: Path, encoder: Path, settings: dict[str, Any]) -> 
             image_size=train["image_size"],
             normalization=NONE,
             folder=splits.parent,
-            own_masks=True,
+            keep_original_masks=True,
         )
         for split in ("train", "val")
     )

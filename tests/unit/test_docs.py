@@ -98,7 +98,9 @@ def test_the_readme_can_be_read_to_its_end() -> None:
 
 def prose(page: str) -> str:
     """Return a page without its tables."""
-    text = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", "", (ROOT / page).read_text(), flags=re.S)
+    text = re.sub(
+        r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", "", (ROOT / page).read_text(), flags=re.S
+    )
     return " ".join(text.split("\n")).replace("−", "-")
 
 

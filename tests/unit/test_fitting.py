@@ -1,4 +1,4 @@
-"""Slices fitted into a square and back; their neighbors in the volume."""
+"""Fitting slices into a square and back; their neighbors in the volume."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from scans.tiff import read_image
         (5, 1, 32, 32),
     ],
 )
-def test_a_slice_is_fitted_and_comes_back_at_its_own_size(
+def test_a_fitted_slice_is_restored_to_its_original_size(
     height: int, width: int, image_size: int, padded: int
 ) -> None:
     rows, columns = np.mgrid[0:height, 0:width]
@@ -33,8 +33,8 @@ def test_a_slice_is_fitted_and_comes_back_at_its_own_size(
     assert np.abs(back - smooth).mean() < 3
 
 
-def test_nothing_is_lost_where_the_size_fits(data: Data) -> None:
-    """A slice of the network's size is padded and cropped back, its pixels untouched."""
+def test_a_slice_of_the_networks_size_is_only_padded(data: Data) -> None:
+    """Its pixels stay unchanged, and so do the values after cropping it back."""
     for slice_id in read_manifest(data.manifest)["slice_id"].tolist()[:3]:
         image = read_image(slice_path(data.images, slice_id))
         fitted = fit(image, SIZE)
@@ -52,8 +52,8 @@ def test_half_the_size_is_the_mean_of_four_pixels() -> None:
     np.testing.assert_array_equal(fit(pixels, 32), (sums + 2) // 4)
 
 
-def test_a_mask_is_fitted_as_its_scan_is() -> None:
-    """Where tumor fills half of what becomes a pixel, the pixel is tumor."""
+def test_a_mask_is_fitted_like_its_scan() -> None:
+    """A pixel is tumor if tumor fills half of its area."""
     mask = np.zeros((64, 64), np.bool_)
     mask[10:30, 7:21] = True
     fitted = fit_mask(mask, 32)
@@ -65,7 +65,7 @@ def test_a_mask_is_fitted_as_its_scan_is() -> None:
 
 
 def test_neighbors_are_the_next_numbers_of_the_same_patient() -> None:
-    """At the ends of a volume and at a gap the slice stands in for what is missing."""
+    """At the ends of a volume and at a gap, a missing neighbor is the slice itself."""
     patient_ids, numbers = ["A", "A", "B", "A", "B", "A"], [1, 2, 2, 4, 1, 5]
     assert neighbors(patient_ids, numbers).tolist() == [
         [0, 1], [0, 1], [4, 2], [3, 5], [4, 2], [3, 5],
@@ -74,10 +74,10 @@ def test_neighbors_are_the_next_numbers_of_the_same_patient() -> None:
 
 
 @pytest.mark.parametrize(("n_out", "n_in"), [(256, 128), (90, 31), (31, 90), (7, 1), (5, 5)])
-def test_what_is_brought_back_is_interpolated_as_pytorch_does(n_out: int, n_in: int) -> None:
+def test_interpolation_matches_pytorch(n_out: int, n_in: int) -> None:
     values = np.random.default_rng(0).normal(size=(n_in, n_in)).astype(np.float32)
-    wanted = torch.nn.functional.interpolate(
+    expected = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None, None], (n_out, n_out), mode="bilinear", align_corners=False
     )
     found = interpolation(n_out, n_in) @ values @ interpolation(n_out, n_in).T
-    np.testing.assert_allclose(found, wanted[0, 0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-4)
