@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from helpers import SIZE, Data, Stub, Told, predicted, rows_of, section
+from helpers import SIZE, Data, Stub, PresetNetwork, predicted, rows_of, section
 from learning.epochs import validate
 from learning.inference import fitted_logits
 from learning.network import Context, Network
@@ -26,7 +26,7 @@ from scans.tiff import read_mask
 def test_every_slice_comes_once_in_order_whatever_the_batch(data: Data, batch_size: int) -> None:
     ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2]
     masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in ids]
-    answers = predicted(Told(masks, 64), data, ids[::-1], batch_size=batch_size)
+    answers = predicted(PresetNetwork(masks, 64), data, ids[::-1], batch_size=batch_size)
     assert list(answers) == ids
     for logits, mask in zip(answers.values(), masks, strict=True):
         np.testing.assert_array_equal(logits, np.where(mask, 5.0, -5.0))
@@ -36,7 +36,7 @@ def test_logits_are_resized_before_the_threshold(data: Data) -> None:
     """Between the fields of a checkerboard of ±5 bilinear values lie: no other order has them."""
     ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
     half = np.indices((24, 24)).sum(axis=0) % 2 == 0
-    [logits] = predicted(Told([half], 32), data, ids, image_size=24, batch_size=1).values()
+    [logits] = predicted(PresetNetwork([half], 32), data, ids, image_size=24, batch_size=1).values()
     assert logits.shape == (SIZE, SIZE)
     assert set(np.unique(np.abs(logits))) == {1.25, 2.5, 5.0}
 
@@ -142,7 +142,7 @@ def test_validation_is_the_micro_iou_of_all_slices(
     missed = [(mask & ~answer).sum() for answer, mask in zip(answers, references, strict=True)]
     right = [(mask & answer).sum() for answer, mask in zip(answers, references, strict=True)]
     assert sum(wrong) != sum(missed)
-    found = validated(Told(answers, 64), data, ids, tmp_path)
+    found = validated(PresetNetwork(answers, 64), data, ids, tmp_path)
     assert found == pytest.approx(sum(right) / (sum(right) + sum(wrong) + sum(missed)))
 
 
