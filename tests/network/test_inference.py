@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from helpers import SIZE, Data, Stub, PresetNetwork, predicted, rows_of, section
+from helpers import SIZE, Data, PresetNetwork, Stub, predicted, rows_of, section
 from learning.epochs import validate
 from learning.inference import fitted_logits
 from learning.network import Context, Network

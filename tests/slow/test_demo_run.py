@@ -1,6 +1,6 @@
-"""`make demo` works wherever the project is, and its network has learned.
+"""`make demo` works in any folder, and the network that it trains learns something.
 
-No other test depends on what a network has learned.
+No other test depends on how well a network is trained.
 """
 
 import json
@@ -18,7 +18,7 @@ from scans.tiff import read_image, read_mask
 
 
 def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:
-    """Return the highest micro IoU that any threshold on FLAIR reaches on slices of a demo."""
+    """Return the highest micro IoU of any threshold on FLAIR, for the given slices of a demo."""
     images, masks = folder / "data/slices/images", folder / "data/slices/masks"
     flair = np.stack([read_image(slice_path(images, s))[..., 1] for s in slice_ids])
     mask = np.stack([read_mask(slice_path(masks, s)) for s in slice_ids])
@@ -28,13 +28,15 @@ def best_flair_threshold(folder: Path, slice_ids: list[str]) -> float:
 
 
 def test_the_demo_runs_in_a_subfolder_with_any_name_and_beats_any_threshold(tmp_path: Path) -> None:
-    """In a folder of a larger Git repository, while another DVC is at work in the project."""
+    """The project is in a larger Git repository, and another DVC process locks its files."""
     project = make_repository(tmp_path / "Jörg's scans & more/脳 project")
     outer = put_into_larger_repository(project)
     rwlock = project / ".dvc/tmp/rwlock"
     rwlock.parent.mkdir(parents=True)
-    busy = {str(project / path): {"pid": os.getpid(), "cmd": "dvc repro"} for path in ("data", ".")}
-    rwlock.write_text(json.dumps({"write": busy}))
+    locks = {
+        str(project / path): {"pid": os.getpid(), "cmd": "dvc repro"} for path in ("data", ".")
+    }
+    rwlock.write_text(json.dumps({"write": locks}))
 
     done = subprocess.run(
         ["make", "demo", f"PYTHON={sys.executable}"],
@@ -45,13 +47,15 @@ def test_the_demo_runs_in_a_subfolder_with_any_name_and_beats_any_threshold(tmp_
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    made = project / "demo"
-    assert str(made / "report/index.html") in done.stdout
-    assert (made / "report/index.html").is_file()
-    assert git(made, "status", "--porcelain") == git(outer, "status", "--porcelain") == ""
+    folder = project / "demo"
+    assert str(folder / "report/index.html") in done.stdout
+    assert (folder / "report/index.html").is_file()
+    assert git(folder, "status", "--porcelain") == git(outer, "status", "--porcelain") == ""
 
-    scores = json.loads((made / "metrics/evaluate.json").read_text())["test"]
-    splits = read_manifest(made / "data/splits.csv")
+    scores = json.loads((folder / "metrics/evaluate.json").read_text())["test"]
+    splits = read_manifest(folder / "data/splits.csv")
     slice_ids = splits.loc[splits["split"] == "test", "slice_id"].tolist()
     assert scores["iou"] >= 0.5
-    assert scores["iou"] > 2 * best_flair_threshold(made, slice_ids) > 0  # always empty scores 0
+    assert (
+        scores["iou"] > 2 * best_flair_threshold(folder, slice_ids) > 0
+    )  # an empty prediction scores 0
