@@ -97,6 +97,7 @@ def test_a_small_dev_shm_ends_the_training_with_advice(data: Data, tmp_path: Pat
     script.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\n{PREPARE}")
     code, error = run_with(Path("/dev/shm"), "3m", tmp_path, script, data.splits, tmp_path)
     assert code == 1, error
+    assert "No space left on device" in error
     for fact in ("/dev/shm", "docker run --shm-size=1g", "compute.workers", "train.batch_size"):
         assert fact in error
     assert "Traceback" not in error
