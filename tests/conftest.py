@@ -1,7 +1,6 @@
-"""What the tests share: small phantoms, what stages make of them, repositories, a browser."""
+"""Fixtures that tests share: phantoms, outputs of stages, repositories, a report, a browser."""
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,23 +45,15 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Have PyTorch draw the same in each test, whichever ran before."""
+    """Seed PyTorch, so that no test depends on the ones before it."""
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Have SIGINT do what it does in a terminal, whatever the tests were started from."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture
 def run_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> RunStage:
-    """Run a stage's main through its edge, in an empty folder with a params.yaml of its own."""
+    """Return a function that runs a stage's main as a command, in a folder with a params.yaml."""
 
     def run(main: Callable[..., None], paths: Sequence[Path], **overrides: Any) -> Outcome:
         monkeypatch.chdir(tmp_path)
@@ -70,8 +61,8 @@ def run_stage(
         capsys.readouterr()
         try:
             command.run(main, argv=[str(path) for path in paths])
-        except SystemExit as end:
-            return Outcome(int(end.code or 0), capsys.readouterr().err)
+        except SystemExit as stop:
+            return Outcome(int(stop.code or 0), capsys.readouterr().err)
         return Outcome(0, capsys.readouterr().err)
 
     return run
@@ -79,7 +70,7 @@ def run_stage(
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the raw folder of ten phantom patients; not to be written to."""
+    """Return the raw folder of ten phantom patients; tests must not change it."""
     raw = tmp_path_factory.mktemp("phantom") / "raw"
     write_phantom(raw, seed=7, patients=10, image_size=SIZE)
     return raw
@@ -87,13 +78,13 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def raw(phantom: Path, tmp_path: Path) -> Path:
-    """Return a copy of the phantom, to be damaged."""
+    """Return a copy of the phantom that the test may change."""
     return Path(shutil.copytree(phantom, tmp_path / "raw"))
 
 
 @pytest.fixture(scope="session")
 def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Return the phantom after the data stages; not to be written to."""
+    """Return the phantom after the data stages; tests must not change it."""
     folder = tmp_path_factory.mktemp("data")
     paths = Data(
         phantom,
@@ -107,29 +98,29 @@ def data(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         folder / "geometry.csv",
     )
     restructure.main(paths.raw, paths.images, paths.masks)
-    acquired = section(AcquireParams)
+    acquire_params = section(AcquireParams)
     write_geometry(paths.geometry, [])
     build_manifest.main(
         *(paths.images, paths.masks, paths.raw / "data.csv", paths.manifest, paths.patients),
-        acquire=acquired,
+        acquire=acquire_params,
     )
-    measure_tissue.main(paths.manifest, paths.intensities, acquire=acquired)
+    measure_tissue.main(paths.manifest, paths.intensities, acquire=acquire_params)
     paths.findings.write_text("kind,file,patient_id,value,other\n")
-    params = section(SplitParams, val_fraction=0.15)
-    split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=params)
+    split_params = section(SplitParams, val_fraction=0.15)
+    split.main(*paths[3:5], paths.findings, paths.splits, seed=1, split=split_params)
     return paths
 
 
 @pytest.fixture(scope="session")
 def masks(data: Data) -> dict[str, np.ndarray]:
-    """Return the reference of every slice of the phantom by its id."""
+    """Return the reference masks of the phantom by slice id."""
     ids = read_manifest(data.splits)["slice_id"]
     return {slice_id: read_mask(slice_path(data.masks, slice_id)) for slice_id in ids}
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """Return the file of an encoder of random weights."""
+    """Return the file of an encoder with random weights."""
     torch.manual_seed(0)
     path = tmp_path / "encoder.safetensors"
     save_tensors(build_encoder("mobilenet_v2").state_dict(), Encoder("mobilenet_v2"), path)
@@ -138,22 +129,22 @@ def encoder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a repository of a test's own."""
+    """Return a new repository, which the test may change."""
     return make_repository(tmp_path / "repository")
 
 
 @pytest.fixture(scope="session")
 def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository in which `dvc repro` has run all of the graph, offline, uncommitted.
+    """Return a repository after `dvc repro` without network; the results are not committed.
 
-    Not to be written to: clone_with_outputs makes one that may be.
+    Tests must not change it. They copy it with `clone_with_outputs`.
     """
     return shared_repository(tmp_path_factory, "graph_run", run_graph)
 
 
 @pytest.fixture(scope="session")
 def committed_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the same, committed, by somebody with a name; not to be written to either."""
+    """Return a copy of `graph_run` with the results committed; tests must not change it."""
     folder = clone_with_outputs(graph_run, tmp_path_factory.mktemp("committed_run") / "brain")
     commit_all(folder)
     return folder
@@ -163,15 +154,15 @@ def committed_run(graph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def inputs(
     data: Data, masks: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> "Inputs":
-    """Return what the report is made of; not to be written to."""
-    from report_inputs import make_inputs  # which imports this module
+    """Return the inputs of the report; tests must not change them."""
+    from report_inputs import make_inputs  # report_inputs imports this module
 
     return make_inputs(tmp_path_factory.mktemp("inputs"), data, masks)
 
 
 @pytest.fixture(scope="session")
 def written(inputs: "Inputs", tmp_path_factory: pytest.TempPathFactory) -> "Written":
-    """Return the report of these inputs; not to be written to either."""
+    """Return the report on `inputs`; tests must not change it."""
     from report_inputs import write_report
 
     return write_report(inputs, tmp_path_factory.mktemp("written"))

@@ -1,4 +1,4 @@
-"""What tests call: ways to run a stage as a person would, small params, repositories, maps."""
+"""Functions and constants that tests share: params, repositories, DVC, predictions, imports."""
 
 import ast
 import os
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,41 +30,38 @@ from scans.manifest import read_manifest
 from scans.normalization import NONE
 from scans.probability_maps import encode, write_levels
 
-if TYPE_CHECKING:
-    pass
-
-# Neither a Git hook that the tests were started from nor anybody's own settings reach a test.
-for name in [each for each in os.environ if each.startswith(("GIT_", "DVC_"))]:
+# A Git hook that starts the tests sets such variables, and so may a user.
+for name in [variable for variable in os.environ if variable.startswith(("GIT_", "DVC_"))]:
     del os.environ[name]
 os.environ |= demo.DEFAULTS
-# How long an example of Hypothesis takes depends on what else the machine does.
+# On a busy machine, an example of Hypothesis may exceed any deadline.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-# One thread a process: two test processes with two threads each would wait for one another.
+# One thread per process, so that parallel test processes do not slow each other down.
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the stages that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # for the stages that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 PACKAGES = {path.parent.name for path in SRC.glob("*/__init__.py")}
-MODULES = {  # by dotted name; a script's has no dot
+MODULES = {  # file by dotted name; the name of a script has no dot
     ".".join(path.relative_to(SRC).with_suffix("").parts): path
     for path in SRC.rglob("*.py")
     if path.name != "__init__.py"
 }
-SIZE = 48  # pixels: not divisible by 32, so that padding is always part of what is tested
+SIZE = 48  # pixels; not divisible by 32, so that images have to be padded
 
 
 class Outcome(NamedTuple):
-    """How a stage ended, and what it wrote to standard error."""
+    """The exit code of a stage, and what it wrote to standard error."""
 
     code: int
     error: str
 
 
 class Data(NamedTuple):
-    """A phantom with everything that the data stages make of it."""
+    """The paths of a phantom and of the outputs of the data stages."""
 
     raw: Path
     images: Path
@@ -72,9 +69,9 @@ class Data(NamedTuple):
     manifest: Path
     patients: Path
     intensities: Path
-    findings: Path  # of explore: none
+    findings: Path  # an empty table
     splits: Path
-    geometry: Path  # of no patient
+    geometry: Path  # an empty table
 
 
 class Stub(nn.Module):
@@ -92,8 +89,8 @@ class Stub(nn.Module):
         return logits
 
 
-class Told(Stub):
-    """A network that is handed its logits: 5 where `answer` is true, -5 elsewhere."""
+class PresetNetwork(Stub):
+    """A network that returns preset answers: a logit of 5 where an answer is true, else -5."""
 
     def __init__(self, answers: list[np.ndarray], size: int) -> None:
         super().__init__()
@@ -108,18 +105,18 @@ class Told(Stub):
 
 
 def direct_imports(module: str) -> set[str]:
-    """Return the project's modules that a module imports itself, at its top or in a function."""
+    """Return the project's modules that a module imports, at its top or in a function."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or ""} | {f"{node.module}.{each.name}" for each in node.names}
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names & MODULES.keys()
 
 
-def imported(module: str) -> set[str]:
-    """Return the project's modules that a module imports, directly or not, itself included."""
+def all_imports(module: str) -> set[str]:
+    """Return a module and all of the project's modules that it imports, directly or not."""
     found, waiting = set(), {module}
     while waiting:
         name = waiting.pop()
@@ -129,13 +126,13 @@ def imported(module: str) -> set[str]:
 
 
 def rows_of(data: Data, slice_ids: list[str]) -> pd.DataFrame:
-    """Return the rows of these slices in the manifest, in this order."""
+    """Return the rows of slices in the manifest, in the order of `slice_ids`."""
     table = read_manifest(data.splits).set_index("slice_id", drop=False)
     return table.loc[slice_ids].reset_index(drop=True)
 
 
 def moved(table: pd.DataFrame, **folders: Path) -> pd.DataFrame:
-    """Return a manifest whose files, `image` or `mask`, lie in other folders."""
+    """Return a manifest in which the files of a column (`image`, `mask`) are in another folder."""
     return table.assign(
         **{
             column: [(folder / Path(path).name).as_posix() for path in table[column]]
@@ -153,7 +150,7 @@ def predicted(
     batch_size: int = 7,
     flips: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Let a network predict slices of the phantom on the CPU; return the logits of each."""
+    """Return a network's logits for slices of the phantom by slice id, computed on the CPU."""
     slices = Slices(rows_of(data, slice_ids))
     answers = predict_slices(
         Fabric(accelerator="cpu", devices=1),
@@ -166,7 +163,7 @@ def predicted(
     return dict(zip(slices.ids, answers, strict=True))
 
 
-# The params of a training that takes seconds and repeats to the bit on any CPU.
+# The params of a training that takes seconds and gives the same bits on any CPU.
 QUICK: dict[str, Any] = {
     "train__epochs": 2,
     "train__image_size": 48,
@@ -180,7 +177,7 @@ RunStage = Callable[..., Outcome]
 
 
 def params(**overrides: Any) -> dict[str, Any]:
-    """Return the params of params.yaml; an override is named with `__` for the dot."""
+    """Return the values of params.yaml with overrides, such as `train__epochs=2`."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, value in overrides.items():
         section: dict[str, Any] = values
@@ -195,21 +192,21 @@ S = TypeVar("S", bound=Section)
 
 
 def section(kind: type[S], **changes: Any) -> S:
-    """Return a section of params.yaml as its model, with some values changed."""
+    """Return a section of params.yaml as an object of its class, with some values changed."""
     name = kind.__name__.removesuffix("Params").lower()
     values = params()[name] if name != "augment" else params()["train"][name]
     return kind(**values | changes)
 
 
 def write_maps(folder: Path, probabilities: dict[str, np.ndarray]) -> None:
-    """Write probability maps as predict does."""
+    """Write probability maps in the format of the predict stage."""
     for slice_id, probability in probabilities.items():
         inside = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
         write_levels(encode(np.log(inside / (1 - inside))), folder, slice_id)
 
 
 def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return the answers of a network that is mostly right, and never certain."""
+    """Return mostly correct probabilities for masks, between 0.001 and 0.999."""
     rng = np.random.default_rng(seed)
     return {
         slice_id: np.clip(0.7 * mask + rng.normal(0.12, 0.12, mask.shape), 0.001, 0.999)
@@ -218,13 +215,13 @@ def noisy(masks: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def make_repository(folder: Path) -> Path:
-    """Make a Git repository in `folder` of the project's files as they are in the working tree."""
+    """Create a Git repository in `folder` with the project's files from the working tree."""
     with chdir(ROOT):
         demo.copy_project(folder)
     return folder
 
 
-OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
+OFFLINE = {  # nothing listens on port 9, so requests fail at once
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "HF_HUB_OFFLINE": "1",
@@ -234,13 +231,13 @@ OFFLINE = {  # nobody listens on port 9: what asks the network fails at once
 
 
 def dvc_environment() -> dict[str, str]:
-    """Return an environment that is offline, with this interpreter first, for make too."""
+    """Return an environment without network, in which `python` and make's PYTHON are ours."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **OFFLINE, "PATH": path, "PYTHON": sys.executable}
 
 
 def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run dvc in a repository, offline, with this interpreter's `python` first on the path."""
+    """Run a dvc command in a repository, in the environment of `dvc_environment`."""
     return subprocess.run(
         [sys.executable, "-m", "dvc", *words],
         cwd=folder,
@@ -251,7 +248,7 @@ def dvc(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-# The params of a graph that runs in a minute.
+# Params with which the whole graph runs in a minute.
 SMALL: dict[str, Any] = {
     "acquire__dataset": "phantom",
     "phantom__patients": 6,
@@ -269,7 +266,7 @@ SMALL: dict[str, Any] = {
 
 
 def write_params(folder: Path, **overrides: Any) -> None:
-    """Write a params.yaml with overrides, named with `__` for the dot."""
+    """Write a params.yaml with overrides, such as `train__epochs=2`."""
     (folder / "params.yaml").write_text(yaml.safe_dump(params(**overrides), sort_keys=False))
 
 
@@ -281,16 +278,16 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
 def shared_repository(
     tmp_path_factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]
 ) -> Path:
-    """Return a repository in which some work was done, once for all test processes of this run."""
+    """Return a repository to which `work` was applied once, shared by all pytest workers."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     folder = shared / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            beginning = make_repository(shared / f"{name}.partial")
-            work(beginning)
-            beginning.rename(folder)
+            partial = make_repository(shared / f"{name}.partial")
+            work(partial)
+            partial.rename(folder)
     return folder
 
 
@@ -304,21 +301,21 @@ def run_graph(folder: Path) -> None:
 
 
 def clone_with_outputs(source: Path, folder: Path) -> Path:
-    """Copy a repository with its cache and outputs, which stay links into that cache."""
+    """Copy a repository with its cache and outputs, keeping file times and links."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "--archive", source, folder], check=True)
     return folder
 
 
 def git(folder: Path, *words: str) -> str:
-    """Return what Git prints in a folder."""
+    """Run a Git command in a folder; return its output."""
     return subprocess.run(
         ["git", *words], cwd=folder, check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
 def commit_all(folder: Path) -> None:
-    """Commit everything in a Git repository, by somebody with a name."""
+    """Set a user name in a Git repository and commit everything."""
     git(folder, "config", "user.name", "t")
     git(folder, "config", "user.email", "t@example.org")
     git(folder, "add", "--all")
@@ -326,7 +323,7 @@ def commit_all(folder: Path) -> None:
 
 
 def put_into_larger_repository(project: Path) -> Path:
-    """Turn a repository into a subfolder of a Git repository around it; return that one's root."""
+    """Make the project a subfolder of a new Git repository; return the new repository's root."""
     shutil.rmtree(project / ".git")
     git(project.parent, "init", "--quiet", "--initial-branch=main")
     commit_all(project.parent)

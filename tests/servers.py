@@ -1,4 +1,4 @@
-"""Servers on loopback: as Kaggle and the Hugging Face hub answer, and real ones for remotes."""
+"""Servers on 127.0.0.1: imitations of Kaggle and the Hugging Face hub, and servers for remotes."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = Path(os.environ.get("TEST_TOOLS", ROOT / ".venv/tools"))  # as `make tools` leaves it
+TOOLS = Path(os.environ.get("TEST_TOOLS", ROOT / ".venv/tools"))  # installed by `make tools`
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 MOTO = shutil.which("moto_server", path=str(TOOLS / "bin")) or ""
 
@@ -57,14 +57,14 @@ class Quiet(BaseHTTPRequestHandler):
 
 
 def kaggle(archive: bytes, *, broken_after: int | None = None, code: int = 200) -> type[Quiet]:
-    """Return a handler for the download of a data set; `broken_after` bytes the line goes dead."""
+    """Return a handler for downloads of a data set; it sends only `broken_after` bytes, if set."""
 
     class Kaggle(Quiet):
         requests: ClassVar[list[str]] = []
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.requests.append(json.dumps(asked))
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.requests.append(json.dumps(request))
             digest = base64.b64encode(hashlib.md5(archive).digest()).decode()  # noqa: S324
             if code != 200:
                 self.answer(b"{}", code)
@@ -80,7 +80,7 @@ def kaggle(archive: bytes, *, broken_after: int | None = None, code: int = 200) 
 
 
 def hub(repository: Path) -> type[Quiet]:
-    """Return a handler that serves the files of one model repository at any revision."""
+    """Return a handler that serves a folder's files as a model repository, at any revision."""
 
     class Hub(Quiet):
         requests: ClassVar[list[str]] = []
@@ -102,7 +102,7 @@ def hub(repository: Path) -> type[Quiet]:
 
 
 class SshServer:
-    """OpenSSH with throw-away keys: `client` may log in, `stranger` may not."""
+    """An OpenSSH server with temporary keys: `client` may log in, `stranger` may not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -123,7 +123,7 @@ class SshServer:
 
     def start(self) -> None:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # root's sshd insists on it
+            Path("/run/sshd").mkdir(exist_ok=True)  # sshd requires it if root starts it
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [SSHD, "-D", "-e", "-f", self.folder / "config"], stdout=log, stderr=log
@@ -131,18 +131,18 @@ class SshServer:
         wait_for(self.port)
 
     def kill(self) -> None:
-        """Kill the server with all its connections, as a power cut would."""
+        """Kill the server and all its connections at once."""
         assert self.process
         server = psutil.Process(self.process.pid)
-        for each in [*server.children(recursive=True), server]:
+        for process in [*server.children(recursive=True), server]:
             with suppress(psutil.NoSuchProcess):
-                each.kill()
+                process.kill()
         self.process.wait()
 
 
 @contextmanager
 def ssh_server(folder: Path) -> Iterator[SshServer]:
-    """Run an SSH server while the block runs; its keys and log lie in `folder`."""
+    """Run an SSH server while the block runs; keep its keys and its log in `folder`."""
     folder.mkdir(parents=True)
     server = SshServer(folder)
     server.start()
@@ -172,7 +172,7 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
 
 
 def files_of(folder: Path) -> type[SimpleHTTPRequestHandler]:
-    """Return a handler that serves the files of a folder, to be read alone."""
+    """Return a handler that serves the files of a folder, read-only."""
 
     class Files(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
@@ -185,7 +185,7 @@ def files_of(folder: Path) -> type[SimpleHTTPRequestHandler]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
+    """Return an unused port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -193,7 +193,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, seconds: float = 60) -> None:
-    """Return once somebody listens on a port of 127.0.0.1."""
+    """Return once a port of 127.0.0.1 accepts connections; after `seconds`, raise the error."""
     end = time.monotonic() + seconds
     while True:
         try:

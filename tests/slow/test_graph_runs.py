@@ -1,6 +1,7 @@
-"""The graph, run again: elsewhere, with another recipe, with bad input, and without its sources."""
+"""Run the graph in another folder, with other params, with bad input, and without its sources."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,24 @@ from helpers import SMALL, clone_with_outputs, dvc, make_repository, ran, write_
 
 @pytest.fixture
 def run_to_change(graph_run: Path, tmp_path: Path) -> Path:
-    """Return a repository in which the graph has run, for one test, which may change it."""
+    """Return a repository in which the graph has run; the test may change it."""
     return clone_with_outputs(graph_run, tmp_path / "repository")
 
 
-def test_another_place_and_number_of_workers_give_the_same_bytes(
+def test_another_folder_and_number_of_workers_give_the_same_bytes(
     graph_run: Path, tmp_path: Path
 ) -> None:
-    """dvc.lock holds the hash of every output, metrics and curves included."""
+    """dvc.lock has the hash of every output, including metrics and curves."""
     folder = make_repository(tmp_path / "elsewhere/and deeper")
     (folder / "dvc.lock").unlink(missing_ok=True)
     write_params(folder, **{**SMALL, "compute__workers": 2})
     done = dvc(folder, "repro", PYTHONHASHSEED="7", TZ="Asia/Tokyo")
     assert done.returncode == 0, done.stdout + done.stderr
-    locks = [yaml.safe_load((place / "dvc.lock").read_text()) for place in (graph_run, folder)]
+    locks = [yaml.safe_load((run / "dvc.lock").read_text()) for run in (graph_run, folder)]
     assert locks[0] == locks[1]
     environments = [
-        json.loads((place / "metrics/train/environment.json").read_text())
-        for place in (graph_run, folder)
+        json.loads((run / "metrics/train/environment.json").read_text())
+        for run in (graph_run, folder)
     ]
     assert environments[0] == environments[1]
     assert environments[0]["threads"] == 1
@@ -44,32 +45,35 @@ def test_another_place_and_number_of_workers_give_the_same_bytes(
             assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
 
 
-def test_refusals_of_other_stages_reach_the_user_too(
+def test_dvc_repro_shows_the_errors_of_stages(
     run_to_change: Path, phantom: Path, tmp_path: Path
 ) -> None:
+    """As tests/graph does for split."""
     damaged = tmp_path / "damaged"
     shutil.copytree(phantom, damaged)
-    sorted(damaged.glob("*/*_mask.tif"))[0].unlink()
+    mask = min(damaged.glob("*/*_mask.tif"))
+    mask.unlink()
+    scan = f"data/raw/{mask.relative_to(damaged).as_posix().replace('_mask', '')}"
     archive, weights = tmp_path / "broken.zip", tmp_path / "weights.safetensors"
     archive.write_bytes(b"PK")
     weights.write_bytes(b"no tensors")
     rows: list[tuple[dict[str, Any], str, str]] = [
-        ({"acquire__dataset": str(archive)}, "acquire", "broken.zip'"),
-        ({"acquire__dataset": str(damaged)}, "restructure", "scan without mask: data/raw/PHANTOM"),
-        ({"encoder__weights": str(weights)}, "fetch_encoder", "not a valid safetensors file"),
-        ({"train__learning_rate": 1e30}, "train", "in epoch 1, step"),
+        ({"acquire__dataset": str(archive)}, "acquire", re.escape(str(archive))),
+        ({"acquire__dataset": str(damaged)}, "restructure", re.escape(scan)),
+        ({"encoder__weights": str(weights)}, "fetch_encoder", re.escape(str(weights))),
+        ({"train__learning_rate": 1e30}, "train", r"epoch 1\b.*\btrain\.learning_rate\b"),
     ]
-    for overrides, stage, message in rows:
+    for overrides, stage, facts in rows:
         write_params(run_to_change, **{**SMALL, **overrides})
         done = dvc(run_to_change, "repro", stage)
         assert done.returncode != 0, stage
         assert ran(done)[-1] == stage
-        assert message in done.stderr
+        assert re.search(facts, done.stderr)
         assert f"{stage}.py: error: " in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_an_experiment_changes_the_recipe_without_touching_code(run_to_change: Path) -> None:
+def test_an_experiment_trains_with_other_params(run_to_change: Path) -> None:
     overrides = {
         "split.by": "slice",
         "split.val_fraction": "0.15",
@@ -90,10 +94,10 @@ def test_an_experiment_changes_the_recipe_without_touching_code(run_to_change: P
     assert float(lock["params"]["params.yaml"]["train"]["learning_rate"]) == 1e-5
 
 
-def test_what_dvc_holds_is_not_fetched_again(
+def test_data_and_weights_in_the_cache_are_not_fetched_again(
     repository: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    """Another seed re-runs acquire and fetch_encoder; their sources may be out of reach by then."""
+    """Another seed reruns acquire and fetch_encoder, even if their sources are gone by then."""
     source = tmp_path / "source"
     source.symlink_to(phantom)
     random = tmp_path / "weights.safetensors"
@@ -110,13 +114,14 @@ def test_what_dvc_holds_is_not_fetched_again(
     done = dvc(repository, "repro", "acquire", "fetch_encoder")
     assert done.returncode == 0, done.stderr
     assert set(ran(done)) == {"acquire", "fetch_encoder"}
-    assert "restored data/raw from " in done.stdout
-    assert "restored models/encoder.safetensors from " in done.stdout
+    for output in ("data/raw", "models/encoder.safetensors"):
+        assert re.search(rf"^.*{output}\b.*\bdvc\.lock\b", done.stdout, re.M), output
     again = yaml.safe_load((repository / "dvc.lock").read_text())["stages"]
     for stage in ("acquire", "fetch_encoder"):
         assert again[stage]["outs"] == lock[stage]["outs"]
 
-    write_params(repository, acquire__dataset=str(tmp_path / "elsewhere"))
+    missing = tmp_path / "missing"
+    write_params(repository, acquire__dataset=str(missing))
     done = dvc(repository, "repro", "acquire")
     assert done.returncode != 0
-    assert "elsewhere', which is neither a folder nor a zip file" in done.stderr
+    assert re.search(rf"acquire\.py: error: .*{re.escape(str(missing))}", done.stderr)

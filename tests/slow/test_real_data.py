@@ -1,4 +1,4 @@
-"""What is known of the real data set, through the real graph, where LGG_ARCHIVE names a copy."""
+"""Check the real data set with the real graph; these tests need LGG_ARCHIVE, a copy of it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository in which all stages but the training and what follows have run."""
+    """Return a repository in which all stages before the training have run."""
 
     def run_data_stages(folder: Path) -> None:
         stages = ("split", "explore", "measure_tissue")
@@ -43,12 +43,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_folder(repository: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return a manifest whose paths hold wherever a test runs."""
+    """Return a manifest with absolute paths to the repository's slices."""
     slices = repository / "data/slices"
     return moved(table, image=slices / "images", mask=slices / "masks")
 
 
-def test_the_counts_are_those_published(real: Path) -> None:
+def test_the_counts_are_the_published_ones(real: Path) -> None:
     manifest = read_manifest(real / "data/manifest.csv")
     assert manifest["patient_id"].nunique() == 110
     assert len(manifest) == 3929
@@ -60,7 +60,7 @@ def test_the_counts_are_those_published(real: Path) -> None:
     )
 
 
-def test_sequences_are_missing_where_channels_are_equal(real: Path) -> None:
+def test_equal_channels_are_counted_as_missing_sequences(real: Path) -> None:
     patients = pd.read_csv(real / "data/patients.csv")
     assert len(patients) == 110
     assert patients["missing_post_contrast"].sum() == 10
@@ -71,7 +71,7 @@ def test_sequences_are_missing_where_channels_are_equal(real: Path) -> None:
     assert patients["grade"].isna().sum() == 1
 
 
-def test_the_split_is_by_patient_and_alike(real: Path) -> None:
+def test_the_split_is_by_patient_with_equal_folds(real: Path) -> None:
     splits = read_manifest(real / "data/splits.csv")
     assert (splits.groupby("patient_id")["split"].nunique() == 1).all()
     assert splits.groupby("fold")["patient_id"].nunique().tolist() == [22] * 5
@@ -79,7 +79,7 @@ def test_the_split_is_by_patient_and_alike(real: Path) -> None:
     assert n_patients == {"test": 22, "train": 88}
 
 
-def test_the_images_look_as_known(real: Path) -> None:
+def test_explore_finds_the_known_properties_of_the_images(real: Path) -> None:
     found = json.loads((real / "metrics/explore.json").read_text())
     assert found["tumor_area"]["median"] == pytest.approx(0.023, abs=5e-4)
     assert found["tumor_area"]["max"] == pytest.approx(0.121, abs=5e-4)
@@ -88,7 +88,7 @@ def test_the_images_look_as_known(real: Path) -> None:
     assert found["findings"]["no_tumor"] == found["findings"]["near_duplicate"] == 0
 
 
-def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
+def test_the_reference_and_trivial_predictors_have_known_scores(
     real: Path, run_stage: RunStage, tmp_path: Path
 ) -> None:
     masks, maps = real / "data/slices/masks", tmp_path / "maps"
@@ -103,10 +103,11 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
     options = {"evaluate__resamples": 100, "evaluate__component_share": 0}
     outcome = run_stage(evaluate.main, paths, **options)
     assert outcome.code == 0, outcome.error
-    for scores in json.loads(metrics.read_text()).values():
+    for split_scores in json.loads(metrics.read_text()).values():
         for name in ("iou", "dice_patient_mean_low", "surface_dice_slice_mean", "detection_auroc"):
-            assert scores[name] == 1
-        assert scores["hd95_slice_mean"] == scores["fp_area_slice_healthy"] == scores["ece"] == 0
+            assert split_scores[name] == 1
+        for name in ("hd95_slice_mean", "fp_area_slice_healthy", "ece"):
+            assert split_scores[name] == 0
     table: Any = pd.read_csv(out / "definitions.csv").set_index(["split", "predictor"]).loc["all"]
     columns = ["slice_iou_empty_1", "slice_iou_empty_0", "micro_iou", "mean_iou_with_background"]
     known = {
@@ -115,31 +116,33 @@ def test_the_reference_scores_1_and_trivial_predictors_what_is_known(
         "reference dilated by 1 px": [0.954, 0.303, 0.905, 0.952, 0.941],
         "reference eroded by 1 px": [0.946, 0.295, 0.897, 0.948, 0.935],
     }
-    for predictor, figures in known.items():
+    for predictor, scores in known.items():
         row = table.loc[predictor, [*columns, "patient_dice_mean"]].tolist()
-        assert row == pytest.approx(figures, abs=6e-4), predictor
+        assert row == pytest.approx(scores, abs=6e-4), predictor
 
 
-def test_the_page_of_all_test_patients_is_small_enough_to_send(real: Path, tmp_path: Path) -> None:
-    """Slices are all but its megabyte of scripts and figures; 15 MB is what mail takes."""
+def test_the_report_on_all_test_patients_is_small_enough_for_mail(
+    real: Path, tmp_path: Path
+) -> None:
+    """Mail takes 15 MB. Besides slices, the page has a megabyte of scripts and figures."""
     manifest = in_folder(real, read_manifest(real / "data/splits.csv"))
     tested = manifest[manifest["split"] == "test"]
     masks = real / "data/slices/masks"
     for slice_id in manifest["slice_id"]:
         mask = read_mask_file(slice_path(masks, slice_id))
-        shifted = np.roll(mask, 3, axis=1)  # so that there are errors to draw
+        shifted = np.roll(mask, 3, axis=1)  # so that the page shows errors
         write_levels(shifted.astype(np.uint8) * 255, tmp_path, slice_id)
     shown = tested[["patient_id"]].drop_duplicates()
     albums = gallery.albums(shown, manifest, tmp_path, split="test", threshold=0.5, share=0)
     assert [len(album) for album in albums] == tested.groupby("patient_id").size().tolist()
-    assert sum(len(each["views"]) for album in albums for each in album) == 3 * 860
+    assert sum(len(entry["views"]) for album in albums for entry in album) == 3 * 860
     assert 5e6 < len(script_json(albums)) < 13e6
 
 
 def copied_scores(
     manifest: pd.DataFrame, masks_of: dict[str, list[np.ndarray]], seed: int
 ) -> dict[str, float | int]:
-    """Return what copied masks score where one slice in ten is tested, at random."""
+    """Return the scores of copied masks when a random tenth of the slices is the test set."""
     abnormal = manifest["abnormal"].to_numpy()
     tested = assign_folds(abnormal, abnormal > 0, folds=10, seed=seed) == 0
     counts = []
@@ -155,8 +158,8 @@ def copied_scores(
     return definitions(pd.DataFrame(counts), seed=seed)
 
 
-def test_copying_the_nearest_slice_scores_what_is_known(real: Path) -> None:
-    """Without a look at the scan. Single seeds vary: 0.85 to 0.88, and 0.64 to 0.70."""
+def test_copying_the_mask_of_the_nearest_slice_has_a_known_score(real: Path) -> None:
+    """The scan is not used. With single seeds, Dice is 0.85 to 0.88 and IoU 0.64 to 0.70."""
     manifest = read_manifest(real / "data/manifest.csv")
     masks_of = {
         str(patient_id): [read_mask_file(real / mask) for mask in masks]
@@ -168,28 +171,27 @@ def test_copying_the_nearest_slice_scores_what_is_known(real: Path) -> None:
     assert found["micro_iou"].mean() == pytest.approx(0.68, abs=0.02)
 
 
-def test_dvc_lock_on_this_branch_is_what_came_out(real: Path) -> None:
-    """Anyone with the data can verify it so."""
-    ours = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    theirs = yaml.safe_load((real / "dvc.lock").read_text())["stages"]
+def test_the_data_stages_reproduce_dvc_lock(real: Path) -> None:
+    committed = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    reproduced = yaml.safe_load((real / "dvc.lock").read_text())["stages"]
     stages = ("acquire", "restructure", "build_manifest", "measure_tissue", "explore", "split")
     for stage in stages:
-        assert theirs[stage] == ours[stage], stage
+        assert reproduced[stage] == committed[stage], stage
     for path in sorted((ROOT / "metrics/explore").rglob("*.*")):
         assert path.read_bytes() == (real / path.relative_to(ROOT)).read_bytes(), path.name
 
 
-REAL_VOXEL = (5.0, 0.9, 0.9)  # mm, about; the files do not say it
+REAL_VOXEL = (5.0, 0.9, 0.9)  # mm, an estimate: the files have no voxel spacing
 
 
 def reported_dice() -> "pd.Series[float]":
-    """Return the Dice of each test patient as evaluate has found it with PyTorch."""
+    """Return the Dice of each test patient from evaluate, for the predictions of PyTorch."""
     table = pd.read_csv(ROOT / "metrics/evaluate/per_patient.csv")
     return table[table["split"] == "test"].set_index("patient_id")["dice"]
 
 
 def segmented_dice(scan: Path, out: Path, reference: np.ndarray) -> float:
-    """Return the Dice of what segment finds with the released model."""
+    """Segment a scan with the released model; return its Dice."""
     segment.main([str(scan), "--out", str(out)])
     found = read_mask(out)
     assert found.shape == reference.shape
@@ -197,19 +199,17 @@ def segmented_dice(scan: Path, out: Path, reference: np.ndarray) -> float:
 
 
 def head_of(rows: pd.DataFrame) -> Head:
-    """Return a patient's sequences and reference from the slices of the manifest."""
+    """Return a patient's sequences and reference from their rows of the manifest."""
     rows = rows.sort_values("slice_number")
     images = np.stack([read_image(Path(path)) for path in rows["image"]]).astype(np.int16)
     reference = np.stack([read_mask_file(Path(path)) for path in rows["mask"]])
     return Head({name: images[..., c] for c, name in enumerate(SEQUENCES)}, reference)
 
 
-def test_segment_finds_what_the_report_says_in_nifti_and_in_dicom(
-    real: Path, tmp_path: Path
-) -> None:
-    """Of all test patients: the model in ONNX against PyTorch, which computed in bf16.
+def test_segment_has_the_reported_dice_in_nifti_and_dicom(real: Path, tmp_path: Path) -> None:
+    """Compare the ONNX model with PyTorch, which computed in bf16, on all test patients.
 
-    Of one patient that alone joins two components, or does not, which is 0.04 of Dice.
+    In one patient the difference decides whether two components touch, which changes Dice by 0.04.
     """
     manifest = in_folder(real, read_manifest(real / "data/splits.csv", "split", "image", "mask"))
     reported, found = reported_dice(), {}

@@ -1,4 +1,4 @@
-"""Real file systems that are too small: a message, no traceback, nothing half-written, no hang."""
+"""With too small a file system, stages print an error and leave no partial file; none hangs."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not can_mount(), reason="no right to mount a fil
 
 
 def run_with(place: Path, size: str, folder: Path, *words: str | Path) -> tuple[int, str]:
-    """Run a script of src with a small file system at `place`; return its exit code and errors."""
+    """Run a script with a small file system at `place`; return exit code and standard error."""
     mount = f"mount -t tmpfs -o size={size} tmpfs {place} && "
     done = subprocess.run(
         [*PRIVATE, mount + 'exec "$@"', "bash", sys.executable, *map(str, words)],
@@ -61,7 +61,7 @@ def test_train_and_fetch_encoder_report_a_full_disk(
     assert not list(models.iterdir())
 
 
-PREPARES = """
+PREPARE = """
 import sys
 from pathlib import Path
 
@@ -87,16 +87,17 @@ run(main)
 """
 
 
-def test_a_small_dev_shm_ends_the_training_with_a_way_out(data: Data, tmp_path: Path) -> None:
-    """As in a container: a batch of 8 slices at 256 pixels takes 2 MB of it.
+def test_a_small_dev_shm_ends_the_training_with_advice(data: Data, tmp_path: Path) -> None:
+    """Containers may have a small /dev/shm. A batch of 8 slices at 256 pixels takes 2 MB of it.
 
-    The processes that prepare batches for a GPU, without one: nothing else needs shared memory.
+    Only the workers that prepare batches for a GPU use shared memory; they run here without a GPU.
     """
     prepare(tmp_path)
     script = tmp_path / "prepare.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\n{PREPARES}")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(SRC)!r})\n{PREPARE}")
     code, error = run_with(Path("/dev/shm"), "3m", tmp_path, script, data.splits, tmp_path)
     assert code == 1, error
-    assert "a batch could not be handed over: " in error
-    assert "docker run --shm-size=1g" in error
+    assert "No space left on device" in error
+    for fact in ("/dev/shm", "docker run --shm-size=1g", "compute.workers", "train.batch_size"):
+        assert fact in error
     assert "Traceback" not in error

@@ -129,7 +129,7 @@ def test_numbers_in_the_readme_are_those_of_the_study() -> None:
 
 
 def known_numbers() -> dict[str, set[str]]:
-    """Return the numbers that each section of docs/study.md may contain, by a word in its heading."""
+    """Return the numbers of each section of docs/study.md, by a word in its heading."""
     folds, sites = STUDY["folds"], STUDY["institutions"]
     tables = read_study(*(ROOT / f"study/{name}.csv" for name in Study._fields))
     dice = read_dice(tables, recipes(tables, "choices"))
