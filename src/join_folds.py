@@ -44,8 +44,8 @@ from pipeline.refusals import refuse
 from scoring.bootstrap import Bootstrap
 from scoring.params import EvaluateParams
 
-ORIGINAL = "starting"  # the training with the project's original recipe
-BASELINE = "frozen"  # the first edition's recipe; the others are compared with it
+STARTING = "starting"  # the recipe that the project started from
+PREVIOUS = "frozen"  # the recipe before it; the others are compared with it
 CURRENT = "context"  # the recipe in params.yaml
 CANDIDATES = ("inner", "choices")  # kinds of training that compare candidate recipes
 HELD_OUT_FOLD = "0"  # its patients had no influence on the choice of the recipe
@@ -56,13 +56,13 @@ Joined = dict[str, dict[str, pd.DataFrame]]  # patients by kind and recipe
 def join_all(study: Study) -> Joined:
     """Return the patients of each cross-validation, with differences between recipes.
 
-    Raises an error if BASELINE or CURRENT has no folds.
+    Raises an error if PREVIOUS or CURRENT has no folds.
     """
     joined = {
         kind: {recipe: join(study, names) for recipe, names in recipes(study, kind).items()}
         for kind in ("folds", "institutions")
     }
-    if missing := [name for name in (BASELINE, CURRENT) if name not in joined["folds"]]:
+    if missing := [name for name in (PREVIOUS, CURRENT) if name not in joined["folds"]]:
         refuse([f"no training with a name like folds/{name}/…" for name in missing], HINT)
     joined["institutions"] = {
         recipe: with_difference(
@@ -71,9 +71,9 @@ def join_all(study: Study) -> Joined:
         for recipe, patients in joined["institutions"].items()
     }
     joined["folds"] |= {
-        recipe: with_difference(patients, joined["folds"][BASELINE], f"dice_{BASELINE}")
+        recipe: with_difference(patients, joined["folds"][PREVIOUS], f"dice_{PREVIOUS}")
         for recipe, patients in joined["folds"].items()
-        if recipe != BASELINE
+        if recipe != PREVIOUS
     }
     return joined
 
@@ -92,8 +92,8 @@ def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, 
         for recipe, patients in joined["folds"].items()
         if HELD_OUT_FOLD in set(patients["fold"])
     }
-    if ORIGINAL in study.trainings.index:
-        scores[ORIGINAL] = scores_by_definition(study, ORIGINAL) | costs(study, [ORIGINAL])
+    if STARTING in study.trainings.index:
+        scores[STARTING] = scores_by_definition(study, STARTING) | costs(study, [STARTING])
     return scores
 
 
@@ -126,7 +126,7 @@ def main(
     joined = join_all(study)
     scores = all_scores(study, joined, bootstrap)
     out_of_fold = joined["folds"][CURRENT]
-    left_out = joined["institutions"].get(BASELINE, out_of_fold.head(0))
+    left_out = joined["institutions"].get(PREVIOUS, out_of_fold.head(0))
     comparisons = [compare(study, kind, bootstrap) for kind in CANDIDATES]
     worst_patients = worst(out_of_fold, read_reviews(worst_reviews))
     scores["worst"] = worst_patients.groupby("kind")["share"].sum().to_dict()
@@ -142,8 +142,8 @@ def main(
     with replacing(tables) as [folder]:
         (folder / "figures").mkdir(parents=True)
         write_tables(folder, written)
-        shown = {recipe: joined["folds"][recipe] for recipe in (CURRENT, BASELINE)}
-        dice_figure(shown).savefig(
+        shown = {"current recipe": CURRENT, "previous recipe": PREVIOUS}
+        dice_figure({name: joined["folds"][shown[name]] for name in shown}).savefig(
             folder / "figures/dice_by_patient.png", dpi=110, metadata={"Software": None}
         )
     write_metrics(metrics, scores)
