@@ -452,9 +452,9 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     "mask as a scan": (
         altered("t2f", lambda v: (v > 90).astype(np.uint8)),
         "-t2f.nii.gz: ",
-        " 2 values",
+        " 2 ",
     ),
-    "blank scan": (altered("t2f", lambda v: v * 0), "-t2f.nii.gz: ", " 1 value"),
+    "blank scan": (altered("t2f", lambda v: v * 0), "-t2f.nii.gz: ", " 1 "),
     "4-D scan": (altered("t2f", lambda v: np.stack([v, v], -1)), "-t2f.nii.gz: ", "(32, 32, "),
     "T1 at another position": (moved("t1n", 200), "-t1n.nii.gz"),
     "sagittal slices": (sagittal, "sagittal", "5.0 mm"),
