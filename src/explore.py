@@ -38,7 +38,7 @@ from exploration.tables import (
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.cohort import MISSING, read_patients
 from scans.geometry import read_geometry
 from scans.manifest import read_manifest
@@ -83,7 +83,7 @@ def main(
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     if [rows["patient_id"].iloc[0] for rows in volumes] != cohort["patient_id"].tolist():
         raise Refusal(
-            f"{patients}: not the same patients as in {manifest}; {remake('build_manifest')}"
+            f"{patients}: not the same patients as in {manifest}; {rebuild_hint('build_manifest')}"
         )
     flags = cohort.reindex(columns=[f"{MISSING}{name}" for name in sequences], fill_value=0)
     missing = flags.astype(bool).to_numpy().tolist()

@@ -26,7 +26,7 @@ from page.facts import SHOWN, data_license, data_name, is_measured, limits, read
 from pipeline.command import run
 from pipeline.outputs import file_sha256, json_text, read_metrics, replacing, rounded
 from pipeline.params import Section
-from pipeline.refusals import remake
+from pipeline.refusals import rebuild_hint
 from scans.fitting import padded_size
 from scans.intensity import P99
 from scans.manifest import read_manifest
@@ -34,7 +34,7 @@ from scans.params import AcquireParams
 from scoring.params import EvaluateParams
 
 SCORES = ("dice_patient_mean", "dice_patient_median", "iou")
-HINT = remake("evaluate")
+HINT = rebuild_hint("evaluate")
 
 
 class ExportParams(Section):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import DECIMALS, replacing
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.intensity import tissue_statistics
 from scans.manifest import read_manifest
 from scans.params import AcquireParams
@@ -41,7 +41,7 @@ def measure_volume(slices: pd.DataFrame, sequences: Sequence[str]) -> list[dict[
 def main(manifest: Path, intensities: Path, *, acquire: AcquireParams) -> None:
     slices = read_manifest(manifest, "image")
     if slices.empty:
-        raise Refusal(f"{manifest}: no slices in the table; {remake('build_manifest')}")
+        raise Refusal(f"{manifest}: no slices in the table; {rebuild_hint('build_manifest')}")
     volumes = [rows for _, rows in slices.groupby("patient_id")]
     measure = partial(measure_volume, sequences=acquire.channels)
     rows = in_parallel(measure, volumes, "measure")

@@ -43,14 +43,14 @@ from page.rendering import script_json, template_environment
 from pipeline.command import run
 from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.cohort import read_patients
 from scans.manifest import read_manifest, splits_of
 from scans.params import AcquireParams, SplitParams
 from scans.sequences import MAIN
 from scoring.params import EvaluateParams
 
-HINT = remake("report")
+HINT = rebuild_hint("report")
 TABLES = ("definitions", "per_patient", "reliability", "risk_coverage", "subgroups")
 CURVES = ("train/loss", "train/iou", "val/iou")  # val/iou only if there is a val split
 
@@ -75,7 +75,9 @@ def read_curves(folder: Path, slices: pd.DataFrame) -> "dict[str, pd.Series[floa
         path, column = folder / f"{name}.tsv", name.rpartition("/")[2]
         table = read_table(path, HINT, "\t")
         if not {"step", column} <= set(table):
-            raise Refusal(f"{path}: needs the columns `step` and `{column}`; {remake('train')}")
+            raise Refusal(
+                f"{path}: needs the columns `step` and `{column}`; {rebuild_hint('train')}"
+            )
         curves[name] = table.set_index("step")[column]
     return curves
 

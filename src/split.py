@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, refuse, remake
+from pipeline.refusals import Refusal, rebuild_hint, refuse
 from scans.cohort import read_patients
 from scans.manifest import SPLITS, count_near_duplicates, read_manifest
 from scans.params import SplitParams
@@ -201,7 +201,7 @@ def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
     persons = read_patients(patients).set_index("patient_id")["case_id"]
     if set(persons.index) != set(rows["patient_id"]):
         raise Refusal(
-            f"{patients}: the patients are not those of the manifest; {remake('build_manifest')}"
+            f"{patients}: the patients are not those of the manifest; {rebuild_hint('build_manifest')}"
         )
     return persons
 

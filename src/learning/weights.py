@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from learning.network import Encoder, Network, Tensors, build_encoder
 from learning.params import ImageSize
 from pipeline.outputs import file_sha256
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.intensity import Normalize
 
 Header = TypeVar("Header", "Encoder", "Model")
@@ -100,7 +100,7 @@ def describe_mismatch(expected: Tensors, found: Tensors) -> str:
 
 
 def load_encoder(
-    path: Path, name: str, hint: str = remake("fetch_encoder")
+    path: Path, name: str, hint: str = rebuild_hint("fetch_encoder")
 ) -> tuple[Encoder, Tensors]:
     """Return the encoder file's header and tensors; raise an error if it is another encoder."""
     tensors, header = load_tensors(path, hint)
@@ -124,7 +124,7 @@ def new_network(encoder_file: Path, *, name: str, frozen: bool, context: int = 0
 
 def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
     """Return the trained network, in evaluation mode, and its file's header."""
-    hint = remake("train")
+    hint = rebuild_hint("train")
     tensors, header = load_tensors(model_file, hint)
     model = checked_header(Model, header, model_file, hint)
     if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):

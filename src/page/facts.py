@@ -17,7 +17,7 @@ from page.wording import (
 )
 from pipeline.outputs import file_sha256
 from pipeline.params import Section, leaves
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.cohort import MISSING
 from scans.manifest import count_near_duplicates, splits_of
 from scans.sequences import other_sequences, short_name
@@ -163,7 +163,7 @@ def encoder_facts(path: Path, fetched: dict[str, Any]) -> dict[str, Any]:
     """
     found = file_facts(path)
     if found["sha256"] != fetched.get("sha256"):
-        raise Refusal(f"{path}: not the file that was fetched; {remake('fetch_encoder')}")
+        raise Refusal(f"{path}: not the file that was fetched; {rebuild_hint('fetch_encoder')}")
     return fetched | found
 
 

@@ -10,6 +10,11 @@ class Refusal(ValueError):
     """An error in the input or settings: its message says what is wrong, where and what to do."""
 
 
+def quantity(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 epoch" or "2 epochs"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def truncated(lines: Sequence[str]) -> list[str]:
     """Return the first ten lines, followed by the number of remaining lines if there are any."""
     rest = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -22,7 +27,7 @@ def print_list(title: str, lines: Sequence[str]) -> None:
         print(f"{title}:", *truncated(lines), sep="\n  ")
 
 
-def remake(stage: str) -> str:
+def rebuild_hint(stage: str) -> str:
     """Return a hint for messages about a damaged output: how to create it again.
 
     DVC detects changes by a file's time and size; `make verify` finds damage that changed neither.

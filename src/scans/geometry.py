@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal, refuse, remake
+from pipeline.refusals import Refusal, rebuild_hint, refuse
 
 
 class Geometry(NamedTuple):
@@ -55,7 +55,7 @@ def read_geometry(path: Path) -> dict[str, Geometry]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
-        raise Refusal(f"{path}: cannot be read ({error}); {remake('acquire')}") from None
+        raise Refusal(f"{path}: cannot be read ({error}); {rebuild_hint('acquire')}") from None
     missing = [name for name in Geometry._fields[:4] if name not in (reader.fieldnames or ())]
     if missing:
         raise Refusal(f"{path}: no column {', '.join(missing)}. Separate columns with commas.")

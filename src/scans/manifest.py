@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 
 SPLITS = ("train", "val", "test")
 TEXT = ("slice_id", "patient_id", "institution", "image", "mask", "split")
@@ -29,10 +29,10 @@ def read_manifest(path: Path, *columns: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
     except ValueError as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise Refusal(f"{path}: not a CSV table ({reason}); {remake('split')}") from None
+        raise Refusal(f"{path}: not a CSV table ({reason}); {rebuild_hint('split')}") from None
     for column in (*REQUIRED, *columns):
         if column not in table:
-            raise Refusal(f"{path}: no column `{column}`; {remake('split')}")
+            raise Refusal(f"{path}: no column `{column}`; {rebuild_hint('split')}")
     return table
 
 
@@ -44,7 +44,7 @@ def count_near_duplicates(slices: pd.DataFrame, findings: Path) -> int:
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(
-            f"{findings}: not a table of findings ({reason}); {remake('explore')}"
+            f"{findings}: not a table of findings ({reason}); {rebuild_hint('explore')}"
         ) from None
     splits = slices.set_index("image")["split"]
     first, second = (pairs[column].map(splits) for column in ("file", "other"))

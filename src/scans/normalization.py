@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal, refuse, remake
+from pipeline.refusals import Refusal, rebuild_hint, refuse
 from scans.intensity import STATISTICS, Normalize, normalized
 from scans.tiff import LEVELS, SEQUENCES
 
-HINT = remake("measure_tissue")
+HINT = rebuild_hint("measure_tissue")
 
 
 @dataclass(frozen=True)

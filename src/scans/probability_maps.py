@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.tiff import LEVELS
 
 # Maps with more values than MAX_LABELS are no masks or labels. Nor are maps without a 0 that have
@@ -46,14 +46,14 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
             if image.mode != "L":
                 raise Refusal(
                     f"{path}: expected 1 channel of uint8, found mode {image.mode}; "
-                    f"{remake('predict')}"
+                    f"{rebuild_hint('predict')}"
                 )
             return np.array(image)
     except Refusal:
         raise
     except Exception as error:  # a damaged file can raise almost anything in Pillow
         raise Refusal(
-            f"{path}: not a readable probability map ({type(error).__name__}); {remake('predict')}"
+            f"{path}: not a readable probability map ({type(error).__name__}); {rebuild_hint('predict')}"
         ) from None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 
 # The channels of an image, in this order: three MRI sequences stored as red, green and blue.
 SEQUENCES = ("pre_contrast", "flair", "post_contrast")
@@ -43,7 +43,7 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
     except (Refusal, PermissionError):
         raise
     except FileNotFoundError:
-        raise Refusal(f"{path}: no such file; {remake('restructure')}") from None
+        raise Refusal(f"{path}: no such file; {rebuild_hint('restructure')}") from None
     except UnidentifiedImageError:
         raise Refusal(f"{path}: not a readable TIFF image") from None
     except Exception as error:  # a damaged header can raise almost anything in Pillow

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.probability_maps import PROBABILITIES, probability_path, read_levels
 from scans.tiff import read_mask
 from scans.volume import large_components, stack
@@ -35,7 +35,7 @@ def read_pair(
     if levels.shape != mask.shape:
         raise Refusal(
             f"{probability_path(predictions, slice_id)}: {levels.shape} pixels for a mask of "
-            f"{mask.shape} pixels; {remake('predict')}"
+            f"{mask.shape} pixels; {rebuild_hint('predict')}"
         )
     return levels, mask
 

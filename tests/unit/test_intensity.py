@@ -9,7 +9,7 @@ import pytest
 
 import measure_tissue
 from helpers import Data, section
-from pipeline.refusals import Refusal, remake
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.fitted import Slices, read_batches
 from scans.intensity import STATISTICS, Normalize, normalized, tissue_statistics
 from scans.manifest import read_manifest
@@ -149,4 +149,4 @@ def test_all_patients_missing_from_the_table_are_listed(data: Data, tmp_path: Pa
     ]
     *lines, hint = str(refusal.value).splitlines()
     assert sorted(line.partition(";")[0] for line in lines) == sorted(starts)
-    assert hint == remake("measure_tissue")
+    assert hint == rebuild_hint("measure_tissue")
