@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 STUDY = json.loads((ROOT / "metrics/study.json").read_text(encoding="utf-8"))
 SCORES = ("dice_patient_mean", "dice_patient_median", "iou")
 PREVIOUS = "dice_frozen"  # the column with the Dice of the previous recipe
-FIVE_FOLDS, SITES = "5 folds, by patient", "{} of 5 institutions left out"
+FIVE_FOLDS, SITES = "5 folds, by patient", "{} institutions, each left out in turn"
 RECIPES = {
     "folds/context": ("current", FIVE_FOLDS),
     "folds/flips": ("current, with mirrored slices", FIVE_FOLDS),
@@ -27,7 +27,7 @@ RECIPES = {
 }
 HEADLINE = ("folds/context", "folds/flips", "folds/frozen", "institutions/context")  # in README.md
 CHANGES = {
-    "choices/base": "(baseline) the previous recipe, without the largest-component step",
+    "choices/base": "(baseline) the previous recipe, without removing components",
     "choices/unnormalized": "no intensity normalization",
     "choices/native": "256 pixels instead of 128",
     "inner/base": "(baseline) the previous recipe",
@@ -69,8 +69,8 @@ def show(header: str, cells: Iterable[Iterable[object]]) -> None:
 
 
 def cost(scores: Mapping[Any, Any]) -> str:
-    """Return how long a training took; "" if the networks are those of another row."""
-    return f"{scores['minutes']:.0f} min" if "minutes" in scores else ""
+    """Return how long a training took, if the networks are not those of the row above."""
+    return f"{scores['minutes']:.0f} min" if "minutes" in scores else "(same networks)"
 
 
 def results(*, every_recipe: bool) -> None:
@@ -84,13 +84,13 @@ def results(*, every_recipe: bool) -> None:
         where = tested.format(scores["n_folds"])
         figures = [score(scores, each) for each in SCORES]
         cells.append([recipe, where, scores["n_patients_dice"], *figures, cost(scores)])
-    paper = "[Buda et al., 2019](https://doi.org/10.1016/j.compbiomed.2019.05.002)"
+    paper = "[published by Buda](https://mateuszbuda.github.io/2017/12/01/brainseg.html)"
     readers = f"{READERS_MEAN} ± {READERS_STD}"
     cells += [
-        [paper, "22 folds, by patient", 110, PUBLISHED_MEAN, PUBLISHED_MEDIAN, "", ""],
-        ["two expert readers, as quoted there", "each other", "", readers, "", "", ""],
+        [paper, "22 folds, by patient", 110, PUBLISHED_MEAN, PUBLISHED_MEDIAN, "–", "–"],
+        ["two expert readers, quoted there", "–", "–", readers, "–", "–", "–"],
     ]
-    header = "recipe | tested on | patients | Dice, mean | Dice, median | IoU | one training"
+    header = "recipe | tested on | patients | Dice, mean | Dice, median | IoU | training time"
     show(header, cells)
 
 
@@ -102,7 +102,7 @@ def stages() -> dict[str, Any]:
 
 def graph() -> None:
     """Print the stages."""
-    show("stage | what it does", ([f"`{name}`", each["desc"]] for name, each in stages().items()))
+    show("stage | task", ([f"`{name}`", each["desc"]] for name, each in stages().items()))
 
 
 def outputs() -> None:

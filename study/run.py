@@ -131,8 +131,8 @@ def recorded_inputs() -> dict[str, str]:
     if missing := sorted(inputs - digests.keys()):
         refuse(
             [f"dvc.lock does not record {path}" for path in missing],
-            "Run `dvc repro split fetch_encoder` to create the inputs of trainings, then commit "
-            "dvc.lock.",
+            "Run `dvc repro split measure_tissue fetch_encoder` to create the inputs of trainings, "
+            "then commit dvc.lock.",
         )
     return {path: f"files/md5/{digests[path][:2]}/{digests[path][2:]}" for path in sorted(inputs)}
 
@@ -189,7 +189,7 @@ def check_remote_inputs(machines: list[str]) -> None:
             missing,
             "These inputs of trainings are missing in the DVC remote, from which they would be "
             f"pulled on {', '.join(machines)}. Run `dvc push`; if this checkout does not have them "
-            "either, run `dvc repro split fetch_encoder` first.",
+            "either, run `dvc repro split measure_tissue fetch_encoder` first.",
         )
 
 

@@ -13,9 +13,10 @@ from scoring.definitions import COPIED, EMPTY, NETWORK, REFERENCE
 from scoring.overlap import ratio
 from scoring.scores import hide_unreliable_intervals, patient_scores
 
-# Published volume Dice in [0, 1]: mean and median of 22 folds on the same 110 patients (Buda et
-# al., Comput. Biol. Med. 109:218, 2019), and mean and standard deviation for two expert readers of
-# this kind of tumor, as quoted by the same authors.
+# Volume Dice in [0, 1]: mean and median of 22 folds on the same 110 patients, and mean and standard
+# deviation of two expert readers of this kind of tumor, as published by Mateusz Buda
+# (https://mateuszbuda.github.io/2017/12/01/brainseg.html). The paper by Buda et al. (Comput. Biol.
+# Med. 109:218, 2019) reports a mean of 0.82.
 PUBLISHED_MEAN, PUBLISHED_MEDIAN = 0.836, 0.873
 READERS_MEAN, READERS_STD = 0.84, 0.02
 MARKERS = ("o", "s", "^", "D", "v")  # one per institution, so that color is not needed

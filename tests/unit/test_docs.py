@@ -124,7 +124,7 @@ def test_numbers_in_the_readme_are_those_of_the_study() -> None:
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv")
     difference = [context[f"difference{end}"] for end in ("", "_low", "_high")]
     folds = scored.groupby("fold")["dice"].mean()
-    assert figures(prose("README.md")) == rounded(PUBLISHED_MEAN, *difference, *folds)
+    assert figures(prose("README.md")) == rounded(*difference, *folds)
     assert context["dice_patient_mean_low"] < PUBLISHED_MEAN < context["dice_patient_mean_high"]
 
 
@@ -191,7 +191,7 @@ def test_patients_in_the_study_have_their_own_numbers() -> None:
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv").set_index("patient_id")
     sites = pd.read_csv(ROOT / "metrics/study/institutions.csv").set_index("patient_id")
     text = prose("docs/study.md")
-    pairs = re.findall(r"`(TCGA_\w+)`:?\s*\(?(\d\.\d{3}) before, (\d\.\d{3}) now", text)
+    pairs = re.findall(r"`(TCGA_\w+)`:?\s*\(?(\d\.\d{3})[^\d`]*(\d\.\d{3})", text)
     assert len(pairs) == 7
     for patient, before, now in pairs:
         out_of_fold = scored.loc[patient, ["dice_frozen", "dice"]]
