@@ -41,7 +41,7 @@ segment: .venv/segment/ready  ## outline the tumor in a scan: make segment SCAN=
 	@$(@D)/bin/python -m pip install --quiet --no-compile --requirement requirements-segment.txt
 	@touch $@
 
-page: .venv/segment/ready .venv/page/build/ready  ## build try.html, which does the same in a browser, offline
+page: .venv/segment/ready .venv/page/build/ready  ## build try.html, a page that segments scans in a browser, offline
 	@.venv/segment/bin/python src/build_page.py .venv/page/build .venv/page/node_modules/onnxruntime-web \
 	  try.html
 
@@ -86,10 +86,11 @@ check: tools lint test-all test-segment test-page  ## everything that CI runs
 docs: $(TEST_READY)  ## update the tables in README.md and docs/
 	PYTHONPATH=src cog -r -P -I docs README.md docs/*.md
 
-verify: $(DEMO_READY)  ## hash DVC's cache and the outputs again, for example before you push
+verify: $(DEMO_READY)  ## find damaged files in DVC's cache and the outputs, for example before a push
 	@python src/verify.py
 
-# moto, an S3 server, needs another botocore than DVC. Tests whose tool is missing are skipped.
+# moto (an S3 server) needs a different version of botocore than DVC, so it has an environment of its own. Tests that
+# need a missing tool are skipped.
 tools: .venv/tools/ready  ## install other programs that some tests need
 
 .venv/tools/ready: Makefile
