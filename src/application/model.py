@@ -63,7 +63,7 @@ class ReleasedModel:
         """Return the probability of tumor, (N, S, S), of consecutive slices (N, S, S, 3).
 
         Slices are computed in chunks with one more slice at each end, because the network sees a
-        slice's neighbors. `on_progress` is called with the number of slices that were just computed.
+        slice's neighbors. `on_progress` is called with the number of slices just computed.
         """
         found = []
         for begin in range(0, len(slices), CHUNK):

@@ -188,8 +188,8 @@ def write_files(
             write_segmentation(files["mask.dcm"], mask, segmentation.flair, summary["model"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # from highdicom
             raise Refusal(
-                f"{name_of(segmentation.flair)}: cannot write a DICOM SEG for this series ({error}); "
-                "convert it to NIfTI with `dcm2niix` and segment that"
+                f"{name_of(segmentation.flair)}: cannot write a DICOM SEG for this series "
+                f"({error}); convert it to NIfTI with `dcm2niix` and segment that"
             ) from error
     if patient.numbers is not None:
         write_tiffs(files["masks"], segmentation)

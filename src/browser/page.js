@@ -217,7 +217,7 @@ async function save() {
 }
 
 element("input").addEventListener("change", () => {
-  addFiles([...by("input").files]);
+  addFiles([...element("input").files]);
   element("input").value = "";
 });
 element("choose").addEventListener("click", () => element("input").click());

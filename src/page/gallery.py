@@ -88,9 +88,10 @@ def ranked(patients: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_for_display(table: pd.DataFrame, max_patients: int) -> pd.DataFrame:
-    """Return at most `max_patients` ranked patients: a third best, a third worst, a middle third.
+    """Return at most `max_patients` ranked patients.
 
-    Patients without a rank come last, if there is room.
+    A third of them are the best, a third the worst, and the rest are in the middle. Patients
+    without a rank come last, if there is room.
     """
     n_ranked = int((table["rank"] > 0).sum())
     if n_ranked <= max_patients:

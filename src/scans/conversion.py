@@ -149,8 +149,9 @@ def check_disk(exams: Sequence[Exam], target: Path, main: str) -> None:
     free = shutil.disk_usage(target).free
     if needed > free:
         raise Refusal(
-            f"the slices of {quantity(len(exams), 'volume')} need {needed / 1e9:.1f} GB, and the disk has "
-            f"{free / 1e9:.1f} GB free; free some space, or move the project to a larger disk"
+            f"the slices of {quantity(len(exams), 'volume')} need {needed / 1e9:.1f} GB, and the "
+            f"disk has {free / 1e9:.1f} GB free; free some space, or move the project to a larger "
+            "disk"
         )
 
 

@@ -41,8 +41,8 @@ class DicomSeries(NamedTuple):
         """Return the series' name for messages."""
         header = self.header
         number, description = header.get("SeriesNumber", "?"), header.get("SeriesDescription", "")
-        n_slices = int(header.get("NumberOfFrames") or len(self.files))
-        return f"series {number} {description!r}, {quantity(n_slices, 'slice')}, {self.files[0].parent}"
+        slices = quantity(int(header.get("NumberOfFrames") or len(self.files)), "slice")
+        return f"series {number} {description!r}, {slices}, {self.files[0].parent}"
 
     @property
     def exam(self) -> str:
@@ -133,11 +133,11 @@ def check_positions(series: DicomSeries, headers: Sequence[Dataset]) -> None:
     normal = np.cross(plane[:3], plane[3:])
     positions = np.sort([float(np.dot(normal, h.ImagePositionPatient)) for h in headers])
     gaps = np.diff(positions)
-    if (gaps < 1e-3).any():
+    if n_duplicates := int((gaps < 1e-3).sum()):
         raise Refusal(
             f"{series.title}: several slices have the same position "
-            f"({quantity(int((gaps < 1e-3).sum()), 'duplicate')}), as in a dynamic or multi-echo scan; "
-            "use a series that is one volume"
+            f"({quantity(n_duplicates, 'duplicate')}), as in a dynamic or multi-echo scan; use a "
+            "series that is one volume"
         )
     if len(gaps) and gaps.max() - gaps.min() > UNEVEN * gaps.mean():
         raise Refusal(

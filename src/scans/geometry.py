@@ -59,8 +59,8 @@ def read_geometry(path: Path) -> dict[str, Geometry]:
     missing = [name for name in Geometry._fields[:4] if name not in (reader.fieldnames or ())]
     if missing:
         raise Refusal(
-            f"{path}: missing columns: {', '.join(missing)}. Add them to the comma-separated header "
-            "row."
+            f"{path}: missing columns: {', '.join(missing)}. Add them to the comma-separated "
+            "header row."
         )
     for number, row in enumerate(rows, start=2):
         try:

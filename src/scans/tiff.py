@@ -39,8 +39,8 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
                 )
             if max(image.size) > MAX_SIDE:
                 raise Refusal(
-                    f"{path}: {image.width} × {image.height} pixels; at most {MAX_SIDE} per side are "
-                    "supported"
+                    f"{path}: {image.width} × {image.height} pixels; at most {MAX_SIDE} per side "
+                    "are supported"
                 )
             return np.array(image)
     except (Refusal, PermissionError):
