@@ -19,8 +19,8 @@ from exploration.findings import (
     KINDS,
     bone_share,
     mask_findings,
-    mixed_findings,
     near_duplicates,
+    outlier_findings,
     slice_findings,
     thumbnail,
 )
@@ -87,17 +87,17 @@ def main(
         )
     flags = cohort.reindex(columns=[f"{MISSING}{name}" for name in sequences], fill_value=0)
     missing = flags.astype(bool).to_numpy().tolist()
-    voxels = {name: known.voxel for name, known in read_geometry(geometry).items()}
-    known = [
+    voxels = {name: row.voxel for name, row in read_geometry(geometry).items()}
+    patients_to_examine = [
         Patient(rows, absent, min(voxels[name][1:]) if name in voxels else None)
         for rows, absent, name in zip(volumes, missing, cohort["patient_id"], strict=True)
     ]
-    examined = in_parallel(examine, known, "explore")
+    examined = in_parallel(examine, patients_to_examine, "explore")
     thumbnails = np.concatenate([patient.thumbnails for patient in examined])
-    twins = near_duplicates(pd.concat(volumes), thumbnails)
-    mixed = mixed_findings(volumes, [patient.bone for patient in examined], voxels)
+    duplicates = near_duplicates(pd.concat(volumes), thumbnails)
+    outliers = outlier_findings(volumes, [patient.bone for patient in examined], voxels)
     findings = finding_table(
-        [found for patient in examined for found in patient.findings] + twins + mixed
+        [found for patient in examined for found in patient.findings] + duplicates + outliers
     )
     measured = Measurements.sum(patient.measured for patient in examined)
     area = np.concatenate([patient.area for patient in examined])

@@ -26,7 +26,7 @@ from page.charts import all_charts
 from page.facts import (
     FIGURES,
     FINDINGS,
-    MIXED_FINDINGS,
+    OUTLIER_FINDINGS,
     SHOWN,
     cohort_facts,
     data_license,
@@ -94,7 +94,7 @@ def render(facts: dict[str, Any], page_facts: dict[str, Any], explored: Path) ->
     main = {"main": facts["main_sequence"], "main_intensity": facts["explored"]["intensity"][name]}
     html = jinja.get_template("report.html").render(
         facts | page_facts,
-        findings=FINDINGS | {key: words for key, words in MIXED_FINDINGS.items() if counts[key]},
+        findings=FINDINGS | {key: words for key, words in OUTLIER_FINDINGS.items() if counts[key]},
         figures=[
             (
                 image_uri(explored / "figures" / f"{name}.png"),

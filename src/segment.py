@@ -113,7 +113,8 @@ def named_candidate(path: Path, sequence: str) -> Candidate:
     if len(series) != 1:
         titles = [found.title for found in series]
         raise Refusal(
-            f"{path}: pass a folder with one MR series; this one has {len(series)} {titles or ''}"
+            f"{path}: found {len(series)} MR series ({'; '.join(titles) or 'none'}); pass a folder "
+            "with exactly one"
         )
     return Candidate(series[0], recognized)
 
@@ -150,17 +151,21 @@ def segment_case(
     threshold = options.threshold or model.description["threshold"]
     identity = result_identity(patient, model, threshold)
     if existing := existing_summary(folder, identity, probability=options.probability):
-        print(f"{case.name}: was done before: {folder}")
+        print(f"{case.name}: already segmented, see {folder}")
         return existing
     flair = patient.series["flair"]
     n_slices = flair.values.shape[Axial.of(flair.affine).axes[0]]
     with tqdm(desc=case.name, unit="slice", leave=False, disable=None, total=n_slices) as bar:
-        found = segment(
-            patient.series, model, numbers=patient.numbers, threshold=threshold, step=bar.update
+        segmentation = segment(
+            patient.series,
+            model,
+            numbers=patient.numbers,
+            threshold=threshold,
+            on_progress=bar.update,
         )
-    summary = summarize(case.name, patient, found, model.description["warning"], identity)
+    summary = summarize(case.name, patient, segmentation, model.description["warning"], identity)
     summary["seconds"] = round(time.perf_counter() - begin, 2)
-    write_results(folder, patient, found, summary, probability=options.probability)
+    write_results(folder, patient, segmentation, summary, probability=options.probability)
     print_list(f"{case.name}: warnings", summary["warnings"])
     volume = summary["volume_ml"]
     size = f"{summary['n_voxels']} voxels" if volume is None else f"{volume:.1f} mL"
@@ -189,7 +194,8 @@ def existing_rows(table: Path) -> dict[str, dict[str, Any]]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise Refusal(
-                f"{table}: expected the columns {', '.join(COLUMNS)}; choose another --out"
+                f"{table}: not a results.csv of this program; choose another --out (expected the "
+                f"columns {', '.join(COLUMNS)})"
             )
         return {row["name"]: row for row in reader}
 
@@ -228,7 +234,7 @@ def segment_on_cluster(cases: list[Case], options: Options) -> Iterator[dict[str
     with cluster.connect(options.address), cluster.marker_file(options.out) as marker:
         needed = [Path(__file__).resolve(), options.model, marker, *filter(None, [options.scan])]
         problems = [
-            f"{machine}: has no {path}"
+            f"{machine}: {path} does not exist"
             for machine, paths in cluster.run_on_each_machine(missing_paths, needed)
             for path in paths
         ]

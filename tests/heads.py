@@ -181,9 +181,9 @@ def join_frames(folder: Path) -> None:
     found = slices[0].copy()
     found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = EnhancedMRImageStorage
     found.NumberOfFrames = len(slices)
-    found.PixelData = b"".join(each.PixelData for each in slices)
+    found.PixelData = b"".join(dataset.PixelData for dataset in slices)
     frames = []
-    for each in slices:
+    for dataset in slices:
         parts = {
             "PlanePositionSequence": ("ImagePositionPatient",),
             "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -193,7 +193,7 @@ def join_frames(folder: Path) -> None:
         for name, tags in parts.items():
             part = Dataset()
             for tag in tags:
-                setattr(part, tag, each[tag].value)
+                setattr(part, tag, dataset[tag].value)
             setattr(frame, name, Sequence([part]))
         frames.append(frame)
     for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
@@ -218,7 +218,7 @@ def write_exam(folder: Path, head: Head, **options: Any) -> None:
 def write_slices(folder: Path, head: Head, name: str) -> None:
     """Write a head in the format of this project's data set: TIFF slices and masks."""
     folder.mkdir(parents=True, exist_ok=True)
-    channels = [np.clip(head.sequences[each] // 4, 0, 255).astype(np.uint8) for each in SEQUENCES]
+    channels = [np.clip(head.sequences[name] // 4, 0, 255).astype(np.uint8) for name in SEQUENCES]
     for number, image in enumerate(np.stack(channels, axis=-1), start=1):
         Image.fromarray(image).save(folder / f"{name}_{number}.tif")
         blank = Image.new("L", (WIDTH, HEIGHT))
@@ -248,10 +248,10 @@ class BrightTumor(ReleasedModel):
             },
         }
 
-    def probabilities(self, slices: np.ndarray, step: Callable[[int], object]) -> np.ndarray:
+    def probabilities(self, slices: np.ndarray, on_progress: Callable[[int], object]) -> np.ndarray:
         bright = (slices[..., 1] > 145) & (slices[..., 0] < 120)
         below = np.concatenate([np.zeros_like(bright[:1]), bright[:-1]])
-        step(len(slices))
+        on_progress(len(slices))
         return np.where(bright & below.any(axis=(1, 2), keepdims=True), 0.9, 0.1).astype(np.float32)
 
 

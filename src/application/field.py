@@ -63,10 +63,10 @@ class Field(NamedTuple):
 
 
 def field_start(tissue: NDArray[np.bool_], n_pixels: int) -> int:
-    """Return the first of `n_pixels` along an axis, so that the field is centered on the tissue.
+    """Return the start of a field of `n_pixels` along an axis, centered on the tissue.
 
-    `tissue` has whether there is tissue at each position along the axis. If the axis is not longer
-    than the field, or there is no tissue, the field is centered on the axis.
+    `tissue` flags the positions along the axis that contain tissue. If the axis is not longer than
+    the field, or there is no tissue, the field is centered on the axis.
     """
     if n_pixels >= len(tissue) or not tissue.any():
         return -((n_pixels - len(tissue)) // 2)
@@ -89,7 +89,7 @@ def choose_field(
     else:
         rows = np.asarray(tissue.any(axis=(0, 2)))
         columns = np.asarray(tissue.any(axis=(0, 1)))
-        height, width = (round(field_of_view / each) for each in pixel)
+        height, width = (round(field_of_view / side) for side in pixel)
         top, left = field_start(rows, height), field_start(columns, width)
     side = min(pixel)
     squared = (height, width)

@@ -58,12 +58,12 @@ class ReleasedModel:
         return first, main, last
 
     def probabilities(
-        self, slices: NDArray[np.uint8], step: Callable[[int], object]
+        self, slices: NDArray[np.uint8], on_progress: Callable[[int], object]
     ) -> NDArray[np.float32]:
         """Return the probability of tumor, (N, S, S), of consecutive slices (N, S, S, 3).
 
         Slices are computed in chunks with one more slice at each end, because the network sees a
-        slice's neighbors. `step` is called with the number of slices that were just computed.
+        slice's neighbors. `on_progress` is called with the number of slices just computed.
         """
         found = []
         for begin in range(0, len(slices), CHUNK):
@@ -71,7 +71,7 @@ class ReleasedModel:
             first = max(begin - 1, 0)
             [output] = self.session.run(None, {self.input["name"]: slices[first : end + 1]})
             found.append(output[begin - first : end - first])
-            step(end - begin)
+            on_progress(end - begin)
         return np.concatenate(found)
 
     def stride(self, spacing: float) -> int:
@@ -87,7 +87,7 @@ class ReleasedModel:
                 patients = f"{n} test patients" if n > 1 else "one test patient"
                 mean = f"Dice {group['dice_patient_mean']:.3f}"
                 return f"{mean} in {patients} without {phrase}"
-        return f"accuracy unknown: no test patient was without {phrase}"
+        return f"accuracy unknown: no test patient lacked {phrase}"
 
 
 @lru_cache

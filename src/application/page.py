@@ -15,10 +15,13 @@ from page.wording import shown_sequences
 LONGEST = 320  # most pixels along a slice's longer side in the page
 
 
-def shown_size(found: Segmentation) -> tuple[int, int]:
+def shown_size(segmentation: Segmentation) -> tuple[int, int]:
     """Return the width and height of a slice in the page, in square pixels."""
-    _, pixel_height, pixel_width = found.voxel_size
-    height, width = found.mask.shape[1] * pixel_height, found.mask.shape[2] * pixel_width
+    _, pixel_height, pixel_width = segmentation.voxel_size
+    height, width = (
+        segmentation.mask.shape[1] * pixel_height,
+        segmentation.mask.shape[2] * pixel_width,
+    )
     finest = min(pixel_height, pixel_width)
     scale = min(1 / finest, LONGEST / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -46,31 +49,32 @@ def shown_slice(
 def area_in_words(n_pixels: int, square_millimeters: float | None) -> str:
     """Return the tumor area of a slice as text."""
     if not n_pixels:
-        return "no tumor"
+        return "No tumor"
     if square_millimeters is None:
-        return f"{n_pixels:,} pixels of tumor"
-    return f"{n_pixels * square_millimeters / 100:.1f} cm² of tumor"
+        return f"Tumor area: {n_pixels:,} px"
+    return f"Tumor area: {n_pixels * square_millimeters / 100:.1f} cm²"
 
 
-def write_page(path: Path, found: Segmentation, summary: dict[str, Any]) -> None:
+def write_page(path: Path, segmentation: Segmentation, summary: dict[str, Any]) -> None:
     """Write the page of a patient; `summary` is the content of result.json."""
-    size, areas = shown_size(found), found.mask.sum(axis=(1, 2)).tolist()
-    _, pixel_height, pixel_width = found.voxel_size
+    size, areas = shown_size(segmentation), segmentation.mask.sum(axis=(1, 2)).tolist()
+    _, pixel_height, pixel_width = segmentation.voxel_size
     pixel = None if summary["volume_ml"] is None else pixel_height * pixel_width
     slices = [
-        {"words": area_in_words(n_pixels, pixel)} | shown_slice(image, mask, size, found.copies)
-        for image, mask, n_pixels in zip(found.images, found.mask, areas, strict=True)
+        {"words": area_in_words(n_pixels, pixel)}
+        | shown_slice(image, mask, size, segmentation.copies)
+        for image, mask, n_pixels in zip(segmentation.images, segmentation.mask, areas, strict=True)
     ]
     text = (
         template_environment()
         .get_template("result.html")
         .render(
             summary=summary,
-            **shown_sequences(found.sequences),
+            **shown_sequences(segmentation.sequences),
             n_slices=len(slices),
             begin=int(np.argmax(areas)) if any(areas) else len(areas) // 2,
             steps=bars(areas, max(1, *areas)),
-            missing_channels=found.copies,
+            missing_channels=segmentation.copies,
             slices=script_json([slices]),
         )
     )

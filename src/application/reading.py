@@ -9,7 +9,7 @@ import numpy as np
 
 from application.model import ReleasedModel
 from pipeline.outputs import file_sha256
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, quantity
 from scans.cases import Candidate, Case
 from scans.dicom import DicomSeries, read_dicom
 from scans.names import SliceName
@@ -75,7 +75,7 @@ def read_slices(files: Sequence[Path], field_of_view: float, spacing: float) -> 
 def read_case(case: Case, model: ReleasedModel) -> Patient:
     """Return the patient of a case, and print which file is used for which sequence and why."""
     if case.slices:
-        print(f"{case.name}: {len(case.slices)} TIFF slices, each with all sequences")
+        print(f"{case.name}: {quantity(len(case.slices), 'TIFF slice')}, each with all sequences")
         field_of_view, spacing = model.input["field_of_view_mm"], model.input["slice_spacing_mm"]
         return read_slices(case.slices, field_of_view, spacing)
     chosen = case.choose(model.sequences)
@@ -89,7 +89,8 @@ def read_case(case: Case, model: ReleasedModel) -> Patient:
     for sequence, candidate in chosen.items():
         if candidate.recognized.guessed:
             notes.append(
-                f"{NAMES[sequence]} is guessed from the scan's times: {candidate.description}"
+                f"{NAMES[sequence]} was guessed from echo, repetition and inversion time: "
+                f"{candidate.description}"
             )
         try:
             series[sequence] = read_candidate(candidate)

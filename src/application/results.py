@@ -30,31 +30,31 @@ PREVIEW = 256  # pixels along each side of a slice in the preview
 OUTLINE = (255, 200, 0)  # RGB color of the outline
 
 
-def measure_tumor(found: Segmentation, patient: Patient) -> dict[str, Any]:
+def measure_tumor(segmentation: Segmentation, patient: Patient) -> dict[str, Any]:
     """Return volume, components and extent of a mask, in mL and mm; None if voxel size is unknown.
 
     `slices` are the numbers of the slices with tumor: those in the names of the data set's files,
     or else counted from 1, from the lowest slice.
     """
-    numbers = patient.numbers or list(range(1, len(found.mask) + 1))
-    _, sizes = components(found.mask, numbers)
-    milliliters = found.flair.voxel_volume / 1000
-    voxels = np.argwhere(found.mask)
+    numbers = patient.numbers or list(range(1, len(segmentation.mask) + 1))
+    _, sizes = components(segmentation.mask, numbers)
+    milliliters = segmentation.flair.voxel_volume / 1000
+    voxels = np.argwhere(segmentation.mask)
     extent = np.ptp(voxels, axis=0) + 1 if len(voxels) else np.zeros(3, dtype=np.int64)
     order = ("inferior_superior", "anterior_posterior", "right_left")
     measured = patient.measured
     return {
-        "n_voxels": int(found.mask.sum()),
-        "volume_ml": float(found.mask.sum() * milliliters) if measured else None,
+        "n_voxels": int(segmentation.mask.sum()),
+        "volume_ml": float(segmentation.mask.sum() * milliliters) if measured else None,
         "components": [
             {"n_voxels": int(n), "volume_ml": float(n * milliliters) if measured else None}
             for n in sorted(sizes.tolist(), reverse=True)
         ],
         "extent_mm": {
             name: float(n * size) if measured else None
-            for name, n, size in zip(order, extent, found.voxel_size, strict=True)
+            for name, n, size in zip(order, extent, segmentation.voxel_size, strict=True)
         },
-        "slices": sorted({numbers[int(at)] for at in voxels[:, 0]}),
+        "slices": sorted({numbers[int(index)] for index in voxels[:, 0]}),
     }
 
 
@@ -71,17 +71,17 @@ def preview_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.unique(np.linspace(first, last, N_PREVIEWED).round().astype(np.int64))
 
 
-def preview(found: Segmentation) -> Image.Image:
+def preview(segmentation: Segmentation) -> Image.Image:
     """Return a picture of nine FLAIR slices with the outline of the tumor."""
-    _, height, width = found.voxel_size
-    shape = (found.mask.shape[1] * height, found.mask.shape[2] * width)
+    _, height, width = segmentation.voxel_size
+    shape = (segmentation.mask.shape[1] * height, segmentation.mask.shape[2] * width)
     scale = PREVIEW / max(shape)
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
     sheet = Image.new("RGB", (3 * PREVIEW, 3 * PREVIEW))
-    for place, at in enumerate(preview_positions(found.mask)):
-        flair = Image.fromarray(found.images[at, ..., MAIN])
+    for place, index in enumerate(preview_positions(segmentation.mask)):
+        flair = Image.fromarray(segmentation.images[index, ..., MAIN])
         pixels = np.array(flair.resize(size, Image.Resampling.BILINEAR).convert("RGB"))
-        tumor = Image.fromarray(found.mask[at]).resize(size, Image.Resampling.NEAREST)
+        tumor = Image.fromarray(segmentation.mask[index]).resize(size, Image.Resampling.NEAREST)
         inside = np.pad(np.array(tumor), 1)
         core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
         pixels[inside[1:-1, 1:-1] & ~core] = OUTLINE
@@ -102,16 +102,16 @@ def result_identity(patient: Patient, model: ReleasedModel, threshold: float) ->
 
 
 def summarize(
-    name: str, patient: Patient, found: Segmentation, warning: str, identity: dict[str, Any]
+    name: str, patient: Patient, segmentation: Segmentation, warning: str, identity: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the content of result.json, except the run time."""
     return {
         "name": name,
         "warning": warning,
-        **measure_tumor(found, patient),
-        "voxel_mm": list(found.voxel_size) if patient.measured else None,
-        "warnings": [*patient.notes, *found.warnings],
-        "missing": list(found.missing),
+        **measure_tumor(segmentation, patient),
+        "voxel_mm": list(segmentation.voxel_size) if patient.measured else None,
+        "warnings": [*patient.notes, *segmentation.warnings],
+        "missing": list(segmentation.missing),
         **identity,
     }
 
@@ -136,11 +136,11 @@ def existing_summary(
         ) from None
     if foreign := sorted(names - set(WRITTEN)):
         raise Refusal(
-            f"{folder}: contains {', '.join(foreign[:5])} in addition to a result; move it, or "
-            "choose another --out"
+            f"{folder}: contains files that are not part of a result ({', '.join(foreign[:5])}); "
+            "move them, or choose another --out"
         )
     if digests != [entry["sha256"] for entry in identity["inputs"].values()]:
-        raise Refusal(f"{folder}: contains the result of other files; choose another --out")
+        raise Refusal(f"{folder}: contains the result of a different scan; choose another --out")
     needed = {"mask.nii.gz", "index.html"} | ({"probability.nii.gz"} if probability else set())
     is_complete = needed <= names and rounded(identity).items() <= summary.items()
     return summary if is_complete else None
@@ -149,7 +149,7 @@ def existing_summary(
 def write_results(
     folder: Path,
     patient: Patient,
-    found: Segmentation,
+    segmentation: Segmentation,
     summary: dict[str, Any],
     *,
     probability: bool,
@@ -163,7 +163,7 @@ def write_results(
     try:
         with replacing(*(folder / name for name in [*names, SUMMARY])) as partials:
             files = dict(zip([*names, SUMMARY], partials, strict=True))
-            write_files(files, patient, found, summary)
+            write_files(files, patient, segmentation, summary)
     except BaseException:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -173,34 +173,34 @@ def write_results(
 
 
 def write_files(
-    files: dict[str, Path], patient: Patient, found: Segmentation, summary: dict[str, Any]
+    files: dict[str, Path], patient: Patient, segmentation: Segmentation, summary: dict[str, Any]
 ) -> None:
     """Write each file of a result to its path."""
-    mask = found.axial.turn_back(found.mask).astype(np.uint8)
-    write_nifti(files["mask.nii.gz"], mask, found.flair)
+    mask = segmentation.axial.turn_back(segmentation.mask).astype(np.uint8)
+    write_nifti(files["mask.nii.gz"], mask, segmentation.flair)
     if "probability.nii.gz" in files:
-        values = PROBABILITIES.astype(np.float32)[found.axial.turn_back(found.levels)]
-        write_nifti(files["probability.nii.gz"], values, found.flair)
+        values = PROBABILITIES.astype(np.float32)[segmentation.axial.turn_back(segmentation.levels)]
+        write_nifti(files["probability.nii.gz"], values, segmentation.flair)
     if patient.is_dicom:
         from application.dicom_seg import write_segmentation  # here: highdicom is slow to load
 
         try:
-            write_segmentation(files["mask.dcm"], mask, found.flair, summary["model"])
+            write_segmentation(files["mask.dcm"], mask, segmentation.flair, summary["model"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # from highdicom
             raise Refusal(
-                f"{name_of(found.flair)}: cannot write a DICOM SEG for this series ({error}); "
-                "convert it to NIfTI with `dcm2niix` and segment that"
+                f"{name_of(segmentation.flair)}: cannot write a DICOM SEG for this series "
+                f"({error}); convert it to NIfTI with `dcm2niix` and segment that"
             ) from error
     if patient.numbers is not None:
-        write_tiffs(files["masks"], found)
-    preview(found).save(files["preview.png"])
-    write_page(files["index.html"], found, summary)
+        write_tiffs(files["masks"], segmentation)
+    preview(segmentation).save(files["preview.png"])
+    write_page(files["index.html"], segmentation, summary)
     files[SUMMARY].write_text(json_text(summary), encoding="utf-8")
 
 
-def write_tiffs(folder: Path, found: Segmentation) -> None:
+def write_tiffs(folder: Path, segmentation: Segmentation) -> None:
     """Write a mask for each slice, 0 and 255, named as in this project's data set."""
     folder.mkdir()
-    for path, mask in zip(found.flair.files, found.mask, strict=True):
+    for path, mask in zip(segmentation.flair.files, segmentation.mask, strict=True):
         image = Image.fromarray(mask.astype(np.uint8) * 255)
         image.save(folder / f"{path.stem}_mask.tif")

@@ -73,7 +73,7 @@ def normalized_slices(
 
 
 def slice_groups(numbers: Sequence[int], stride: int) -> list[NDArray[np.int64]]:
-    """Return groups of positions of slices; the network sees the slices of a group as neighbors.
+    """Group the positions of slices; the network sees the slices of a group as neighbors.
 
     A group has consecutive slice numbers without a gap, or every `stride`th of them if slices are
     thin, so that neighbors are as far apart as in training.
@@ -88,7 +88,7 @@ def predicted_levels(
     field: Field,
     model: ReleasedModel,
     groups: Sequence[NDArray[np.int64]],
-    step: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> NDArray[np.uint8]:
     """Return the encoded probabilities (D, H, W) of normalized slices (D, H, W, 3)."""
     image_size = model.input["image_size"]
@@ -96,11 +96,11 @@ def predicted_levels(
     levels = np.empty(images.shape[:3], dtype=np.uint8)
     for group in groups:
         inputs = np.stack([field.fitted(image, image_size) for image in field.cut(images[group])])
-        for at, probability in zip(group, model.probabilities(inputs, step), strict=True):
+        for index, probability in zip(group, model.probabilities(inputs, on_progress), strict=True):
             with np.errstate(divide="ignore"):
                 logits = np.log(probability) - np.log1p(-probability)
             logits = logits.clip(-MOST_LOGIT, MOST_LOGIT)
-            levels[at] = encode(field.restored(logits, height, width, image_size))
+            levels[index] = encode(field.restored(logits, height, width, image_size))
     return levels
 
 
@@ -110,7 +110,7 @@ def segment(
     *,
     numbers: Sequence[int] | None = None,
     threshold: float | None = None,
-    step: Callable[[int], object] = lambda _: None,
+    on_progress: Callable[[int], object] = lambda _: None,
 ) -> Segmentation:
     """Segment one patient; `series` has FLAIR and other available series by sequence.
 
@@ -126,7 +126,7 @@ def segment(
     del volumes  # to free memory
     numbers = list(numbers or range(len(images)))
     groups = slice_groups(numbers, model.stride(spacing))
-    levels = predicted_levels(images, field, model, groups, step)
+    levels = predicted_levels(images, field, model, groups, on_progress)
     share = model.description["component_share"]
     above = PROBABILITIES[levels] > (threshold or model.description["threshold"])
     mask = large_components(above, numbers, share=share)

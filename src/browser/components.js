@@ -1,7 +1,8 @@
 // Connected components of a volume, as in scans/volume.py.
 
 /**
- * Return the component labels of a mask (D, H, W), from 1, and the size of each. Faces connect voxels.
+ * Return the component labels of a mask (D, H, W), from 1, and the size of each. Voxels are connected
+ * through their faces.
  * @param {Uint8Array} mask
  */
 export function components(mask, depth, height, width) {
@@ -16,23 +17,23 @@ export function components(mask, depth, height, width) {
     pending.push(start);
     labels[start] = label;
     while (pending.length) {
-      const at = pending.pop();
+      const index = pending.pop();
       size++;
-      const x = at % width,
-        y = Math.floor(at / width) % height,
-        z = Math.floor(at / area);
+      const x = index % width,
+        y = Math.floor(index / width) % height,
+        z = Math.floor(index / area);
       const visit = (next) => {
         if (mask[next] && !labels[next]) {
           labels[next] = label;
           pending.push(next);
         }
       };
-      if (x > 0) visit(at - 1);
-      if (x < width - 1) visit(at + 1);
-      if (y > 0) visit(at - width);
-      if (y < height - 1) visit(at + width);
-      if (z > 0) visit(at - area);
-      if (z < depth - 1) visit(at + area);
+      if (x > 0) visit(index - 1);
+      if (x < width - 1) visit(index + 1);
+      if (y > 0) visit(index - width);
+      if (y < height - 1) visit(index + width);
+      if (z > 0) visit(index - area);
+      if (z < depth - 1) visit(index + area);
     }
     sizes.push(size);
   }

@@ -47,14 +47,14 @@ export function bars(areas) {
   return `M0 1${areas.map((n) => `V${(1 - n / highest).toFixed(3)}h1`).join("")}V1`;
 }
 
-/** Return one sequence of the slice `at`, drawn with `width` × `height` pixels, as a data URI. */
-function picture(result, at, channel, width, height) {
+/** Return one sequence of the slice `index`, drawn with `width` × `height` pixels, as a data URI. */
+function picture(result, index, channel, width, height) {
   const [, rows, columns] = result.shape;
   const small = document.createElement("canvas");
   small.width = columns;
   small.height = rows;
   const pixels = new ImageData(columns, rows);
-  const from = at * rows * columns;
+  const from = index * rows * columns;
   for (let k = 0; k < rows * columns; k++) {
     pixels.data.fill(result.images[3 * (from + k) + channel], 4 * k, 4 * k + 3);
     pixels.data[4 * k + 3] = 255;
@@ -82,9 +82,9 @@ export function squared(mask, rows, columns, height, width) {
 export class ShownSlice {
   #views = [];
 
-  constructor(result, at) {
+  constructor(result, index) {
     this.result = result;
-    this.at = at;
+    this.index = index;
     const [, rows, columns] = result.shape;
     const [, y, x] = result.voxel;
     this.size = [Math.round((columns * x) / Math.min(x, y)), Math.round((rows * y) / Math.min(x, y))];
@@ -93,21 +93,24 @@ export class ShownSlice {
   get views() {
     return SEQUENCES.map((name, channel) => {
       if (this.result.missing.includes(name)) return "";
-      return (this.#views[channel] ??= picture(this.result, this.at, channel, this.size[0], this.size[1]));
+      return (this.#views[channel] ??= picture(this.result, this.index, channel, this.size[0], this.size[1]));
     });
   }
 
   get paths() {
     const [, rows, columns] = this.result.shape;
     const [width, height] = this.size;
-    const stored = this.result.now.mask.subarray(this.at * rows * columns, (this.at + 1) * rows * columns);
+    const stored = this.result.now.mask.subarray(
+      this.index * rows * columns,
+      (this.index + 1) * rows * columns,
+    );
     const mask = squared(stored, rows, columns, height, width);
     return { prediction: outline(mask, height, width), right: area(mask, height, width) };
   }
 
   get words() {
-    const n = this.result.now.areas[this.at];
+    const n = this.result.now.areas[this.index];
     const [, y, x] = this.result.voxel;
-    return n ? `${((n * x * y) / 100).toFixed(1)} cm² of tumor` : "no tumor";
+    return n ? `Tumor area: ${((n * x * y) / 100).toFixed(1)} cm²` : "No tumor";
   }
 }

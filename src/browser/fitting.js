@@ -50,8 +50,8 @@ export function reduce(pixels, height, width, channels, factorY, factorX) {
 function weights(nIn, nOut, length) {
   const scale = length / nOut;
   const filterScale = Math.max(scale, 1);
-  return Array.from({ length: nOut }, (_, at) => {
-    const center = (at + 0.5) * scale;
+  return Array.from({ length: nOut }, (_, index) => {
+    const center = (index + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - filterScale + 0.5));
     const end = Math.min(nIn, Math.trunc(center + filterScale + 0.5));
     const found = [];
@@ -64,7 +64,7 @@ function weights(nIn, nOut, length) {
 }
 
 /**
- * Scale pixels (H, W, C) with a triangle filter, with antialiasing if they get fewer.
+ * Resize pixels (H, W, C) with a triangle filter; downscaling is antialiased.
  * `box` is the height and width of the part of the input to use; they need not be integers.
  */
 export function resize(pixels, height, width, channels, newHeight, newWidth, box = [height, width]) {
@@ -128,8 +128,8 @@ export function fit(pixels, height, width, channels, imageSize) {
 
 /** Return for each of `nOut` positions its two input neighbors, and the weight of the second. */
 function interpolation(nOut, nIn) {
-  return Array.from({ length: nOut }, (_, at) => {
-    const position = Math.min(Math.max(((at + 0.5) * nIn) / nOut - 0.5, 0), nIn - 1);
+  return Array.from({ length: nOut }, (_, index) => {
+    const position = Math.min(Math.max(((index + 0.5) * nIn) / nOut - 0.5, 0), nIn - 1);
     const below = Math.floor(position);
     return { below, above: Math.min(below + 1, nIn - 1), weight: position - below };
   });

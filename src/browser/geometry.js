@@ -82,11 +82,11 @@ function eachVoxel(shape, axial, visit) {
   const steps = axial.axes.map((axis, k) => (axial.flips[k] ? -step[axis] : step[axis]));
   const begins = axial.axes.map((axis, k) => (axial.flips[k] ? step[axis] * (shape[axis] - 1) : 0));
   const begin = begins[0] + begins[1] + begins[2];
-  let at = 0;
+  let position = 0;
   for (let z = 0; z < depth; z++) {
     for (let y = 0; y < height; y++) {
       let index = begin + z * steps[0] + y * steps[1];
-      for (let x = 0; x < width; x++, index += steps[2]) visit(at++, index);
+      for (let x = 0; x < width; x++, index += steps[2]) visit(position++, index);
     }
   }
 }
@@ -94,8 +94,8 @@ function eachVoxel(shape, axial, visit) {
 /** Return the axial slices of a volume, as an array of the same type. */
 export function turn(values, shape, axial) {
   const out = new values.constructor(values.length);
-  eachVoxel(shape, axial, (at, index) => {
-    out[at] = values[index];
+  eachVoxel(shape, axial, (position, index) => {
+    out[position] = values[index];
   });
   return out;
 }
@@ -103,8 +103,8 @@ export function turn(values, shape, axial) {
 /** Return axial slices in the orientation of the volume. */
 export function turnBack(slices, shape, axial) {
   const out = new slices.constructor(slices.length);
-  eachVoxel(shape, axial, (at, index) => {
-    out[index] = slices[at];
+  eachVoxel(shape, axial, (position, index) => {
+    out[index] = slices[position];
   });
   return out;
 }
@@ -147,10 +147,10 @@ export function resampled(volume, reference) {
   const [mx, my, mz] = reference.shape;
   const out = new Float32Array(mx * my * mz);
   let outside = 0,
-    at = 0;
+    index = 0;
   for (let k = 0; k < mz; k++) {
     for (let j = 0; j < my; j++) {
-      for (let i = 0; i < mx; i++, at++) {
+      for (let i = 0; i < mx; i++, index++) {
         const [x, y, z] = linear.map((row, r) => row[0] * i + row[1] * j + row[2] * k + offset[r]);
         if (x < -1 || y < -1 || z < -1 || x > nx || y > ny || z > nz) {
           outside++;
@@ -176,7 +176,7 @@ export function resampled(volume, reference) {
           return volume.values[base + x0] * (1 - u) + volume.values[base + x1] * u;
         };
         const plane = (k0) => row(y0, k0) * (1 - v) + row(y1, k0) * v;
-        out[at] = plane(z0) * (1 - w) + plane(z1) * w;
+        out[index] = plane(z0) * (1 - w) + plane(z1) * w;
       }
     }
   }
@@ -184,8 +184,8 @@ export function resampled(volume, reference) {
 }
 
 /**
- * Return the first of `n` pixels along an axis, so that they are centered on the tissue, or on the
- * axis if it has at most `n` pixels or no tissue.
+ * Return the start of a field of `n` pixels along an axis, centered on the tissue, or on the axis if
+ * the axis is not longer than the field or there is no tissue.
  */
 function fieldStart(tissue, n) {
   const first = tissue.indexOf(true),
@@ -204,10 +204,10 @@ export function chooseField(tissue, [depth, height, width], pixel, fieldOfView) 
   if (Math.abs(longer / fieldOfView - 1) > AS_TRAINED) {
     const rows = new Array(height).fill(false),
       columns = new Array(width).fill(false);
-    for (let at = 0; at < tissue.length; at++) {
-      if (tissue[at]) {
-        columns[at % width] = true;
-        rows[Math.floor(at / width) % height] = true;
+    for (let index = 0; index < tissue.length; index++) {
+      if (tissue[index]) {
+        columns[index % width] = true;
+        rows[Math.floor(index / width) % height] = true;
       }
     }
     field.height = roundHalfEven(fieldOfView / pixel[0]);

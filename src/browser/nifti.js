@@ -64,12 +64,15 @@ function fromSizes(sizes, shape) {
 }
 
 /** Return the largest difference along an axis, in mm, between a volume's corners under two affines. */
-function cornerDistance(one, other, shape) {
+function cornerDistance(first, second, shape) {
   let most = 0;
   for (let corner = 0; corner < 8; corner++) {
     const index = [...shape.map((n, axis) => ((corner >> axis) & 1 ? n - 1 : 0)), 1];
     for (let row = 0; row < 3; row++) {
-      const shift = index.reduce((sum, at, k) => sum + (one[row][k] - other[row][k]) * at, 0);
+      const shift = index.reduce(
+        (sum, coordinate, k) => sum + (first[row][k] - second[row][k]) * coordinate,
+        0,
+      );
       most = Math.max(most, Math.abs(shift));
     }
   }
@@ -78,9 +81,9 @@ function cornerDistance(one, other, shape) {
 
 /** Return the affine of a header, preferring sform to qform, and warnings about it. */
 function affineOf(view, little, shape, name) {
-  const number = (at) => view.getFloat32(at, little);
-  const sizes = [80, 84, 88].map((at) => Math.abs(number(at)) || 1);
-  const [hasQform, hasSform] = [252, 254].map((at) => view.getInt16(at, little) > 0);
+  const number = (offset) => view.getFloat32(offset, little);
+  const sizes = [80, 84, 88].map((offset) => Math.abs(number(offset)) || 1);
+  const [hasQform, hasSform] = [252, 254].map((offset) => view.getInt16(offset, little) > 0);
   const notes = [];
   if (!hasQform && !hasSform) {
     notes.push(
@@ -96,7 +99,9 @@ function affineOf(view, little, shape, name) {
   }
   const affine = hasSform ? sform(number) : hasQform ? qform(number, sizes) : fromSizes(sizes, shape);
   if (!affine.flat().every(Number.isFinite) || Math.abs(determinant(affine)) < 1e-12) {
-    throw new Unsuitable(`${name}: the affine in its header is invalid or places all voxels in one plane`);
+    throw new Unsuitable(
+      `${name}: the affine in its header is invalid or places all voxels in one plane; correct the header or convert the scan again`,
+    );
   }
   return { affine, notes };
 }
@@ -121,22 +126,27 @@ function isLittle(bytes, view, name) {
 
 /** Return the three lengths of a volume; throw an error if it is not one volume. */
 function shapeOf(view, little, name) {
-  let shape = Array.from({ length: view.getInt16(40, little) }, (_, k) => view.getInt16(42 + 2 * k, little));
+  const stored = Array.from({ length: view.getInt16(40, little) }, (_, k) =>
+    view.getInt16(42 + 2 * k, little),
+  );
+  let shape = stored;
   while (shape.length > 3 && shape.at(-1) === 1) shape = shape.slice(0, -1);
-  if (shape.length > 3) {
+  if (shape.length !== 3 || shape.some((n) => n < 1)) {
+    const several = shape.length > 3 ? ", as in a dynamic or diffusion scan" : "";
     throw new Unsuitable(
-      `${name}: ${shape.length}-D, several volumes, as in a dynamic or diffusion scan; use a file with one ` +
-        "3-D volume",
+      `${name}: expected one 3-D volume, found shape (${stored.join(", ")})${several}; use a file with one 3-D volume`,
     );
   }
-  if (shape.length < 3 || shape.some((n) => n < 1)) throw new Unsuitable(`${name}: not a volume`);
   return shape;
 }
 
 /** Return the scaled values of a volume, and the number of NaN and infinite ones, replaced by 0. */
 function valuesOf(bytes, view, little, n, name) {
   const type = view.getInt16(70, little);
-  if (!TYPES[type]) throw new Unsuitable(`${name}: its values are not one real number per voxel`);
+  if (!TYPES[type])
+    throw new Unsuitable(
+      `${name}: its values are not one real number per voxel; convert it to one real value per voxel`,
+    );
   const [width, get, Values] = TYPES[type];
   const begin = Math.trunc(view.getFloat32(108, little));
   if (begin + n * width > bytes.length) throw new Unsuitable(`${name}: damaged, values are missing`);

@@ -7,9 +7,9 @@ import { measured } from "./result.js";
 import { NAMES, SEQUENCES } from "./segmentation.js";
 import { sequenceOf } from "./sequences.js";
 
-const by = (id) => /** @type {any} */ (document.getElementById(id));
-const description = JSON.parse(by("description").textContent);
-const words = JSON.parse(by("words").textContent);
+const element = (id) => /** @type {any} */ (document.getElementById(id));
+const description = JSON.parse(element("description").textContent);
+const words = JSON.parse(element("words").textContent);
 const card = /** @type {HTMLElement} */ (document.querySelector(".card"));
 const slider = /** @type {HTMLInputElement} */ (card.querySelector("[type=range]"));
 const shown = [[]]; // the viewer's slices
@@ -21,48 +21,48 @@ let result = null;
 let redraw = null;
 
 function showStatus(text, isError = false) {
-  by("status").textContent = text;
-  by("status").classList.toggle("warning", isError);
+  element("status").textContent = text;
+  element("status").classList.toggle("warning", isError);
 }
 
 function listFiles() {
-  const rows = chosen.map((each, at) => {
-    const row = by("file-row").content.cloneNode(true);
-    row.querySelector(".name").textContent = each.file.name;
+  const rows = chosen.map((entry, index) => {
+    const row = element("file-row").content.cloneNode(true);
+    row.querySelector(".name").textContent = entry.file.name;
     const select = row.querySelector("select");
-    select.value = each.sequence ?? "";
-    select.setAttribute("aria-label", `Sequence of ${each.file.name}`);
+    select.value = entry.sequence ?? "";
+    select.setAttribute("aria-label", `Sequence of ${entry.file.name}`);
     select.addEventListener("change", () => {
-      each.sequence = select.value || null;
-      by("result").hidden = true;
+      entry.sequence = select.value || null;
+      element("result").hidden = true;
       checkChosen();
     });
     const button = row.querySelector("button");
-    button.setAttribute("aria-label", `Remove ${each.file.name}`);
+    button.setAttribute("aria-label", `Remove ${entry.file.name}`);
     button.addEventListener("click", () => {
-      chosen.splice(at, 1);
+      chosen.splice(index, 1);
       listFiles();
-      const next = by("files").querySelectorAll("button")[Math.min(at, chosen.length - 1)];
-      (next ?? by("choose")).focus();
+      const next = element("files").querySelectorAll("button")[Math.min(index, chosen.length - 1)];
+      (next ?? element("choose")).focus();
     });
     return row;
   });
-  by("files").replaceChildren(...rows);
-  by("chosen").hidden = !chosen.length;
-  by("result").hidden = true;
+  element("files").replaceChildren(...rows);
+  element("chosen").hidden = !chosen.length;
+  element("result").hidden = true;
   checkChosen();
   if (chosen.length) startWorker();
 }
 
 /** Enable the button once FLAIR is chosen and no sequence is chosen twice; show what to do until then. */
 function checkChosen() {
-  const count = (sequence) => chosen.filter((each) => each.sequence === sequence).length;
+  const count = (sequence) => chosen.filter((entry) => entry.sequence === sequence).length;
   const repeated = SEQUENCES.find((sequence) => count(sequence) > 1);
   const ready = count("flair") === 1 && !repeated;
-  by("segment").disabled = !ready;
+  element("segment").disabled = !ready;
   if (!chosen.length) showStatus("");
   else if (repeated) showStatus(`Two files are ${NAMES[repeated]}: set one of them to “not used”.`, true);
-  else if (!ready) showStatus("Select the file that is FLAIR: the model needs it.", true);
+  else if (!ready) showStatus("The model needs FLAIR: mark the file that is FLAIR.", true);
   else showStatus("Ready.");
 }
 
@@ -80,7 +80,10 @@ function addFiles(/** @type {File[]} */ files) {
   if (images.length) listFiles();
   if (!ignored.length) return;
   const hint = images.length ? "" : " To convert DICOM to NIfTI, use dcm2niix.";
-  showStatus(`Ignored because not NIfTI (.nii or .nii.gz): ${ignored.join(", ")}.${hint}`, true);
+  showStatus(
+    `These files were ignored because they are not NIfTI (.nii or .nii.gz): ${ignored.join(", ")}.${hint}`,
+    true,
+  );
 }
 
 /** Start the worker before it is needed, because it takes seconds to load the model. */
@@ -89,17 +92,17 @@ function startWorker() {
 }
 
 function newWorker() {
-  const code = new Blob([by("worker").textContent], { type: "text/javascript" });
+  const code = new Blob([element("worker").textContent], { type: "text/javascript" });
   const address = URL.createObjectURL(code);
   const started = new Worker(address);
   URL.revokeObjectURL(address);
-  started.postMessage({ runtime: by("runtime").textContent, model: by("model").textContent });
+  started.postMessage({ runtime: element("runtime").textContent, model: element("model").textContent });
   return started;
 }
 
 function setBusy(isBusy) {
-  by("progress").hidden = !isBusy;
-  for (const id of ["chosen", "example", "choose"]) by(id).disabled = isBusy;
+  element("progress").hidden = !isBusy;
+  for (const id of ["chosen", "example", "choose"]) element(id).disabled = isBusy;
 }
 
 /** Leave the busy state. The focus moves to the next step, because the cancel button is now hidden. */
@@ -107,24 +110,24 @@ function finish(text, isError = false) {
   setBusy(false);
   checkChosen();
   showStatus(text, isError);
-  (by("segment").disabled ? by("choose") : by("segment")).focus();
+  (element("segment").disabled ? element("choose") : element("segment")).focus();
 }
 
 function segmentChosen() {
-  const used = chosen.filter((each) => each.sequence);
-  const files = Object.fromEntries(used.map((each) => [each.sequence, each.file]));
-  by("result").hidden = true;
-  by("bar").removeAttribute("value");
-  by("done").textContent = "";
+  const used = chosen.filter((entry) => entry.sequence);
+  const files = Object.fromEntries(used.map((entry) => [entry.sequence, entry.file]));
+  element("result").hidden = true;
+  element("bar").removeAttribute("value");
+  element("done").textContent = "";
   setBusy(true);
-  by("cancel").focus();
+  element("cancel").focus();
   showStatus("Segmenting …");
   startWorker();
   worker.onmessage = ({ data }) => {
     if (data.n) {
-      by("bar").max = data.n;
-      by("bar").value = data.done;
-      by("done").textContent = `Slice ${data.at + 1}, ${data.done} of ${data.n}`;
+      element("bar").max = data.n;
+      element("bar").value = data.done;
+      element("done").textContent = `${data.done} of ${data.n} slices done`;
       return;
     }
     if (data.isBroken) stopWorker();
@@ -146,19 +149,19 @@ function stopWorker() {
 
 function cancel() {
   stopWorker();
-  finish("Cancelled.");
+  finish("Canceled.");
 }
 
 /** Measure and draw the tumor at the current threshold. */
 function update() {
-  const threshold = Number(by("threshold").value);
+  const threshold = Number(element("threshold").value);
   result.now = measured(result, threshold, description.component_share);
   const { areas, sizes, nVoxels, milliliters } = result.now;
-  by("volume").textContent = `${milliliters.toFixed(1)} mL`;
-  by("voxels").textContent = `${nVoxels.toLocaleString("en")} voxels`;
-  by("parts").textContent = sizes.length;
-  by("marked").textContent = areas.filter(Boolean).length;
-  by("threshold-value").textContent = threshold.toFixed(2);
+  element("volume").textContent = `${milliliters.toFixed(1)} mL`;
+  element("voxels").textContent = `${nVoxels.toLocaleString("en")} voxels`;
+  element("parts").textContent = sizes.length;
+  element("marked").textContent = areas.filter(Boolean).length;
+  element("threshold-value").textContent = threshold.toFixed(2);
   card.querySelector(".areas .filled").setAttribute("d", bars(areas));
   showStatus(nVoxels ? "Done." : "Done: no tumor found.");
   redraw?.(card);
@@ -175,13 +178,13 @@ function scheduleUpdate() {
   });
 }
 
-function showResult({ found, scan }) {
-  const { file } = chosen.find((each) => each.sequence === "flair");
+function showResult({ result: found, scan }) {
+  const { file } = chosen.find((entry) => entry.sequence === "flair");
   result = { ...found, scan, name: file.name };
-  by("shown").textContent = file.name;
+  element("shown").textContent = file.name;
   const [depth] = result.shape;
-  by("threshold").value = description.threshold;
-  by("of").textContent = `of ${depth}`;
+  element("threshold").value = description.threshold;
+  element("of").textContent = `of ${depth}`;
   slider.max = String(depth - 1);
   card.querySelector(".areas").setAttribute("viewBox", `0 0 ${depth} 1`);
   card.dataset.missing = result.missing.map((name) => SEQUENCES.indexOf(name)).join(" ");
@@ -191,16 +194,16 @@ function showResult({ found, scan }) {
     line.textContent = text;
     return line;
   });
-  by("warnings").replaceChildren(...lines);
-  shown[0] = Array.from({ length: depth }, (_, at) => new ShownSlice(result, at));
-  by("result").hidden = false;
+  element("warnings").replaceChildren(...lines);
+  shown[0] = Array.from({ length: depth }, (_, index) => new ShownSlice(result, index));
+  element("result").hidden = false;
   update();
   const { areas } = result.now;
   const largest = areas.indexOf(Math.max(...areas));
   slider.value = String(areas[largest] ? largest : Math.floor(depth / 2));
-  redraw ??= startViewer(by("gallery"), shown);
+  redraw ??= startViewer(element("gallery"), shown);
   redraw(card);
-  by("result").scrollIntoView({ block: "start" });
+  element("result").scrollIntoView({ block: "start" });
   slider.focus({ preventScroll: true });
 }
 
@@ -213,27 +216,29 @@ async function save() {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it after a delay
 }
 
-by("input").addEventListener("change", () => {
-  addFiles([...by("input").files]);
-  by("input").value = "";
+element("input").addEventListener("change", () => {
+  addFiles([...element("input").files]);
+  element("input").value = "";
 });
-by("choose").addEventListener("click", () => by("input").click());
-by("example").addEventListener("click", () => {
+element("choose").addEventListener("click", () => element("input").click());
+element("example").addEventListener("click", () => {
   chosen.length = 0;
   addFiles(exampleFiles());
   segmentChosen();
 });
-by("segment").addEventListener("click", segmentChosen);
-by("cancel").addEventListener("click", cancel);
-by("threshold").addEventListener("input", scheduleUpdate);
-by("opacity").addEventListener("input", () => by("gallery").style.setProperty("--fill", by("opacity").value));
-by("save").addEventListener("click", save);
+element("segment").addEventListener("click", segmentChosen);
+element("cancel").addEventListener("click", cancel);
+element("threshold").addEventListener("input", scheduleUpdate);
+element("opacity").addEventListener("input", () =>
+  element("gallery").style.setProperty("--fill", element("opacity").value),
+);
+element("save").addEventListener("click", save);
 for (const kind of ["dragover", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
-    by("drop").classList.toggle("dragged", kind === "dragover");
+    element("drop").classList.toggle("dragged", kind === "dragover");
     const files = /** @type {DragEvent} */ (event).dataTransfer?.files ?? [];
-    if (kind === "drop" && files.length && by("progress").hidden) addFiles([...files]);
+    if (kind === "drop" && files.length && element("progress").hidden) addFiles([...files]);
   });
 }
-document.addEventListener("dragleave", () => by("drop").classList.remove("dragged"));
+document.addEventListener("dragleave", () => element("drop").classList.remove("dragged"));

@@ -29,11 +29,11 @@ function randomNumbers(seed) {
  */
 function slicesOf([brain, rim, fluid, tumor, scalp], random) {
   const out = new Int16Array(DEPTH * SIDE * SIDE);
-  let at = 0;
+  let index = 0;
   for (let z = 0; z < DEPTH; z++) {
     const shrunk = Math.sqrt(Math.max(0.05, 1 - ((z - 8) / 22) ** 2));
     for (let y = 0; y < SIDE; y++) {
-      for (let x = 0; x < SIDE; x++, at++) {
+      for (let x = 0; x < SIDE; x++, index++) {
         const radius = Math.hypot((y - 64) / (56 * shrunk), (x - 64) / (45 * shrunk));
         const noise = random() + random() + random() - 1.5;
         let value = 10 * Math.abs(noise);
@@ -48,14 +48,14 @@ function slicesOf([brain, rim, fluid, tumor, scalp], random) {
           value = value * (1 - share) + tumor * share + 8 * noise;
         } else if (radius <= 0.94) value += 30;
         else if (radius <= 1) value += scalp;
-        out[at] = Math.max(0, Math.round(value));
+        out[index] = Math.max(0, Math.round(value));
       }
     }
   }
   return out;
 }
 
-/** Return the example as NIfTI files, like files that somebody drops on the page. */
+/** Return the example as NIfTI files, as if the user had dropped them on the page. */
 export function exampleFiles() {
   const random = randomNumbers(SEED);
   return Object.entries(KINDS).map(([name, kind]) => {

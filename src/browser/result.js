@@ -13,9 +13,9 @@ export function measured({ levels, shape, milliliters }, threshold, share) {
   const above = new Uint8Array(levels.length);
   for (let k = 0; k < levels.length; k++) above[k] = levels[k] >= least ? 1 : 0;
   const { mask, sizes } = largeComponents(above, depth, height, width, share);
-  const areas = Array.from({ length: depth }, (_, at) => {
+  const areas = Array.from({ length: depth }, (_, index) => {
     let n = 0;
-    for (let k = at * height * width; k < (at + 1) * height * width; k++) n += mask[k];
+    for (let k = index * height * width; k < (index + 1) * height * width; k++) n += mask[k];
     return n;
   });
   const nVoxels = areas.reduce((sum, n) => sum + n, 0);

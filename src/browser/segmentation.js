@@ -45,12 +45,14 @@ function checkedValues(series, warnings) {
     if (value < lowest) lowest = value;
   }
   if (seen.size <= FEW_VALUES)
-    throw new Unsuitable(`${series.name}: only ${seen.size} distinct values; is it a mask, not a scan?`);
+    throw new Unsuitable(
+      `${series.name}: only ${seen.size} distinct value${seen.size === 1 ? "" : "s"}: it seems to be a mask; use a scan`,
+    );
   if (negative / values.length <= NEGATIVE) return values;
   const hasBackground = zeros / values.length > BACKGROUND;
-  const black = hasBackground ? ", and all zeros are" : ", is";
+  const black = hasBackground ? "and all zeros are" : "is";
   warnings.push(
-    `${series.name}: has negative intensities; the lowest, ${Number(lowest.toPrecision(6))}${black} treated as black`,
+    `${series.name}: negative intensities: the lowest value (${Number(lowest.toPrecision(6))}) ${black} treated as black`,
   );
   return Float32Array.from(values, (value) => (hasBackground && value === 0 ? 0 : value - lowest));
 }
@@ -62,7 +64,9 @@ function onOneGrid(series, warnings) {
     const sizes = voxelSizes(flair.affine)
       .map((size) => Number(size.toPrecision(6)))
       .join(" × ");
-    throw new Unsuitable(`${flair.name}: voxels of ${sizes} mm; is the header in mm?`);
+    throw new Unsuitable(
+      `${flair.name}: implausible voxel size (${sizes} mm); correct the units in the header`,
+    );
   }
   const plane = wrongPlane(flair.affine);
   if (plane) {
@@ -73,14 +77,14 @@ function onOneGrid(series, warnings) {
   }
   const axial = axialOf(flair.affine);
   const volumes = {};
-  for (const [sequence, each] of Object.entries(series)) {
-    warnings.push(...each.notes);
+  for (const [sequence, volume] of Object.entries(series)) {
+    warnings.push(...volume.notes);
     let values, covered;
     try {
-      ({ values, covered } = resampled({ ...each, values: checkedValues(each, warnings) }, flair));
+      ({ values, covered } = resampled({ ...volume, values: checkedValues(volume, warnings) }, flair));
       if (covered < LEAST_COVERED) {
         throw new Unsuitable(
-          `${each.name} covers only ${percent(covered)} of ${flair.name}: is it from the same examination?`,
+          `${volume.name} covers only ${percent(covered)} of ${flair.name}; use scans of the same examination`,
         );
       }
     } catch (error) {
@@ -89,9 +93,11 @@ function onOneGrid(series, warnings) {
       continue;
     }
     if (covered < COVERED)
-      warnings.push(`${NAMES[sequence]} covers ${percent(covered)} of FLAIR's grid; elsewhere it is 0`);
+      warnings.push(
+        `${NAMES[sequence]} covers only ${percent(covered)} of FLAIR's grid; the other voxels are set to 0`,
+      );
     volumes[sequence] = turn(values, flair.shape, axial);
-    each.values = null; // to free memory
+    volume.values = null; // to free memory
   }
   const sizes = voxelSizes(flair.affine);
   return {
@@ -120,11 +126,11 @@ function inField(volume, [depth, height, width], field) {
   const { rowBegin, rowEnd, columnBegin, columnEnd } = within(field, height, width);
   const nColumns = columnEnd - columnBegin;
   const found = new volume.constructor(depth * (rowEnd - rowBegin) * nColumns);
-  let at = 0;
+  let index = 0;
   for (let z = 0; z < depth; z++) {
-    for (let y = rowBegin; y < rowEnd; y++, at += nColumns) {
+    for (let y = rowBegin; y < rowEnd; y++, index += nColumns) {
       const from = (z * height + y) * width + columnBegin;
-      found.set(volume.subarray(from, from + nColumns), at);
+      found.set(volume.subarray(from, from + nColumns), index);
     }
   }
   return { values: found, beyond: depth * field.height * field.width - found.length };
@@ -157,14 +163,14 @@ function normalizedSlices(volumes, shape, field, normalize, warnings) {
 }
 
 /**
- * Return the field of the slice `at` as the network takes it, (S, S, 3).
- * @param images @param at @param {number[]} shape (D, H, W)
+ * Return the field of the slice `index` as the network takes it, (S, S, 3).
+ * @param images @param index @param {number[]} shape (D, H, W)
  */
-function networkInput(images, at, [, height, width], field, imageSize) {
+function networkInput(images, index, [, height, width], field, imageSize) {
   const cut = new Uint8Array(field.height * field.width * 3);
   const { rowBegin, rowEnd, columnBegin, columnEnd } = within(field, height, width);
   for (let y = rowBegin; y < rowEnd; y++) {
-    const from = 3 * ((at * height + y) * width + columnBegin);
+    const from = 3 * ((index * height + y) * width + columnBegin);
     const row = images.subarray(from, from + 3 * (columnEnd - columnBegin));
     cut.set(row, 3 * ((y - field.top) * field.width + columnBegin - field.left));
   }
@@ -215,11 +221,11 @@ function describeScan({ flair, images, tissue, shape, voxel, field }) {
   const { rowBegin, rowEnd, columnBegin, columnEnd } = within(field, height, width);
   let all = 0,
     outside = 0;
-  for (let at = 0; at < tissue.length; at++) {
-    if (!tissue[at]) continue;
+  for (let index = 0; index < tissue.length; index++) {
+    if (!tissue[index]) continue;
     all++;
-    const x = at % width,
-      y = Math.floor(at / width) % height;
+    const x = index % width,
+      y = Math.floor(index / width) % height;
     if (x < columnBegin || x >= columnEnd || y < rowBegin || y >= rowEnd) outside++;
   }
   if (outside > CROPPED * all) {
@@ -238,8 +244,8 @@ function describeScan({ flair, images, tissue, shape, voxel, field }) {
 /** Return the test score of patients without these sequences, as a phrase. */
 function scoreWithout(missing, description) {
   const phrase = missing.length === 2 ? "pre and post-contrast" : missing[0].replace("_", "-");
-  const group = description.test.by_missing_sequence.find((each) => each.missing === phrase);
-  if (!group) return `accuracy unknown: no test patient was without ${phrase}`;
+  const group = description.test.by_missing_sequence.find((candidate) => candidate.missing === phrase);
+  if (!group) return `accuracy unknown: no test patient lacked ${phrase}`;
   const patients = group.n_patients > 1 ? `${group.n_patients} test patients` : "one test patient";
   return `Dice ${group.dice_patient_mean.toFixed(3)} in ${patients} without ${phrase}`;
 }
@@ -249,14 +255,14 @@ function scoreWithout(missing, description) {
  * sees every `stride`th slice as neighbors, so that neighbors are as far apart as in training.
  * @param {Uint8Array} images @param {number[]} shape
  */
-async function predictedLevels(images, shape, field, imageSize, stride, run, step) {
+async function predictedLevels(images, shape, field, imageSize, stride, run, onProgress) {
   const [depth, height, width] = shape;
   const size = paddedSize(imageSize);
   const area = size * size;
   const levels = new Uint8Array(depth * height * width);
   for (let first = 0; first < Math.min(stride, depth); first++) {
     const group = [];
-    for (let at = first; at < depth; at += stride) group.push(at);
+    for (let index = first; index < depth; index += stride) group.push(index);
     for (let begin = 0; begin < group.length; begin += CHUNK) {
       const end = Math.min(begin + CHUNK, group.length);
       const from = Math.max(begin - 1, 0); // one more slice at each end, because the network sees neighbors
@@ -270,7 +276,7 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
         const output = outputs.subarray(area * (k - from), area * (k - from + 1));
         const out = levels.subarray(group[k] * height * width, (group[k] + 1) * height * width);
         encodeLevels(output, size, shape, field, imageSize, out);
-        step(group[k], depth);
+        onProgress(group[k], depth);
       }
     }
   }
@@ -280,9 +286,9 @@ async function predictedLevels(images, shape, field, imageSize, stride, run, ste
 /**
  * Segment one patient. `series` has FLAIR and other available series, as readNifti returns them.
  * `run` takes slices (n, S, S, 3) and returns a promise of probabilities (n, S, S).
- * @param {(at: number, n: number) => void} step called after each slice with its position and their number
+ * @param {(index: number, n: number) => void} onProgress called after each slice with its position and their number
  */
-export async function segment(series, description, run, step = () => {}) {
+export async function segment(series, description, run, onProgress = () => {}) {
   const warnings = [];
   let { volumes, axial, shape, voxel } = onOneGrid(series, warnings);
   const { image_size: imageSize, field_of_view_mm: fieldOfView, slice_spacing_mm: apart } = description.input;
@@ -294,7 +300,7 @@ export async function segment(series, description, run, step = () => {}) {
   const { images, missing } = normalizedSlices(volumes, shape, field, description.input.normalize, warnings);
   volumes = null; // to free memory
   const stride = Math.max(1, roundHalfEven(apart / voxel[0]));
-  const levels = await predictedLevels(images, shape, field, imageSize, stride, run, step);
+  const levels = await predictedLevels(images, shape, field, imageSize, stride, run, onProgress);
   if (missing.length) {
     const names = missing.map((name) => NAMES[name]).join(" and ");
     warnings.push(

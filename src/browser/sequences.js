@@ -40,8 +40,8 @@ function bidsSequence(stem, words) {
 }
 
 /**
- * Return the sequence that the name of a NIfTI file says it has: "" if the page does not use it, null
- * if the name does not say.
+ * Return the sequence that the name of a NIfTI file indicates: "" if the page does not use it, null if
+ * the name does not indicate one.
  * @param {string} name @param {Words} words @returns {string | null}
  */
 export function sequenceOf(name, words) {
@@ -50,8 +50,8 @@ export function sequenceOf(name, words) {
   if (fromBids !== undefined) return fromBids;
   const found = wordsOf(stem, words);
   const first = (known) => {
-    const at = found.findIndex((word) => known.includes(word));
-    return at < 0 ? found.length : at;
+    const index = found.findIndex((word) => known.includes(word));
+    return index < 0 ? found.length : index;
   };
   if (first(words.no_scan) < found.length) return "";
   const flair = first(words.flair),

@@ -11,12 +11,12 @@ function grown(mask, height, width, value) {
   const out = mask.slice();
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
-      const at = y * width + x;
-      const up = y > 0 ? mask[at - width] : 0,
-        down = y < height - 1 ? mask[at + width] : 0;
-      const left = x > 0 ? mask[at - 1] : 0,
-        right = x < width - 1 ? mask[at + 1] : 0;
-      if (value ? up || down || left || right : !(up && down && left && right)) out[at] = value;
+      const index = y * width + x;
+      const up = y > 0 ? mask[index - width] : 0,
+        down = y < height - 1 ? mask[index + width] : 0;
+      const left = x > 0 ? mask[index - 1] : 0,
+        right = x < width - 1 ? mask[index + 1] : 0;
+      if (value ? up || down || left || right : !(up && down && left && right)) out[index] = value;
     }
   }
   return out;

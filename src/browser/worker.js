@@ -6,7 +6,7 @@ import { NAMES, segment } from "./segmentation.js";
 /** @type {Promise<ort.InferenceSession>} */
 let starting;
 
-/** Return the bytes of a text that is gzip in base64. */
+/** Decode base64 text and decompress it with gzip; return the bytes. */
 async function decompressed(text) {
   const letters = atob(text);
   const bytes = new Uint8Array(letters.length);
@@ -54,11 +54,11 @@ self.onmessage = async ({ data }) => {
       return (await session.run({ [input.name]: tensor }))[output.name].data;
     };
     let done = 0;
-    const step = (at, n) => self.postMessage({ at, done: ++done, n });
-    const found = await segment(series, data.description, run, step);
-    found.warnings.unshift(...notes);
-    const buffers = [found.images.buffer, found.levels.buffer];
-    self.postMessage({ found, scan: { header, little, shape } }, { transfer: buffers });
+    const onProgress = (_, n) => self.postMessage({ done: ++done, n });
+    const result = await segment(series, data.description, run, onProgress);
+    result.warnings.unshift(...notes);
+    const buffers = [result.images.buffer, result.levels.buffer];
+    self.postMessage({ result, scan: { header, little, shape } }, { transfer: buffers });
   } catch (error) {
     if (error instanceof Unsuitable) self.postMessage({ error: error.message });
     else self.postMessage({ error: `Unexpected error: ${error.message ?? error}`, isBroken: true });

@@ -169,12 +169,12 @@ def bone_share(volume: Volume, pixel: float | None) -> float:
     return skull_share(images, size)
 
 
-def mixed_findings(
+def outlier_findings(
     volumes: Sequence[pd.DataFrame],
     bone: Sequence[float],
     voxels: Mapping[str, tuple[float, float, float]],
 ) -> list[Finding]:
-    """Return patients unlike the others: skull-stripped among whole heads, or of other voxel size.
+    """Return findings about outliers: skull-stripped among whole heads, or unusual voxel sizes.
 
     `volumes` has the manifest rows of each patient, `bone` the `bone_share` of each patient, and
     `voxels` the known voxel sizes in mm by patient.

@@ -117,7 +117,7 @@ class BatchMaker:
         seed: int = 0,
     ) -> None:
         self.fitted, self.augment, self.seed = fitted, augment, seed
-        positions, (before, after) = np.arange(len(fitted)), fitted.slices.around.T
+        positions, (before, after) = np.arange(len(fitted)), fitted.slices.neighbors.T
         # For each slice, the positions of itself and its neighbors, by their augmentation targets.
         self.views = {"image": positions}
         if context:

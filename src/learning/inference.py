@@ -70,7 +70,9 @@ def predict_slices(
 
     network.eval()
     views = zip(tee(on_device(), 1 + flips), (False, True), strict=False)
-    streams = [fitted_logits(fabric, network, view, slices.around, flipped=f) for view, f in views]
+    streams = [
+        fitted_logits(fabric, network, view, slices.neighbors, flipped=f) for view, f in views
+    ]
     chunks = (sum(views) / len(views) for views in zip(*streams, strict=True))
     fitted = (logits for chunk in chunks for logits in chunk.float().cpu())
     for position, logits in enumerate(fitted):

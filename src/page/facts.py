@@ -66,9 +66,9 @@ FINDINGS = {
     "speck": "tiny tumor components next to a larger one",
     "near_duplicate": "pairs of near-duplicate slices from two patients",
     "slice_gap": "gaps in the slice numbers",
-    "mask_shifted": "patients whose masks fit a neighboring slice better",
+    "mask_shifted": "patients whose masks seem to be shifted by one or more slices",
 }
-MIXED_FINDINGS = {  # listed only if there are any
+OUTLIER_FINDINGS = {  # listed only if there are any
     "skull_stripped": "skull-stripped patients in a data set that also has whole heads",
     "voxel_size": "patients with an unusual voxel size",
 }
@@ -119,7 +119,7 @@ def limits(
             f"All patients come from {n_institutions} institutions in one archive. Other scanners, "
             "protocols and preprocessing were not tested.",
         ],
-        "phantom": ["The model has learned to find ellipses in noise. It is of no other use."],
+        "phantom": ["The model has learned to find ellipses in noise, and nothing else."],
     }
     unknown = "How well the model works for patients unlike those in the data set is unknown."
     seen = "a slice and its two neighbors" if context else "one slice without its neighbors"
@@ -130,7 +130,7 @@ def limits(
         f"The expected calibration error is {formatted(calibration)} over the pixels with a "
         "probability of at least 5 %.",
         "The scores of small patient groups are uncertain. Grade, gender and similar attributes "
-        "are codes from `data.csv`, which has no code book.",
+        "are codes from `data.csv`, which has no codebook.",
     ]
 
 

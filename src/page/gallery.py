@@ -36,8 +36,8 @@ def views(image: NDArray[np.uint8]) -> list[str]:
     """Return the channels of a scan (H, W, 3) as WebP; "" for a copy of the main channel."""
     main = image[..., MAIN]
     return [
-        "" if at != MAIN and np.array_equal(channel, main) else webp(channel)
-        for at, channel in enumerate(np.moveaxis(image, -1, 0))
+        "" if index != MAIN and np.array_equal(channel, main) else webp(channel)
+        for index, channel in enumerate(np.moveaxis(image, -1, 0))
     ]
 
 
@@ -87,16 +87,17 @@ def ranked(patients: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def chosen_for_display(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most `most` ranked patients: a third best, a third worst, the rest in the middle.
+def chosen_for_display(table: pd.DataFrame, max_patients: int) -> pd.DataFrame:
+    """Return at most `max_patients` ranked patients.
 
-    Patients without a rank come last, if there is room.
+    A third of them are the best, a third the worst, and the rest are in the middle. Patients
+    without a rank come last, if there is room.
     """
     n_ranked = int((table["rank"] > 0).sum())
-    if n_ranked <= most:
-        return table.head(most)
-    third = most // 3
-    middle = most - 2 * third
+    if n_ranked <= max_patients:
+        return table.head(max_patients)
+    third = max_patients // 3
+    middle = max_patients - 2 * third
     begin = (n_ranked - middle) // 2
     rows = [*range(third), *range(begin, begin + middle), *range(n_ranked - third, n_ranked)]
     return table.iloc[rows]
@@ -145,8 +146,8 @@ def cards(
     """
     facts = cohort.set_index("patient_id")
     found = []
-    for row, album_of in zip(shown.to_dict("records"), slices, strict=True):
-        counts = [shown_slice["counts"] for shown_slice in album_of]
+    for row, album_slices in zip(shown.to_dict("records"), slices, strict=True):
+        counts = [shown_slice["counts"] for shown_slice in album_slices]
         patient = facts.loc[row["patient_id"]]
         found.append(
             {
@@ -164,8 +165,10 @@ def cards(
                 "iou": formatted(row["iou"]),
                 "tumor": row["tp"] + row["fn"],
                 "steps": area_steps(counts),
-                "begin": max(range(len(counts)), key=lambda at: error_then_overlap(counts[at])),
-                "n_slices": len(album_of),
+                "begin": max(
+                    range(len(counts)), key=lambda index: error_then_overlap(counts[index])
+                ),
+                "n_slices": len(album_slices),
                 "n_slices_all": patient["n_slices"],
             }
         )

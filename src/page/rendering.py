@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def template_environment() -> jinja2.Environment:
     """Return the Jinja environment: it escapes HTML and raises an error for an undefined name."""
-    found = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
@@ -22,8 +22,8 @@ def template_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"cell": cell, "describe_postprocessing": describe_postprocessing}
-    return found
+    environment.filters |= {"cell": cell, "describe_postprocessing": describe_postprocessing}
+    return environment
 
 
 def cell(value: Any) -> str:

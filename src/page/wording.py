@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.refusals import quantity
 from scans.sequences import MAIN, channel_of, short_name
 
 
@@ -33,28 +34,27 @@ SCORES = read_scores()
 HEADLINE = ("dice_patient_mean", "dice_patient_median", "iou", "detection_auroc")
 
 DEFINITIONS = {
-    "slice_iou_empty_1": "IoU, mean of slices, empty counts 1",
-    "slice_iou_empty_0": "IoU, mean of slices, empty counts 0",
-    "slice_iou_abnormal": "IoU, mean of abnormal slices",
-    "slice_dice_empty_1": "Dice, mean of slices, empty counts 1",
-    "slice_dice_abnormal": "Dice, mean of abnormal slices",
-    "batch_iou": "IoU, mean of batches of 16 slices",
-    "micro_iou": "IoU of all pixels (micro)",
-    "micro_dice": "Dice of all pixels (micro)",
-    "mean_iou_with_background": "IoU, mean of tumor and background",
-    "patient_iou_mean": "IoU, mean of patients",
-    "patient_dice_mean": "Dice, mean of patients",
-    "patient_dice_median": "Dice, median of patients",
+    "slice_iou_empty_1": "mean IoU over slices, empty slices count as 1",
+    "slice_iou_empty_0": "mean IoU over slices, empty slices count as 0",
+    "slice_iou_abnormal": "mean IoU over abnormal slices",
+    "slice_dice_empty_1": "mean Dice over slices, empty slices count as 1",
+    "slice_dice_abnormal": "mean Dice over abnormal slices",
+    "batch_iou": "mean IoU over batches of 16 slices",
+    "micro_iou": "IoU over all pixels (micro)",
+    "micro_dice": "Dice over all pixels (micro)",
+    "mean_iou_with_background": "mean of tumor IoU and background IoU",
+    "patient_iou_mean": "mean IoU over patients",
+    "patient_dice_mean": "mean Dice over patients",
+    "patient_dice_median": "median Dice over patients",
 }
 
 
 def describe_postprocessing(share: float) -> str:
-    """Return which connected components `evaluate.component_share` keeps; `share` is not 0."""
+    """Return which connected components `evaluate.component_share` removes; `share` is not 0."""
     if share == 1:
-        return "only the largest 3-D connected component of each patient is kept"
+        return "all 3-D connected components except the patient's largest one are removed"
     return (
-        "of each patient's 3-D connected components, those with at least "
-        f"{100 * share:g} % of the largest one's pixels are kept"
+        f"3-D connected components below {100 * share:g} % of the patient's largest one are removed"
     )
 
 
@@ -64,7 +64,7 @@ def shown_sequences(sequences: Sequence[str]) -> dict[str, Any]:
         name: short_name(name)[0].upper() + short_name(name)[1:] for name in channel_of(sequences)
     }
     return {
-        "shown_sequences": [(at, names[name]) for name, at in channel_of(sequences).items()],
+        "shown_sequences": [(index, names[name]) for name, index in channel_of(sequences).items()],
         "main_sequence": names[sequences[MAIN]],
     }
 
@@ -98,9 +98,10 @@ def format_score(score: Score, values: dict[str, Any]) -> FormattedScore:
     """Return a score from one split's section of evaluate.json."""
     value, low, high = (values.get(f"{score.key}{end}") for end in ("", "_low", "_high"))
     numbers = values | {"n_slices_healthy": values["n_slices"] - values["n_slices_abnormal"]}
-    patients = f"{values['n_patients']:,} patients"
-    number = f"{numbers[score.n]:,}"
-    n = f"{number} patients" if "patients" in score.n else f"{number} slices of {patients}"
+    patients, number = quantity(values["n_patients"], "patient"), numbers[score.n]
+    n = f"{quantity(number, 'slice')} of {patients}"
+    if "patients" in score.n:
+        n = quantity(number, "patient")
     interval = ""
     if low is not None and high is not None:
         interval = " to ".join(formatted(end, one_decimal=score.one_decimal) for end in (low, high))

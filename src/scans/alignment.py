@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, quantity
 from scans.intensity import distinct, normalized, tissue_statistics
 from scans.sequences import NAMES
 from scans.series import Axial, Series, check_plane, name_of, resampled
@@ -25,18 +25,19 @@ def checked_values(series: Series, warnings: list[str]) -> NDArray[Any]:
         n_values = len(np.unique(values))
         if n_values <= FEW_VALUES:
             raise Refusal(
-                f"{name_of(series)}: only {n_values} distinct values; is it a mask, not a scan?"
+                f"{name_of(series)}: only {quantity(n_values, 'distinct value')}: it seems to be "
+                "a mask; use a scan"
             )
     lowest = values.min()
     if lowest >= 0 or float((values < 0).mean()) <= NEGATIVE:
         return values
     shifted = values.astype(np.float32) - np.float32(lowest)
-    black = f"the lowest, {lowest:g}, is"
+    black = f"the lowest value ({lowest:g}) is"
     background = values == 0
     if float(background.mean()) > BACKGROUND:  # as in z-scores of a skull-stripped brain
         shifted[background] = 0
-        black = f"the lowest, {lowest:g}, and all zeros are"
-    warnings.append(f"{name_of(series)}: has negative intensities; {black} treated as black")
+        black = f"the lowest value ({lowest:g}) and all zeros are"
+    warnings.append(f"{name_of(series)}: negative intensities: {black} treated as black")
     return shifted
 
 
@@ -47,7 +48,7 @@ def on_one_grid(
     main: str = "flair",
     required: Collection[str] = ("flair",),
 ) -> tuple[dict[str, NDArray[Any]], Axial]:
-    """Return the sequences as axial slices (D, H, W) on the main one's grid, and how to turn them.
+    """Return the sequences as axial slices (D, H, W) on the main one's grid, and the Axial used.
 
     If a sequence cannot be resampled to that grid, raise an error if it is `required`; otherwise
     leave it out with a warning.
@@ -56,11 +57,11 @@ def on_one_grid(
     check_plane(reference)
     axial = Axial.of(reference.affine)
     found = {}
-    for sequence, each in series.items():
-        warnings.extend(each.notes)
+    for sequence, sequence_series in series.items():
+        warnings.extend(sequence_series.notes)
         try:
-            values = checked_values(each, warnings)
-            values, covered = resampled(each._replace(values=values), reference)
+            values = checked_values(sequence_series, warnings)
+            values, covered = resampled(sequence_series._replace(values=values), reference)
         except Refusal as refusal:
             if sequence in required:
                 raise
@@ -68,7 +69,8 @@ def on_one_grid(
             continue
         if covered < COVERED:
             warnings.append(
-                f"{NAMES[sequence]} covers {covered:.0%} of {NAMES[main]}'s grid; elsewhere it is 0"
+                f"{NAMES[sequence]} covers only {covered:.0%} of {NAMES[main]}'s grid; the other "
+                "voxels are set to 0"
             )
         found[sequence] = axial.turn(values)
     return found, axial
@@ -87,4 +89,4 @@ def eight_bit(volume: NDArray[Any]) -> NDArray[np.uint8] | None:
         return None
     if values[0] >= 0 and values[-1] < LEVELS and np.array_equal(values, np.rint(values)):
         return volume.astype(np.uint8)
-    return np.stack([normalized(each, statistics, "percentile") for each in volume])
+    return np.stack([normalized(image, statistics, "percentile") for image in volume])

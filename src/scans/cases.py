@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.refusals import Refusal, truncated
-from scans.dicom import DicomSeries, find_series, is_dicom, is_volume, sequence_by_times
+from pipeline.refusals import Refusal, quantity, truncated
+from scans.dicom import DicomSeries, find_series, is_dicom, is_volume, sequence_by_timing
 from scans.layout import files_below
 from scans.names import SliceName
 from scans.nifti import is_nifti, stem
@@ -79,7 +79,7 @@ class Case(NamedTuple):
                 matching = axial
             if len(matching) > 1:
                 problems += [
-                    f"{self.name}: may be {NAMES[sequence]}: {candidate.title}"
+                    f"{self.name}: several candidates for {NAMES[sequence]}: {candidate.title}"
                     for candidate in matching
                 ]
             if matching:
@@ -89,8 +89,12 @@ class Case(NamedTuple):
             raise Refusal("\n".join([*truncated(problems), hint]))
         if "flair" not in found:
             titles = truncated([candidate.description for candidate in self.candidates])
-            lines = [f"{self.name}: the model needs FLAIR, and none was found among", *titles]
-            raise Refusal("\n".join([*lines, "If one of these is FLAIR, pass it with --flair."]))
+            problem = (
+                f"{self.name}: the model needs FLAIR, but no name or header identifies one of "
+                "these as FLAIR:"
+            )
+            hint = "If one of these is FLAIR, pass it with --flair."
+            raise Refusal("\n".join([problem, *titles, hint]))
         return found
 
 
@@ -103,21 +107,22 @@ def is_axial(source: "Path | DicomSeries") -> bool:
 def recognized_series(series: DicomSeries) -> Recognized:
     """Return which sequence a DICOM series is, by its description or else by its TE, TR and TI.
 
-    A series that is called FLAIR but has the times of T1 has no sequence. A T1 whose header names a
-    contrast agent is post-contrast, unless its description says native or the like.
+    A series that is called FLAIR but has the echo and repetition time of a T1 scan is unknown. A T1
+    whose header names a contrast agent is post-contrast, unless its description says native or the
+    like.
     """
     texts = [str(series.header.get(tag, "")) for tag in ("SeriesDescription", "ProtocolName")]
     by_name = next((found for text in texts if (found := sequence_of(text)).words), UNKNOWN)
-    by_times, times = sequence_by_times(series.header)
-    if by_name.sequence == "flair" and by_times in ("pre_contrast", "post_contrast"):
-        return Recognized(None, f"{by_name.words}, but {times}")
+    by_timing, timing = sequence_by_timing(series.header)
+    if by_name.sequence == "flair" and by_timing in ("pre_contrast", "post_contrast"):
+        return Recognized(None, f"{by_name.words}, but {timing}")
     is_native = not NO_CONTRAST.isdisjoint(words_of(" ".join(texts)))
-    if by_name.sequence == "pre_contrast" and by_times == "post_contrast" and not is_native:
-        return Recognized(by_times, f"{by_name.words}, {times}")
-    may_be_flair = by_name.words in ("t2", "t2w") and by_times == "flair"
+    if by_name.sequence == "pre_contrast" and by_timing == "post_contrast" and not is_native:
+        return Recognized(by_timing, f"{by_name.words}, {timing}")
+    may_be_flair = by_name.words in ("t2", "t2w") and by_timing == "flair"
     if by_name.words and not may_be_flair:
         return by_name
-    return Recognized(by_times, times, guessed=True)
+    return Recognized(by_timing, timing, guessed=True)
 
 
 def exam_name(path: Path) -> str:
@@ -215,8 +220,8 @@ def find_cases(scan: Path) -> list[Case]:
         name = recognize_file(scan)
         if name.words and name.sequence != "flair":
             raise Refusal(
-                f"{scan}: the model needs FLAIR, and the name of this file ({name.words}) says "
-                "that it is not FLAIR; if it is, pass it with --flair"
+                f"{scan}: the file name ({name.words}) suggests that this is not FLAIR, which the "
+                "model needs; if it is FLAIR, pass it with --flair"
             )
         recognized = Recognized("flair", name.words or "the only file")
         return [Case(stem(scan), (Candidate(scan, recognized),))]
@@ -232,7 +237,7 @@ def find_cases(scan: Path) -> list[Case]:
         kinds = sorted({path.suffix or path.name for path in files})[:8]
         raise Refusal(
             f"{scan}: found no NIfTI (.nii, .nii.gz), no MR series in DICOM, and no "
-            f"<patient>_<number>.tif among {len(files)} files ({', '.join(kinds)})"
+            f"<patient>_<number>.tif among {quantity(len(files), 'file')} ({', '.join(kinds)})"
         )
     names = [case.name for case in cases]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from pipeline.refusals import Refusal, print_list
+from pipeline.refusals import Refusal, print_list, quantity
 from scans.names import name_key, person
 
-# Readable names of the columns of data.csv. Values stay codes, because the file has no code book;
+# Readable names of the columns of data.csv. Values stay codes, because the file has no codebook;
 # ages are in years.
 CLINICAL_COLUMNS = {
     "Patient": "case_id",
@@ -145,7 +145,7 @@ def read_clinical(path: Path) -> pd.DataFrame:
     if repeats.any():
         names = sorted(set(table.loc[repeats, "case_id"]))
         raise Refusal(f"{path}: more than one row for {names}. Keep one row per patient.")
-    print_list(f"{path}: {len(notes)} cells changed", notes)
+    print_list(f"{path}: {quantity(len(notes), 'cell')} changed", notes)
     return table.convert_dtypes()
 
 

@@ -1,6 +1,6 @@
 """The cohort: data/patients.csv, with one row per patient, and the subgroups for scores.
 
-Clinical values are the codes from data.csv, which comes without a code book. Other data sets may
+Clinical values are the codes from data.csv, which comes without a codebook. Other data sets may
 have no clinical values.
 """
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal, print_list, refuse
+from pipeline.refusals import Refusal, print_list, quantity, refuse
 from scans.alignment import eight_bit, on_one_grid
 from scans.datasets import Exam
 from scans.geometry import Geometry
@@ -39,12 +39,12 @@ class Converted(NamedTuple):
     problem: str = ""
 
 
-def same_grid(one: Series, other: Series) -> bool:
+def same_grid(first: Series, second: Series) -> bool:
     """Return whether two volumes have the same shape, and their voxels the same positions."""
-    if one.values.shape != other.values.shape:
+    if first.values.shape != second.values.shape:
         return False
-    apart = np.linalg.norm(corner_shifts(one.affine, other.affine, one.values.shape), axis=0)
-    return bool(apart.max() <= SAME_PLACE * min(one.voxel_size))
+    apart = np.linalg.norm(corner_shifts(first.affine, second.affine, first.values.shape), axis=0)
+    return bool(apart.max() <= SAME_PLACE * min(first.voxel_size))
 
 
 def read_labels(
@@ -149,8 +149,9 @@ def check_disk(exams: Sequence[Exam], target: Path, main: str) -> None:
     free = shutil.disk_usage(target).free
     if needed > free:
         raise Refusal(
-            f"the slices of {len(exams)} volumes need {needed / 1e9:.1f} GB, and the disk has "
-            f"{free / 1e9:.1f} GB free; free some space, or move the project to a larger disk"
+            f"the slices of {quantity(len(exams), 'volume')} need {needed / 1e9:.1f} GB, and the "
+            f"disk has {free / 1e9:.1f} GB free; free some space, or move the project to a larger "
+            "disk"
         )
 
 
@@ -178,7 +179,10 @@ def convert_all(
     counts = [f"label {label}: {n:,} voxels" for label, n in sorted(totals.items())]
     absent = sorted((counted or set()) - totals.keys())
     if absent:
-        refuse(counts, f"acquire.labels has {absent}, but no mask does; correct params.yaml.")
+        refuse(
+            counts,
+            f"acquire.labels lists {absent}, but no mask contains them; correct params.yaml.",
+        )
     tumor = "every label except 0" if counted is None else ", ".join(map(str, sorted(counted)))
     print_list(f"voxels by label in all masks; tumor is {tumor}", counts)
     print_list("warnings", [note for result in done for note in result.notes])

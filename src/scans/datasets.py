@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from pipeline.refusals import Refusal, print_list, refuse
+from pipeline.refusals import Refusal, print_list, quantity, refuse
 from scans.layout import not_utf8
 from scans.nifti import is_nifti
 from scans.nnunet import ANY_CHANNEL, Description
@@ -120,7 +120,7 @@ def recognize(places: Iterable[str], source: Path, requested: str) -> str:
     }
     counts = {name: len(layout_files.scans) for name, layout_files in by_layout.items()}
     found = {
-        name: f"{name}, {count} examinations such as {LAYOUTS[name].title}"
+        name: f"{name}: files such as {LAYOUTS[name].title} (examinations: {count})"
         for name, count in counts.items()
         if count
     }
@@ -141,7 +141,7 @@ def recognize(places: Iterable[str], source: Path, requested: str) -> str:
             "Set acquire.layout to one of them, or acquire.dataset to a folder with only one.",
         )
     name = next(iter(found)) if requested == "auto" else requested
-    print(f"{source}: layout {found[name]} (acquire.layout: {requested})")
+    print(f"{source}: layout {found[name]}; acquire.layout is {requested}")
     return name
 
 
@@ -197,7 +197,7 @@ def list_exams(
     if name == "bids":  # can have several folders of masks
         folders = {places[0].partition("/sub-")[0] for places in found.masks.values()}
         print_list("folders of masks", sorted(folders))
-    print_list(f"{len(found.unused)} NIfTI files are not used", found.unused)
+    print_list(quantity(len(found.unused), "unused NIfTI file"), found.unused)
     return [
         Exam(
             exam,

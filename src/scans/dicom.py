@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmread
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, quantity
 from scans.series import Series
 
 PREAMBLE, MAGIC = 128, b"DICM"  # bytes before the magic letters of a DICOM file
@@ -41,8 +41,8 @@ class DicomSeries(NamedTuple):
         """Return the series' name for messages."""
         header = self.header
         number, description = header.get("SeriesNumber", "?"), header.get("SeriesDescription", "")
-        n_slices = header.get("NumberOfFrames") or len(self.files)
-        return f"series {number} {description!r}, {n_slices} slices, {self.files[0].parent}"
+        slices = quantity(int(header.get("NumberOfFrames") or len(self.files)), "slice")
+        return f"series {number} {description!r}, {slices}, {self.files[0].parent}"
 
     @property
     def exam(self) -> str:
@@ -70,7 +70,7 @@ def read_header(path: Path) -> Dataset:
 
 def is_volume(series: DicomSeries) -> bool:
     """Return whether a series is an MR volume, not a localizer, a report or another modality."""
-    kind = [str(each).upper() for each in series.header.get("ImageType", [])]
+    kind = [str(part).upper() for part in series.header.get("ImageType", [])]
     words = str(series.header.get("SeriesDescription", "")).lower()
     return (
         series.header.get("Modality") == "MR"
@@ -104,19 +104,21 @@ def first_number(value: object) -> float:
         return 0.0
 
 
-def sequence_by_times(header: Dataset) -> tuple[str | None, str]:
+def sequence_by_timing(header: Dataset) -> tuple[str | None, str]:
     """Return the sequence guessed from echo, repetition and inversion time, and the reason."""
     echo, repetition, inversion = (
         first_number(header.get(name)) for name in ("EchoTime", "RepetitionTime", "InversionTime")
     )
-    times = f"TE {echo:g}, TR {repetition:g}, TI {inversion:g} ms"
+    timing = f"TE {echo:g}, TR {repetition:g}, TI {inversion:g} ms"
     if inversion >= LONG_INVERSION and echo >= LONG_ECHO:
-        return "flair", times
+        return "flair", timing
     if 0 < repetition < SHORT_REPETITION and 0 < echo < LONG_ECHO / 2:
         agent = str(header.get("ContrastBolusAgent") or "").strip()
         given = agent and agent.lower() not in ("no", "none", "0")
-        return ("post_contrast", f"{times}, agent {agent!r}") if given else ("pre_contrast", times)
-    return None, times
+        return (
+            ("post_contrast", f"{timing}, agent {agent!r}") if given else ("pre_contrast", timing)
+        )
+    return None, timing
 
 
 def check_positions(series: DicomSeries, headers: Sequence[Dataset]) -> None:
@@ -131,15 +133,16 @@ def check_positions(series: DicomSeries, headers: Sequence[Dataset]) -> None:
     normal = np.cross(plane[:3], plane[3:])
     positions = np.sort([float(np.dot(normal, h.ImagePositionPatient)) for h in headers])
     gaps = np.diff(positions)
-    if (gaps < 1e-3).any():
+    if n_duplicates := int((gaps < 1e-3).sum()):
         raise Refusal(
-            f"{series.title}: {int((gaps < 1e-3).sum())} slices have the same position as another "
-            "slice, as in a dynamic or multi-echo scan; use a series that is one volume"
+            f"{series.title}: several slices have the same position "
+            f"({quantity(n_duplicates, 'duplicate')}), as in a dynamic or multi-echo scan; use a "
+            "series that is one volume"
         )
     if len(gaps) and gaps.max() - gaps.min() > UNEVEN * gaps.mean():
         raise Refusal(
-            f"{series.title}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; is a slice "
-            "missing, or does the series contain several stacks?"
+            f"{series.title}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart: a slice "
+            "is missing, or the series has several stacks; use a complete series with one stack"
         )
 
 
@@ -161,7 +164,7 @@ def read_dicom(series: DicomSeries) -> Series:
                 if "ImagePositionPatient" not in dataset:
                     raise Refusal(
                         f"{path}: has no ImagePositionPatient, so the position of this slice is "
-                        "unknown"
+                        "unknown; export the series again with this tag"
                     )
             check_positions(series, datasets)
             volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, rtol=UNEVEN)
@@ -189,5 +192,5 @@ def thickness(series: DicomSeries) -> float:
             return size
     raise Refusal(
         f"{series.title}: has one slice, and neither SpacingBetweenSlices nor SliceThickness says "
-        "how thick it is"
+        "how thick it is; add one of these tags, or use a series with several slices"
     )

@@ -27,14 +27,14 @@ class Batch(NamedTuple):
 class Slices:
     """A table of slices, sorted by patient and slice number.
 
-    `around` has the positions of the slices before and after each slice, (N, 2).
+    `neighbors` has the positions of the slices before and after each slice, (N, 2).
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.table = table.sort_values(["patient_id", "slice_number"], ignore_index=True)
         self.ids: list[str] = self.table["slice_id"].tolist()
         patient_ids, numbers = self.table["patient_id"], self.table["slice_number"]
-        self.around = neighbors(patient_ids.tolist(), numbers.tolist())
+        self.neighbors = neighbors(patient_ids.tolist(), numbers.tolist())
 
     def __len__(self) -> int:
         return len(self.ids)

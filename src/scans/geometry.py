@@ -58,7 +58,10 @@ def read_geometry(path: Path) -> dict[str, Geometry]:
         raise Refusal(f"{path}: cannot be read ({error}); {rebuild_hint('acquire')}") from None
     missing = [name for name in Geometry._fields[:4] if name not in (reader.fieldnames or ())]
     if missing:
-        raise Refusal(f"{path}: no column {', '.join(missing)}. Separate columns with commas.")
+        raise Refusal(
+            f"{path}: missing columns: {', '.join(missing)}. Add them to the comma-separated "
+            "header row."
+        )
     for number, row in enumerate(rows, start=2):
         try:
             geometry = parse_row(row)

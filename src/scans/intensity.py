@@ -1,4 +1,4 @@
-"""Intensity normalization: MRI has no units, so all patients and sequences get one scale.
+"""Intensity normalization: MRI intensities have no units, so all patients are put on one scale.
 
 Tissue is all pixels brighter than the mean of the sequence in the patient's volume, air included.
 TorchIO's ZNormalization offers the same mask (Pérez-García et al., Comput. Methods Programs Biomed.

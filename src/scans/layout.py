@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from pipeline.refusals import print_list, refuse
+from pipeline.refusals import print_list, quantity, refuse
 
 Member = TypeVar("Member", Path, zipfile.ZipInfo)  # a file of a folder or of a zip
 
@@ -132,5 +132,7 @@ def layout_members(members: Mapping[PurePosixPath, Member]) -> dict[PurePosixPat
         else:
             outside = (set(path.parents) | {path}) - above
             left_out[str(min(outside, key=lambda folder: len(folder.parts)))] += 1
-    print_list("left out", [f"{name}: {n} files" for name, n in sorted(left_out.items())])
+    print_list(
+        "left out", [f"{name}: {quantity(n, 'file')}" for name, n in sorted(left_out.items())]
+    )
     return chosen

@@ -42,12 +42,12 @@ def open_nifti(path: Path) -> Nifti1Image:
 
 
 def checked_affine(image: Nifti1Image, path: Path) -> tuple[NDArray[np.float64], list[str]]:
-    """Return the affine and warnings about it; raise an error if it has less than 3 dimensions."""
+    """Return the affine and warnings about it; raise an error if it is not invertible."""
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise Refusal(
             f"{path}: the affine in its header is invalid or places all voxels in one plane: "
-            f"{affine.tolist()}"
+            f"{affine.tolist()}; correct the header or convert the scan again"
         )
     notes = []
     (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
@@ -72,14 +72,15 @@ def read_nifti(path: Path) -> Series:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        several = "several volumes, as in a dynamic or diffusion scan"
+        several = ", as in a dynamic or diffusion scan" if len(shape) > 3 else ""
         raise Refusal(
-            f"{path}: {len(image.shape)}-D, {image.shape}: "
-            f"{several if len(shape) > 3 else 'not a volume'}; use a file with one 3-D volume"
+            f"{path}: expected one 3-D volume, found shape {image.shape}{several}; use a file with "
+            "one 3-D volume"
         )
     if image.get_data_dtype().names or np.issubdtype(image.get_data_dtype(), np.complexfloating):
         raise Refusal(
-            f"{path}: the values are {image.get_data_dtype()}, not one real number per voxel"
+            f"{path}: the values are {image.get_data_dtype()}, not one real number per voxel; "
+            "convert it to one real value per voxel"
         )
     affine, notes = checked_affine(image, path)
     try:

@@ -24,7 +24,7 @@ NO_SCAN = {
 FLAIR = {"flair", "t2f", "t2flair", "flr", "darkfluid"}
 T1 = {"t1", "t1w", "t1wi", "t1n", "t1pre", "t1se", "mprage", "mp2rage", "spgr", "bravo", "tfe"}
 T1_CONTRAST = {"t1c", "t1ce", "t1gd", "t1post", "t1wce", "t1km", "t1contrast"}
-# A T1 is post-contrast if one of the first words occurs anywhere, or one of the second words occurs
+# A T1 is post-contrast if a word in CONTRAST occurs anywhere, or a word in CONTRAST_AFTER_T1 occurs
 # after the word for T1. Before it, `C` and `post` may belong to the patient or the session.
 CONTRAST = {
     *("gd", "gad", "gado", "gadolinium", "contrast", "postcontrast", "postgd", "postgad", "km")
@@ -76,7 +76,7 @@ def other_sequences(sequences: Sequence[str]) -> list[str]:
 
 def channel_of(sequences: Sequence[str]) -> dict[str, int]:
     """Return the channel of each sequence, in channel order; for the main one, the middle one."""
-    found = {name: at for at, name in enumerate(sequences)} | {sequences[MAIN]: MAIN}
+    found = {name: index for index, name in enumerate(sequences)} | {sequences[MAIN]: MAIN}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
@@ -104,7 +104,7 @@ def words_of(name: str) -> list[str]:
 
 def first_position(words: list[str], known: set[str]) -> int:
     """Return the position of the first known word; the number of words if there is none."""
-    return next((at for at, word in enumerate(words) if word in known), len(words))
+    return next((index for index, word in enumerate(words) if word in known), len(words))
 
 
 def bids_sequence(name: str) -> Recognized | None:
@@ -128,7 +128,7 @@ def bids_sequence(name: str) -> Recognized | None:
 
 
 def sequence_of(name: str) -> Recognized:
-    """Return the sequence that a name says a file has."""
+    """Return the sequence that a file's name indicates."""
     if (found := bids_sequence(name)) is not None:
         return found
     words = words_of(name)
@@ -156,4 +156,4 @@ def sequence_of(name: str) -> Recognized:
 def may_name_exam(word: str) -> bool:
     """Return whether a word of a file name may identify the patient or the examination."""
     known = (NO_SCAN, FLAIR, T1, T1_CONTRAST, CONTRAST, CONTRAST_AFTER_T1, NO_CONTRAST, T2, OTHERS)
-    return not any(word in each for each in (*known, TECHNIQUE))
+    return not any(word in words for words in (*known, TECHNIQUE))

@@ -81,11 +81,11 @@ class Axial(NamedTuple):
 
 
 def corner_shifts(
-    one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]
+    first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Return the differences between the corners of a volume under two affines, (3, 8) in mm."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
-    shifts: NDArray[np.float64] = ((one - other) @ np.vstack([corners, np.ones(8)]))[:3]
+    shifts: NDArray[np.float64] = ((first - second) @ np.vstack([corners, np.ones(8)]))[:3]
     return shifts
 
 
@@ -101,8 +101,8 @@ def check_plane(series: Series) -> None:
     thick = int(sizes.argmax())
     if sizes.min() < SIZES[0] or sizes[thick] > SIZES[1]:
         raise Refusal(
-            f"{name_of(series)}: voxels of {' × '.join(f'{size:g}' for size in sizes)} mm; is the "
-            "header in mm?"
+            f"{name_of(series)}: implausible voxel size "
+            f"({' × '.join(f'{size:g}' for size in sizes)} mm); correct the units in the header"
         )
     is_flat = sizes[thick] >= max(THICK, FLAT * np.sort(sizes)[1])
     if not is_flat or Axial.of(series.affine).axes[0] == thick:
@@ -140,8 +140,8 @@ def resampled(series: Series, reference: Series) -> tuple[NDArray[Any], float]:
     covered = 1 - float(outside.mean())
     if covered < LEAST_COVERED:
         raise Refusal(
-            f"{name_of(series)} covers only {covered:.0%} of {name_of(reference)}: is it from the "
-            "same examination?"
+            f"{name_of(series)} covers only {covered:.0%} of {name_of(reference)}; use scans "
+            "of the same examination"
         )
     values[outside] = 0
     return values, covered

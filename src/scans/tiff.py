@@ -38,7 +38,10 @@ def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
                     f"pages: {pages}, channels: {n_samples}, bits per channel: {bits}"
                 )
             if max(image.size) > MAX_SIDE:
-                raise Refusal(f"{path}: {image.size} pixels; the limit is {MAX_SIDE} along a side")
+                raise Refusal(
+                    f"{path}: {image.width} × {image.height} pixels; at most {MAX_SIDE} per side "
+                    "are supported"
+                )
             return np.array(image)
     except (Refusal, PermissionError):
         raise

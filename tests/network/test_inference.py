@@ -74,7 +74,7 @@ def test_volumes_with_context_are_predicted_like_single_slices(
     slices = Slices(chosen.drop(chosen.index[7:9]))
     fitted = FittedSlices(slices, image_size=32, normalization=NONE, folder=tmp_path)
     images = torch.from_numpy(np.array(fitted.images))
-    before, after = slices.around.T
+    before, after = slices.neighbors.T
     n_seen: list[int] = []
     encoder = network.used_encoder
     network.used_encoder = nn.Identity()
@@ -85,7 +85,7 @@ def test_volumes_with_context_are_predicted_like_single_slices(
         n_seen.clear()
         fabric = Fabric(accelerator="cpu", devices=1)
         batches = (torch.from_numpy(batch.images) for batch in fitted.batches(batch_size))
-        found = torch.cat(list(fitted_logits(fabric, network, batches, slices.around)))
+        found = torch.cat(list(fitted_logits(fabric, network, batches, slices.neighbors)))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     assert sum(n_seen) == len(slices)
     assert (before == np.arange(len(slices))).sum() == 4  # three volumes, and the gap

@@ -421,7 +421,7 @@ def test_segmenting_a_cohort_on_a_cluster_gives_the_same_results_as_locally(
         files = [folder / name / "mask.nii.gz" for folder in (out, tmp_path / "local")]
         assert files[0].read_bytes() == files[1].read_bytes()
     again = segment(out, "--address", machines.address)
-    assert again.stdout.count("was done before") == 2
+    assert again.stdout.count("already segmented") == 2
 
 
 PAGE = (ROOT / "docs/cluster.md").read_text()

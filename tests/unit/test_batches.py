@@ -133,7 +133,7 @@ def test_each_slice_has_its_neighbors_and_all_get_the_same_augmentation(
     data: Data, tmp_path: Path
 ) -> None:
     plain = make_maker(data, tmp_path, context=1)
-    before, after = plain.fitted.slices.around.T
+    before, after = plain.fitted.slices.neighbors.T
     batch = plain[[(0, 0, position) for position in range(len(plain.fitted))]]
     images = torch.from_numpy(np.array(plain.fitted.images))
     assert torch.equal(batch.images, torch.stack([images[before], images, images[after]], dim=1))

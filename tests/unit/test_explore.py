@@ -14,7 +14,7 @@ from scipy import ndimage
 import build_manifest
 import explore
 from exploration.figures import area_figure, hue_figure, location_figure, shares
-from exploration.findings import KINDS, bone_share, mixed_findings
+from exploration.findings import KINDS, bone_share, outlier_findings
 from exploration.measurements import GRID, HUE_BINS, POSITIONS, Measurements, Volume
 from helpers import SIZE, Data, RunStage, section
 from scans.manifest import read_manifest
@@ -250,7 +250,7 @@ def kinds(bone: list[float], spacings: list[float] | None = None) -> list[tuple[
     """Return kind, patient and value of the findings in patients A, B and so on."""
     names = [chr(ord("A") + n) for n in range(len(bone))]
     sizes = [(each, 0.9, 0.9) for each in spacings or []]
-    found = mixed_findings(volumes_of(names), bone, dict(zip(names, sizes, strict=False)))
+    found = outlier_findings(volumes_of(names), bone, dict(zip(names, sizes, strict=False)))
     return [(each.kind, each.patient_id, each.value) for each in found]
 
 

@@ -29,8 +29,9 @@ function summary(slice) {
   if (slice.words) return slice.words;
   const [tp, fp, fn] = slice.counts;
   const total = 2 * tp + fp + fn;
-  const dice = total ? `Dice ${((2 * tp) / total).toFixed(3)}` : "No tumor in either";
-  return `${dice}: ${tp} pixels correct, ${fn} missed, ${fp} false positive`;
+  if (!total) return "No tumor in reference or prediction";
+  const dice = ((2 * tp) / total).toFixed(3);
+  return `Dice ${dice}: ${tp} pixels correct, ${fn} missed, ${fp} false positive`;
 }
 
 // Starts the viewer in a gallery. A card's `data-index` is its position in `slices`. Returns a function
@@ -93,13 +94,13 @@ function startViewer(gallery, slices) {
     scan.addEventListener("pointerdown", (event) => {
       from = null;
       if (!event.isPrimary || event.button !== 0) return; // a second finger zooms
-      from = { x: event.clientX, at: Number(card.querySelector("[type=range]").value) };
+      from = { x: event.clientX, position: Number(card.querySelector("[type=range]").value) };
       scan.setPointerCapture(event.pointerId);
     });
     scan.addEventListener("pointermove", (event) => {
       if (from === null) return;
       const share = (event.clientX - from.x) / scan.clientWidth;
-      moveTo(card, Math.round(from.at + share * slices[card.dataset.index].length));
+      moveTo(card, Math.round(from.position + share * slices[card.dataset.index].length));
     });
     for (const end of ["pointerup", "pointercancel"]) scan.addEventListener(end, () => (from = null));
     draw(card);
