@@ -1,4 +1,4 @@
-"""Training repeats to the byte, keeps the best epoch and stops at the first bad number."""
+"""Training repeats to the byte, keeps the best epoch and stops at the first loss that is not finite."""
 
 import hashlib
 import json
