@@ -38,7 +38,7 @@ from exploration.tables import (
 from pipeline.command import run
 from pipeline.outputs import replacing, write_metrics, write_tables
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal, quantity, rebuild_hint
+from pipeline.refusals import Refusal, rebuild_hint
 from scans.cohort import MISSING, read_patients
 from scans.geometry import read_geometry
 from scans.manifest import read_manifest
@@ -127,9 +127,7 @@ def main(
     write_metrics(metrics, summary(cohort, examined, measured, area, findings, sequences))
     counts = findings["kind"].value_counts()
     listed = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts) or "none"
-    print(
-        f"{quantity(len(slices), 'slice')} of {quantity(len(cohort), 'patient')}; findings: {listed}"
-    )
+    print(f"slices: {len(slices)}; patients: {len(cohort)}; findings: {listed}")
 
 
 if __name__ == "__main__":

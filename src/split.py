@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, rebuild_hint, refuse
+from pipeline.refusals import Refusal, quantity, rebuild_hint, refuse
 from scans.cohort import read_patients
 from scans.manifest import SPLITS, count_near_duplicates, read_manifest
 from scans.params import SplitParams
@@ -153,8 +153,8 @@ def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) 
         counts = ", ".join(f"{fold}: {n}" for fold, n in by_fold.items())
         refuse(
             problems,
-            f"{', '.join(names[:-1])} and {names[-1]} must each contain a {noun} with tumor. Number "
-            f"of such {noun}s by fold: {counts}. Choose a test fold that has some, reduce "
+            f"{', '.join(names[:-1])} and {names[-1]} must each contain a {noun} with tumor. "
+            f"Number of such {noun}s by fold: {counts}. Choose a test fold that has some, reduce "
             "split.folds, or add patients.",
         )
 
@@ -189,7 +189,7 @@ def split_manifest(
         raise Refusal(f"{name} is {test_fold}; with {folds} folds, use 0 to {folds - 1}")
     if split.by != "institution" and len(units) <= folds:
         raise Refusal(
-            f"split.folds is {folds}, but the number of {unit}s is only {len(units)}; "
+            f"split.folds is {folds}, but the data set has only {quantity(len(units), unit)}; "
             f"use fewer folds or more {unit}s"
         )
     splits = rows.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
