@@ -202,7 +202,8 @@ def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
     persons = read_patients(patients).set_index("patient_id")["case_id"]
     if set(persons.index) != set(rows["patient_id"]):
         raise Refusal(
-            f"{patients}: the patients are not those of the manifest; {rebuild_hint('build_manifest')}"
+            f"{patients}: the patients are not those of the manifest; "
+            f"{rebuild_hint('build_manifest')}"
         )
     return persons
 

@@ -1,4 +1,4 @@
-"""Training repeats to the byte, keeps the best epoch, stops at the first loss that is not finite."""
+"""Training repeats to the byte, keeps the best epoch and stops at a loss that is not finite."""
 
 import hashlib
 import json
