@@ -79,7 +79,7 @@ def main() -> None:
             n_tasks = arguments.tasks
             times = [1000 * time_tasks(n_tasks) / n_tasks for _ in range(arguments.repeats)]
             print(
-                f"{n_machines} machines: {statistics.median(times):.2f} ms per task "
+                f"machines: {n_machines}; {statistics.median(times):.2f} ms per task "
                 f"({min(times):.2f} to {max(times):.2f}, {arguments.repeats} runs of {n_tasks})"
             )
             if n_machines == arguments.machines[0]:

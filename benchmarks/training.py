@@ -280,8 +280,8 @@ def make_reference_loop(job: Job) -> Contender:
 
 
 def make_contender(name: str, job: Job) -> Contender:
-    """Return the contender `ours` (train.py) or `reference` (its comparison)."""
-    if name == "ours":
+    """Return the contender `train_py` or `reference` (its comparison)."""
+    if name == "train_py":
         return make_train_loop(job)
     return make_train_loop(job, job.without) if job.without else make_reference_loop(job)
 
@@ -344,7 +344,8 @@ class Runner:
 def measure(job: Job, repeats: int) -> dict[str, Any]:
     """Return the ratio, its range, and the timings of both contenders."""
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(Runner(name, job)) for name in ("reference", "ours")}
+        names = ("reference", "train_py")
+        runners = {name: stack.enter_context(Runner(name, job)) for name in names}
         return compare(runners, job, repeats)
 
 
@@ -363,8 +364,8 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
                 runner.run_epoch(synchronizes=True) if on_gpu else timings[name][-1]
             )
     ratios = [
-        other["epoch_s"] / ours["epoch_s"]
-        for other, ours in zip(timings["reference"], timings["ours"], strict=True)
+        baseline["epoch_s"] / train_py["epoch_s"]
+        for baseline, train_py in zip(timings["reference"], timings["train_py"], strict=True)
     ]
     result: dict[str, Any] = {
         "ratio": statistics.median(ratios),
@@ -372,11 +373,11 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
         "ratio_high": max(ratios),
         "repeats": repeats,
         "encoder": job.encoder,
-        "device": runners["ours"].device,
+        "device": runners["train_py"].device,
         "image_size": job.image_size,
         "batch_size": job.batch_size,
         "steps": job.steps,
-        "n_trained": runners["ours"].n_trained,
+        "n_trained": runners["train_py"].n_trained,
         "without": job.without,
     }
     for name, runner in runners.items():
@@ -405,16 +406,16 @@ def compare(runners: dict[str, Runner], job: Job, repeats: int) -> dict[str, Any
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as a readable table."""
-    other_name = f"no {result['without']}" if result["without"] else "reference"
+    baseline_name = f"no {result['without']}" if result["without"] else "reference"
     lines = [
         f"{result['encoder']}, frozen, {result['n_trained']:,} parameters trained; "
         f"{result['image_size']} px, {result['steps']} steps of {result['batch_size']} per epoch, "
         f"{result['repeats']} repeats, on {result['device']}",
         "",
-        f"{'':24} {other_name:>16} {'train.py':>16}",
+        f"{'':24} {baseline_name:>16} {'train.py':>16}",
     ]
-    ours, other = result["ours"], result["reference"]
-    lines.append(f"{'precision':24} {other['precision']:>16} {ours['precision']:>16}")
+    train_py, baseline = result["train_py"], result["reference"]
+    lines.append(f"{'precision':24} {baseline['precision']:>16} {train_py['precision']:>16}")
     rows = {
         "images/s, median": ("images_per_s", 1),
         "  lowest": ("images_per_s_low", 1),
@@ -430,12 +431,12 @@ def table(result: dict[str, Any]) -> str:
         "peak GPU memory, MiB": ("peak_gpu_memory_mib", 0),
     }
     lines += [
-        f"{title:24} {other[key]:16.{digits}f} {ours[key]:16.{digits}f}"
+        f"{title:24} {baseline[key]:16.{digits}f} {train_py[key]:16.{digits}f}"
         for title, (key, digits) in rows.items()
     ]
     lines += [
         "",
-        f"train.py waits for data: {ours['waiting_share']:.1%} of an epoch",
+        f"train.py waits for data: {train_py['waiting_share']:.1%} of an epoch",
         f"ratio {result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})",
     ]
     return "\n".join(lines)
@@ -449,20 +450,34 @@ def main() -> None:
     parser.add_argument("--encoder", default="mobilenet_v2")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
-        "--precision", default="auto", help="of train.py; the reference uses 32-true"
+        "--precision",
+        default="auto",
+        help="precision of train.py; the reference always uses 32-true",
     )
-    parser.add_argument("--compile", action="store_true", help="only train.py")
-    parser.add_argument("--workers", default="auto", help="of train.py: a number or auto")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network of train.py; the reference is never compiled",
+    )
+    parser.add_argument(
+        "--workers", default="auto", help="data-loader workers of train.py: a number or auto"
+    )
     parser.add_argument(
         "--without",
         choices=CHANGES,
-        help="compare with train.py without one of: "
+        help="compare train.py with itself, without one optimization: "
         + "; ".join(f"{name}: {change}" for name, change in CHANGES.items()),
     )
     parser.add_argument("--image-size", type=int, default=256, help="a multiple of 32")
-    parser.add_argument("--context", type=int, default=0, choices=[0, 1], help="only train.py")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=0,
+        choices=[0, 1],
+        help="neighboring slices that train.py uses; the reference uses none",
+    )
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10, help="per epoch")
+    parser.add_argument("--steps", type=int, default=10, help="steps per epoch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -19,7 +19,7 @@ from pipeline import dvc_copy
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, refuse
+from pipeline.refusals import Refusal, quantity, refuse
 from scans import lgg
 from scans.geometry import Geometry, read_geometry, write_geometry
 from scans.params import AcquireParams, PhantomParams
@@ -31,8 +31,8 @@ ANNOUNCEMENT = (
     "afterwards. The copy here and DVC's cache take 2.9 GB."
 )
 DOWNLOAD_HELP = f"""You can get the data in three ways:
-  1. Connect to the network (through a proxy: set HTTPS_PROXY) and run this again. What
-     was downloaded so far is kept.
+  1. Connect to the network and run this again; a partial download is continued. Behind a
+     proxy, set HTTPS_PROXY.
   2. Download the zip from kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation in a browser. Set
      {LOCAL_COPY} to the path of the zip or of the unpacked folder.
   3. Run `dvc pull` if your team shares the data in a DVC remote. If it finds nothing, nobody has
@@ -112,7 +112,9 @@ def main(
             rows = acquire_from_path(raw, partial, geometry, acquire)
         write_geometry(table, rows)
     n_patients = sum(path.is_dir() for path in raw.iterdir())
-    print(f"{n_patients} patients in {raw}; voxel sizes of {len(rows)} in {geometry}")
+    print(
+        f"{raw}: {quantity(n_patients, 'patient')}; {geometry}: voxel sizes of {len(rows)} of them"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
-from pipeline.refusals import print_list, refuse
+from pipeline.refusals import print_list, quantity, refuse
 from scans.clinical import read_clinical, rows_of_patients
 from scans.cohort import MISSING, missing_columns
 from scans.layout import CLINICAL_FILE
@@ -37,7 +37,7 @@ IS_MAIN = "_is_main"  # suffix of the columns that flag a sequence as equal to t
 def slice_row(
     name: SliceName, images: Path, masks: Path, sequences: Sequence[str]
 ) -> dict[str, object]:
-    """Return the slice's row, with flags for the other sequences that equal the main one.
+    """Return a slice's row, with a flag for each other sequence: whether it equals the main one.
 
     `sequences` has the sequence of each channel. `digest` is the hash of the scan's pixels, ""
     for a blank scan.
@@ -71,7 +71,7 @@ def check_scans(slices: pd.DataFrame, persons: pd.Series) -> None:
     owners = slices["patient_id"].map(persons)
     identical = slices[slices["digest"] != ""].groupby("digest")["image"]
     problems = sorted(
-        "the same scan of two persons: " + ", ".join(images)
+        "two persons have the same scan: " + ", ".join(images)
         for _, images in identical
         if len(set(owners[images.index])) > 1
     )
@@ -109,16 +109,16 @@ def patients_table(slices: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame
 
 
 def print_mismatches(clinical: Path, table: pd.DataFrame, matched: pd.DataFrame) -> None:
-    """Print rows of data.csv without a folder, folders without a row, and persons with several."""
+    """Print unmatched rows of data.csv, unmatched folders, and persons with several folders."""
     unused = table.loc[~table.index.isin(matched["row"]), "case_id"].tolist()
-    print_list(f"{len(unused)} rows of {clinical} without a patient's folder", unused)
+    print_list(f"rows of {clinical} that match no patient folder ({len(unused)})", unused)
     unmatched = matched.index[matched["row"] < 0].tolist()
-    print_list(f"{len(unmatched)} patients without a row in {clinical}", unmatched)
+    print_list(f"patients without a row in {clinical} ({len(unmatched)})", unmatched)
     folders = matched.groupby("case_id").groups
     several = [
         f"{person}: {', '.join(names)}" for person, names in folders.items() if len(names) > 1
     ]
-    print_list(f"{len(several)} persons with several folders, kept in one split", several)
+    print_list(f"persons with several folders, which stay in one split ({len(several)})", several)
 
 
 def main(
@@ -145,7 +145,10 @@ def main(
         flags = slices.columns[slices.columns.str.endswith(IS_MAIN)]
         slices.drop(columns=[*flags, "digest"]).to_csv(manifest_partial, index=False)
         cohort.to_csv(patients_partial, index=False)
-    print(f"{len(slices)} slices, {slices['abnormal'].sum()} abnormal, of {len(matched)} patients")
+    print(
+        f"{quantity(len(slices), 'slice')} of {quantity(len(matched), 'patient')}, "
+        f"{slices['abnormal'].sum():,} abnormal"
+    )
     print_mismatches(clinical, table, matched)
 
 

@@ -60,7 +60,10 @@ def build_page(scripts: Path, runtime: Path, out: Path) -> None:
     model = ROOT / "models/glioma.onnx"
     needed = [scripts / "page.js", scripts / "worker.js", runtime / RUNTIME, model]
     if missing := [str(path) for path in needed if not path.is_file()]:
-        raise Refusal(f"no such file: {', '.join(missing)}")
+        raise Refusal(
+            f"missing: {', '.join(missing)}. Delete .venv/page and run make page again, which "
+            "creates the scripts and the runtime. Restore the model with `git restore models`."
+        )
     description = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
     if description["input"]["sequences"] != list(SEQUENCES):
         raise Refusal(f"{model}: the page needs a model whose sequences are {', '.join(SEQUENCES)}")

@@ -72,7 +72,7 @@ def pixel_counts(levels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[
 
 
 def best_threshold(counts: NDArray[np.int64]) -> float:
-    """Return the value in THRESHOLDS with the highest micro IoU; of equals, the one nearest to 0.5.
+    """Return the value in THRESHOLDS with the highest micro IoU; on a tie, the one nearest to 0.5.
 
     `counts` (2, LEVELS) are the `pixel_counts` of all slices to choose on.
     """
@@ -220,9 +220,8 @@ def print_unmeasured(n_patients: int, geometry: Path) -> None:
     """Print how many patients have no scores in mm and mL, and the possible reasons."""
     if n_patients:
         print(
-            f"{n_patients} patients have no scores in mm and mL because {geometry} has no voxel "
-            "spacing for them, some of their slices are missing, or their slices are in different "
-            "splits"
+            f"patients without scores in mm and mL: {n_patients}. Either {geometry} has no voxel "
+            "spacing for them, or slices are missing, or their slices are in different splits."
         )
 
 

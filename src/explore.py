@@ -47,7 +47,7 @@ from scans.volume import components, stack
 
 
 class Patient(NamedTuple):
-    """What is known about a patient before its slices are read."""
+    """What is known about a patient before their slices are read."""
 
     rows: pd.DataFrame  # rows of the manifest
     missing: list[bool]  # by channel
@@ -127,7 +127,7 @@ def main(
     write_metrics(metrics, summary(cohort, examined, measured, area, findings, sequences))
     counts = findings["kind"].value_counts()
     listed = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts) or "none"
-    print(f"{len(slices)} slices of {len(cohort)} patients; findings: {listed}")
+    print(f"slices: {len(slices)}; patients: {len(cohort)}; findings: {listed}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ DOWNLOAD_HINT = f"""Do one of the following:
 
 
 def encoder_with_normalization(name: str, settings: dict[str, Any]) -> Encoder:
-    """Return the encoder with the normalization of the hub's settings, scaled to [0, 1]."""
+    """Return the encoder with the hub's mean and standard deviation for inputs in [0, 1]."""
     if settings.get("input_space", "RGB") != "RGB":
         raise Refusal(f"{name!r} needs {settings['input_space']} input; choose an RGB encoder")
     highest = settings.get("input_range", [0, 1])[1]

@@ -11,7 +11,7 @@
 - `inner/<candidate>/<inner fold>`: all inner folds, with several candidate recipes.
 - `choices/<candidate>/<repeat>`: one inner fold, with several candidate recipes and seeds.
 
-In `folds` and `institutions`, each patient is predicted by a network that was not trained on it.
+In `folds` and `institutions`, each patient is predicted by a network that was not trained on them.
 `study/worst.csv` describes what a review of the worst patients found. All results follow from
 these tables, without the data set. No other stage depends on this one.
 

@@ -43,7 +43,7 @@ from page.rendering import script_json, template_environment
 from pipeline.command import run
 from pipeline.outputs import read_metrics, replacing
 from pipeline.params import Section, Seed
-from pipeline.refusals import Refusal, rebuild_hint
+from pipeline.refusals import Refusal, quantity, rebuild_hint
 from scans.cohort import read_patients
 from scans.manifest import read_manifest, splits_of
 from scans.params import AcquireParams, SplitParams
@@ -179,7 +179,7 @@ def main(
     with replacing(page, card) as partials:
         for text, partial in zip(render(facts, page_facts, explored), partials, strict=True):
             partial.write_text(text, encoding="utf-8")
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(chosen)} patients; {card}")
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {quantity(len(chosen), 'patient')}; {card}")
 
 
 if __name__ == "__main__":

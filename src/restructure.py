@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.parallel import in_parallel
-from pipeline.refusals import Refusal, refuse
+from pipeline.refusals import Refusal, quantity, refuse
 from scans.layout import CLINICAL_FILE
 from scans.names import SliceName, slice_path
 from scans.tiff import read_image, read_mask
@@ -116,7 +116,8 @@ def main(raw: Path, images: Path, masks: Path) -> None:
         for pair in pairs:
             shutil.copyfile(pair.image, slice_path(folders[0], pair.name.slice_id))
             shutil.copyfile(pair.mask, slice_path(folders[1], pair.name.slice_id))
-    print(f"{len(pairs)} slices of {len({pair.name.patient_id for pair in pairs})} patients")
+    n_patients = len({pair.name.patient_id for pair in pairs})
+    print(f"{quantity(len(pairs), 'slice')} of {quantity(n_patients, 'patient')}")
 
 
 if __name__ == "__main__":

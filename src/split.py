@@ -3,10 +3,10 @@
     python src/split.py data/manifest.csv data/patients.csv metrics/explore/findings.csv \
         data/splits.csv
 
-`split.by` selects how:
+`split.by` selects what stays together:
 
-- `patient`: all slices of a person are in one split, even from several exams. `case_id` in
-  patients.csv identifies the person.
+- `patient`: all slices of a person are in one split, even if the person had several exams.
+  `case_id` in patients.csv identifies the person.
 - `institution`: all slices of an institution are in one fold.
 - `slice`: slices of one patient are in several splits, which inflates every score. It exists only
   for comparison with published results that split this way.
@@ -33,23 +33,23 @@ sys.path.insert(0, str(Path(__file__).parent))  # needed if PYTHONSAFEPATH is se
 from pipeline.command import run
 from pipeline.outputs import replacing
 from pipeline.params import Seed
-from pipeline.refusals import Refusal, rebuild_hint, refuse
+from pipeline.refusals import Refusal, quantity, rebuild_hint, refuse
 from scans.cohort import read_patients
 from scans.manifest import SPLITS, count_near_duplicates, read_manifest
 from scans.params import SplitParams
 
 
-def abnormal_strata(fractions: NDArray[np.float64], members: int) -> NDArray[np.int64]:
-    """Return a stratum for each patient, from equal parts of the ranks of the abnormal fraction.
+def abnormal_strata(fractions: NDArray[np.float64], min_size: int) -> NDArray[np.int64]:
+    """Return a stratum for each patient: quantile groups of the fraction of abnormal slices.
 
-    There are as many strata as possible with at least `members` patients each, so that every part
+    There are as many strata as possible with at least `min_size` patients each, so that every part
     of a split gets a patient from each stratum. Patients without tumor are stratified separately.
     """
     strata = np.zeros(len(fractions), dtype=np.int64)
     first = 0
     for group in (np.flatnonzero(fractions == 0), np.flatnonzero(fractions > 0)):
         if len(group):
-            n_strata = max(1, len(group) // members)
+            n_strata = max(1, len(group) // min_size)
             ranks = np.argsort(np.argsort(fractions[group], kind="stable"), kind="stable")
             strata[group] = first + ranks * n_strata // len(group)
             first += n_strata
@@ -138,9 +138,10 @@ def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) 
 
     `unit` is the column that identifies the units.
     """
+    noun = "slice" if unit == "slice_id" else "patient"
     sides = splits.groupby(unit)["split"].unique()
     problems = [
-        f"{unit} {name} is in {' and in '.join(sorted(found))}"
+        f"{noun} {name} is in {' and in '.join(sorted(found))}"
         for name, found in sides.items()
         if len(found) > 1
     ]
@@ -152,9 +153,9 @@ def check_split(splits: pd.DataFrame, unit: str, names: Sequence[str] = SPLITS) 
         counts = ", ".join(f"{fold}: {n}" for fold, n in by_fold.items())
         refuse(
             problems,
-            f"Each of {', '.join(names)} needs at least one {unit} with tumor. Number with tumor "
-            f"in each fold: {counts}. Choose a test fold that has some, reduce split.folds, or add "
-            "patients.",
+            f"{', '.join(names[:-1])} and {names[-1]} must each contain a {noun} with tumor. "
+            f"Number of such {noun}s by fold: {counts}. Choose a test fold that has some, reduce "
+            "split.folds, or add patients.",
         )
 
 
@@ -188,7 +189,7 @@ def split_manifest(
         raise Refusal(f"{name} is {test_fold}; with {folds} folds, use 0 to {folds - 1}")
     if split.by != "institution" and len(units) <= folds:
         raise Refusal(
-            f"split.folds is {folds}, but there are only {len(units)} {unit}s; "
+            f"split.folds is {folds}, but the data set has only {quantity(len(units), unit)}; "
             f"use fewer folds or more {unit}s"
         )
     splits = rows.join(split_units(units, split, test_fold=test_fold, seed=seed), on=key)
@@ -201,7 +202,8 @@ def read_persons(patients: Path, rows: pd.DataFrame) -> pd.Series:
     persons = read_patients(patients).set_index("patient_id")["case_id"]
     if set(persons.index) != set(rows["patient_id"]):
         raise Refusal(
-            f"{patients}: the patients are not those of the manifest; {rebuild_hint('build_manifest')}"
+            f"{patients}: the patients are not those of the manifest; "
+            f"{rebuild_hint('build_manifest')}"
         )
     return persons
 
@@ -226,7 +228,7 @@ def main(
         abnormal=("abnormal", "mean"),
     )
     print(counts.round(3).to_string())
-    print(f"{n_alike} pairs of near-duplicates are in different splits ({findings})")
+    print(f"near-duplicate pairs in different splits: {n_alike} (listed in {findings})")
 
 
 if __name__ == "__main__":

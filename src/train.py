@@ -1,4 +1,4 @@
-"""Train the U-Net's decoder on the train slices and keep the last epoch or the best on val.
+"""Train the U-Net on the train slices; keep the last epoch, or the best one on val.
 
     python src/train.py data/intensities.csv data/splits.csv models/encoder.safetensors \
         models/unet.safetensors metrics/train
@@ -43,7 +43,7 @@ from learning.weights import Model, new_network, save_tensors
 from pipeline.command import run
 from pipeline.outputs import DECIMALS, file_sha256, replacing, write_metrics
 from pipeline.params import Seed
-from pipeline.refusals import Refusal
+from pipeline.refusals import Refusal, quantity
 from scans.fitted import FittedSlices, Slices
 from scans.manifest import read_manifest
 from scans.normalization import read_normalization
@@ -77,8 +77,9 @@ def select_slices(splits: Path, train: TrainParams) -> dict[str, pd.DataFrame]:
     for split, rows in checked.items():
         if not rows["abnormal"].any():
             raise Refusal(
-                f"{splits}: no abnormal slice in {split} ({len(rows)} slices); use other patients, "
-                "split.test_fold or split.val_fraction, or train.keep: last if val is empty"
+                f"{splits}: no abnormal slice in {split} ({quantity(len(rows), 'slice')}). Change "
+                "split.test_fold or split.val_fraction, or add patients with tumor. If val is "
+                "empty, set train.keep to last."
             )
     return slices
 
@@ -221,7 +222,7 @@ def main(
 ) -> None:
     make_deterministic(on_gpus=train.deterministic)
     fabric = make_fabric(compute)
-    surroundings = environment(fabric)
+    run_environment = environment(fabric)
     slices = select_slices(splits, train)
     training = prepare(
         slices,
@@ -239,7 +240,7 @@ def main(
         print(
             f"{len(slices['train'])} slices, {len(training.batches)} steps of {train.batch_size} "
             f"an epoch, {n_trained(training.trainer.network):,} parameters trained, "
-            f"on {fabric.world_size} × {surroundings['device']} in {precision_name(fabric)}"
+            f"on {fabric.world_size} × {run_environment['device']} in {precision_name(fabric)}"
         )
         settings: dict[str, Any] = {
             "seed": seed,
@@ -249,11 +250,11 @@ def main(
         }
         images_and_masks = pd.concat(slices.values())[["image", "mask"]].to_numpy().ravel()
         inputs = [intensities, splits, encoder_file, *map(Path, images_and_masks)]
-        key = fingerprint(settings | surroundings, inputs)
+        key = fingerprint(settings | run_environment, inputs)
     with locked_checkpoint(key) as checkpoint, explain_failures("train.batch_size"):
         progress = fit(training, checkpoint, metrics)
         if training.is_main:
-            write_metrics(metrics / "environment.json", surroundings)
+            write_metrics(metrics / "environment.json", run_environment)
             save(progress, encoder_file, unet, encoder, train)
             checkpoint.finish(unet)
 

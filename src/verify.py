@@ -94,8 +94,8 @@ def main() -> None:
                 files = [Path(folder) / name for folder, _, names in walked for name in names]
                 changed += changed_files(path, out.hash_info.value, cache, files)
                 n_outputs += 1
-    problems = [f"differs from the hash in its name: {display_path(path)}" for path in damaged]
-    problems += [f"differs from dvc.lock: {display_path(path)}" for path in changed]
+    problems = [f"damaged cache object: {display_path(path)}" for path in damaged]
+    problems += [f"output differs from dvc.lock: {display_path(path)}" for path in changed]
     if problems:
         refuse(
             problems,

@@ -17,7 +17,7 @@ class Progress:
     """One line per training. A terminal updates it in place; otherwise each update is printed."""
 
     def __init__(self, names: Mapping[str, str], logs: Path) -> None:
-        """`names` maps experiments to names of trainings; `logs` is the folder of the log files."""
+        """`names` maps experiments to trainings; `logs` is the folder for log files."""
         self.names, self.logs = names, logs
         self.bars: dict[str, tqdm[Any]] = {}
         self.started: dict[str, tuple[float, int]] = {}  # time (s) and number of the first epoch

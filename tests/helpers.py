@@ -30,7 +30,7 @@ from scans.manifest import read_manifest
 from scans.normalization import NONE
 from scans.probability_maps import encode, write_levels
 
-# A Git hook that starts the tests sets such variables, and so may a user.
+# Remove variables that a Git hook or the user may have set.
 for name in [variable for variable in os.environ if variable.startswith(("GIT_", "DVC_"))]:
     del os.environ[name]
 os.environ |= demo.DEFAULTS
@@ -231,7 +231,7 @@ OFFLINE = {  # nothing listens on port 9, so requests fail at once
 
 
 def dvc_environment() -> dict[str, str]:
-    """Return an environment without network, in which `python` and make's PYTHON are ours."""
+    """Return an environment without network, with this interpreter as `python` and PYTHON."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **OFFLINE, "PATH": path, "PYTHON": sys.executable}
 

@@ -67,7 +67,7 @@ def compare(study: Study, kind: str, bootstrap: Bootstrap) -> pd.DataFrame:
         differences = (table - base).dropna(axis="columns", how="all")
         if differences.empty:
             raise Refusal(
-                f"{kind}/{name} shares no repeat with {BASE}, which has "
+                f"{kind}/{name} and {BASE} have no repeat in common; {BASE} has the repeats "
                 f"{', '.join(map(str, base.columns))}. {HINT}"
             )
         scores = bootstrap.mean(table.mean(axis="columns")).named("dice_patient_mean")

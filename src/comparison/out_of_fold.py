@@ -1,4 +1,4 @@
-"""Out-of-fold results: patients of all folds, each predicted by a network not trained on it."""
+"""Out-of-fold results: patients of all folds, each predicted by a network not trained on them."""
 
 from typing import Any
 

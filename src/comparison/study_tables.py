@@ -70,7 +70,7 @@ def read_study(trainings: Path, patients: Path, definitions: Path) -> Study:
         problems += [f"{path}: {name} is not in {trainings.name}" for name in unlisted]
     n_rows = study.patients["training"].value_counts().reindex(names, fill_value=0)
     problems += [
-        f"{patients}: {n} patients for {name}; {trainings.name} says it tested {n_tested:.0f}"
+        f"{patients}: {n} rows for {name}, but {trainings.name} lists {n_tested:.0f} test patients"
         for (name, n), n_tested in zip(n_rows.items(), study.trainings[N_TESTED], strict=True)
         if n != n_tested
     ]

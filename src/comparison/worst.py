@@ -11,7 +11,7 @@ N_WORST = 10  # patients to review
 # The main cause of a low Dice: a missing sequence, a lesion of few pixels, a reference that another
 # reader would draw differently, a false positive, a missed tumor.
 KINDS = ("missing_sequence", "small_lesion", "reference", "false_positive", "missed")
-NOT_REVIEWED = "not_looked_at"
+NOT_REVIEWED = "not_reviewed"
 
 
 def read_reviews(path: Path) -> pd.DataFrame:

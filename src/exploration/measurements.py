@@ -54,7 +54,7 @@ class Measurements:
 
 
 def read_volume(rows: pd.DataFrame) -> Volume:
-    """Return a patient's scans and masks, given its rows of the manifest."""
+    """Return a patient's scans and masks, given their rows of the manifest."""
     return Volume(
         rows,
         [read_image(Path(path)) for path in rows["image"]],
@@ -97,7 +97,7 @@ def level_counts(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> Counts:
 
 
 def measure(volume: Volume, missing: list[bool]) -> Measurements:
-    """Return the counts over a patient's slices; `missing` flags the SEQUENCES it does not have."""
+    """Return the counts over a patient's slices; `missing` flags the SEQUENCES they do not have."""
     location = np.zeros((GRID, GRID), dtype=np.int64)
     hue = np.zeros((len(TISSUES), HUE_BINS), dtype=np.int64)
     levels = np.zeros((len(SEQUENCES), len(TISSUES), LEVELS), dtype=np.int64)

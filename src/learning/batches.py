@@ -151,7 +151,11 @@ def prepare_worker(_: int) -> None:
     """
 
     def give_up(error: Exception, _: object) -> None:
-        print(f"a batch could not be handed over: {error}", file=sys.stderr, flush=True)
+        print(
+            f"a data loader worker could not send a batch to the main process: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(0)  # any other status makes PyTorch raise wherever the main process happens to be
 
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]

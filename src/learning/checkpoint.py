@@ -3,7 +3,7 @@
 DVC removes a stage's outputs before the stage starts, so checkpoints are stored elsewhere: each in
 a folder under `.dvc/tmp/training`, named by a digest of everything that the result depends on.
 Experiments that DVC runs in other folders (`--temp`, the queue) share the workspace's checkpoints.
-A lock on the folder ensures that only one process at a time trains for the same result.
+A lock on the folder ensures that only one process at a time runs the same training.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from learning.network import Network, Tensors
 from learning.optimization import Trainer
 from pipeline.outputs import discard, file_digest, file_sha256, replacing
+from pipeline.refusals import quantity
 
 EXPERIMENTS = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"  # in the main repository
 CHECKPOINTS = ".dvc/tmp/training"
@@ -163,7 +164,7 @@ class Checkpoint:
     def hint(self, epoch: int) -> str:
         """Return the message for a training that is interrupted after `epoch` epochs."""
         n_saved = epoch if self.folder is not None else 0
-        return f"{n_saved} epochs are saved; run the same training again to continue from there"
+        return f"{quantity(n_saved, 'epoch')} saved; run the same command again to continue"
 
     def finish(self, model: Path) -> None:
         """Record the finished model's MD5: once DVC has cached it, the checkpoint is obsolete."""
@@ -200,7 +201,10 @@ def acquire(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process trains for the same result; waiting for {lock.lock_file}")
+        print(
+            "another process is running the same training; waiting until it releases "
+            f"{lock.lock_file}"
+        )
         lock.acquire()
         return True
     return False
@@ -210,9 +214,9 @@ def acquire(lock: FileLock) -> bool:
 def locked_checkpoint(key: str | None) -> Iterator[Checkpoint]:
     """Yield the checkpoint of the training with this fingerprint, locked against other processes.
 
-    Waits while another process trains for the same result, then continues from its checkpoint. The
-    checkpoint of a finished training is deleted if its model is already in DVC's cache: the user
-    wants to train again from the start (`dvc repro --force`).
+    Waits while another process runs the same training, then continues from its checkpoint. The
+    checkpoint of a finished training is deleted if its model is already in DVC's cache: this
+    happens if the user starts over with `dvc repro --force`.
     """
     repository = main_repository()
     if key is None or repository is None:

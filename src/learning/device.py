@@ -93,7 +93,8 @@ def make_fabric(compute: ComputeParams) -> Fabric:
         )
     except MisconfigurationException as error:
         raise Refusal(
-            f"torchrun started {n_local} processes here, which need one device each: {error}"
+            f"torchrun started {n_local} processes here, and each needs its own device: {error}. "
+            "Lower --nproc-per-node."
         ) from None
     fabric.launch()
     if fabric.device.type == "cpu":  # otherwise gloo's threads can abort a process as it exits
@@ -116,7 +117,7 @@ def precision_name(fabric: Fabric) -> str:
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
-    """Return everything that a result depends on besides code, params and inputs."""
+    """Return everything except code, params and inputs that may change a result."""
     on_gpu = fabric.device.type == "cuda"
     return {
         "python": platform.python_version(),

@@ -94,7 +94,7 @@ def check_image_size(network: Network, name: str, image_size: int) -> None:
     except Exception as error:  # smp and timm raise many kinds
         reason = " ".join(str(error).split())
         raise Refusal(
-            f"encoder.name is {name!r}, which does not support train.image_size {image_size}, "
-            f"padded to {size} pixels: {reason} Choose another size or encoder."
+            f"the encoder {name!r} does not support train.image_size {image_size} (padded to "
+            f"{size} pixels): {reason} Change train.image_size or encoder.name."
         ) from None
     network.train()

@@ -37,8 +37,8 @@ def build_encoder(name: str) -> nn.Module:
         known = smp.encoders.get_encoder_names()
         close = [other for other in known if other[:4] == name[:4]] or known[:8]
         raise Refusal(
-            f"encoder.name is {name!r}, which segmentation-models-pytorch cannot build; "
-            f"it has {len(known)}, such as {', '.join(close)}, and timm's as `tu-<name>`"
+            f"encoder.name is {name!r}, which segmentation-models-pytorch does not provide. It has "
+            f"{len(known)} encoders, such as {', '.join(close)}; timm encoders are named tu-<name>."
         ) from None
     return encoder
 

@@ -57,7 +57,7 @@ def load_tensors(path: Path, hint: str) -> tuple[Tensors, dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             if not isinstance(header, dict):
                 raise Refusal(
-                    f"{path}: its header is {header!r}, which another program wrote. {hint}"
+                    f"{path}: unexpected header {header!r}; another program wrote this file. {hint}"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError:
@@ -90,10 +90,10 @@ def describe_mismatch(expected: Tensors, found: Tensors) -> str:
     differences = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
-        "of a different shape": reshaped,
+        "reshaped": reshaped,
     }
     return "; ".join(
-        f"{len(names)} tensors {difference}, such as {names[0]}"
+        f"{difference} tensors: {len(names)}, such as {names[0]}"
         for difference, names in differences.items()
         if names
     )
@@ -109,7 +109,7 @@ def load_encoder(
         raise Refusal(f"{path} does not fit encoder.name {name!r}: {problem}. {hint}")
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise Refusal(f"{path}: {len(bad)} tensors are not finite, such as {bad[0]}. {hint}")
+        raise Refusal(f"{path}: tensors with NaN or infinity: {len(bad)}, such as {bad[0]}. {hint}")
     input_scale = {key: value for key, value in header.items() if key in ("mean", "std")}
     return checked_header(Encoder, input_scale | {"name": name}, path, hint), tensors
 
@@ -128,7 +128,7 @@ def load_network(model_file: Path, encoder_file: Path) -> tuple[Network, Model]:
     tensors, header = load_tensors(model_file, hint)
     model = checked_header(Model, header, model_file, hint)
     if model.encoder_frozen and model.encoder_sha256 != file_sha256(encoder_file):
-        raise Refusal(f"{model_file} was trained on another encoder than {encoder_file}. {hint}")
+        raise Refusal(f"{model_file} was not trained with the encoder in {encoder_file}. {hint}")
     network = new_network(
         encoder_file,
         name=model.encoder_name,

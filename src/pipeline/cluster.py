@@ -95,7 +95,8 @@ def connect(address: str | None) -> Iterator[None]:
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Refusal(
-            f"cannot connect to a Ray cluster at {address}: {first_line(error)} {HINT}"
+            f"cannot connect to Ray at {'this machine' if is_local else address}: "
+            f"{first_line(error).rstrip('.')}. {HINT}"
         ) from None
     pickle_by_value(sys.modules[__name__])
     try:
@@ -159,9 +160,10 @@ def resources_per_item(cpus: float | None, gpus: float | None) -> Resources:
     if not any(machine.cpus >= cpus and machine.gpus >= gpus for machine in available):
         refuse(
             [
-                f"no machine of the cluster has {cpus:g} cores and {gpus:g} GPUs. It has:",
+                "no machine of the cluster is large enough: "
+                f"requested cores: {cpus:g}, GPUs: {gpus:g}. Found:",
                 *(
-                    f"  {machine_name(machine)}: {found.cpus:g} cores, {found.gpus:g} GPUs"
+                    f"  {machine_name(machine)}: cores: {found.cpus:g}, GPUs: {found.gpus:g}"
                     for machine, found in zip(machines(), available, strict=True)
                 ),
             ],

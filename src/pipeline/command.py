@@ -36,9 +36,9 @@ def dvc_note() -> str:
 def run(main: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """Call `main` with paths from the command line and the params in its signature.
 
-    If the input, a param or the machine (a full disk, a missing permission) stops the stage, the
-    process prints one message without a traceback and exits with code 1. After Ctrl-C, the code is
-    130.
+    If the input or a param is invalid, or the system fails (for example, a full disk or a missing
+    permission), the process prints one message without a traceback and exits with code 1. After
+    Ctrl-C, the code is 130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Logs show each line at once, and terminals whose encoding lacks × print an escape.

@@ -11,8 +11,8 @@ from pipeline.refusals import Refusal
 def exit_with_message(program: str, note: str = "") -> Iterator[None]:
     """Exit with a message instead of a traceback if the block raises Refusal or OSError.
 
-    The exit code is 1 if the input or the machine stops the block (a full disk, a missing
-    permission), and 130 after Ctrl-C. `note` follows the message.
+    The exit code is 1 if the input is invalid or the system fails (for example, a full disk or a
+    missing permission), and 130 after Ctrl-C. `note` follows the message.
     """
     try:
         yield

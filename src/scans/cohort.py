@@ -18,7 +18,7 @@ MISSING = "missing_"  # prefix of the columns that flag a sequence as missing
 
 
 def missing_columns(columns: Iterable[Any]) -> list[str]:
-    """Return those columns of patients.csv that flag a sequence as missing, in the same order."""
+    """Return the columns that flag a sequence as missing, in order."""
     return [name for name in columns if name.startswith(MISSING)]
 
 

@@ -16,7 +16,7 @@ REQUIRED = ("slice_id", "patient_id", "abnormal")
 
 
 def splits_of(slices: pd.DataFrame) -> list[str]:
-    """Return those of SPLITS that have slices in the table, in this order; val may be missing."""
+    """Return the names in SPLITS that occur in the table, in that order; val may be absent."""
     return [split for split in SPLITS if (slices["split"] == split).any()]
 
 

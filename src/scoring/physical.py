@@ -22,7 +22,7 @@ def physical_scores(
 ) -> dict[str, float]:
     """Return COLUMNS for two masks (D, H, W); `voxel` has the mm between slices, rows and columns.
 
-    `hd95_mm` is the larger of the two directed 95th percentiles of the Hausdorff distance.
+    `hd95_mm` is the larger of the two directed 95th-percentile Hausdorff distances.
     `surface_distance_mm` is the average symmetric surface distance: the mean distance to the other
     border, over the voxels of both borders. Both are NaN if a mask is empty. A border consists of
     the voxels with at least one of their six neighbors outside the mask (Maier-Hein et al., Metrics

@@ -13,7 +13,7 @@ MIN_PATIENTS = 10  # bootstrap intervals of smaller groups are far too narrow
 
 
 def per_patient(slices: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per split and patient: pixel counts over its slices, and their scores.
+    """Return one row per split and patient: pixel counts over the patient's slices, and scores.
 
     `fp_healthy` counts the false positives in slices without tumor. `hd95` and `surface_dice` are
     means over the slices where they are defined.

@@ -42,8 +42,8 @@ def border_distances(
 def surface_scores(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[str, float]:
     """Return `hd95` and `surface_dice` of two masks (H, W).
 
-    `hd95` is the larger of the two directed 95th percentiles of the Hausdorff distance, in pixels;
-    NaN if a mask is empty. `surface_dice` is the fraction of border pixels, of both masks, within
+    `hd95` is the larger of the two directed 95th-percentile Hausdorff distances, in pixels; NaN if
+    a mask is empty. `surface_dice` is the fraction of border pixels, of both masks, within
     TOLERANCE of the other border, in [0, 1]; 0 if one mask is empty, NaN if both are. It is also
     called normalized surface distance (Nikolov et al., arXiv 1809.04430).
     """

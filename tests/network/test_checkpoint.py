@@ -92,7 +92,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_an_interrupted_training_ends_with_the_same_bytes(
     train_in: Train, epochs: list[int], encoder: Path, tmp_path: Path, recipe: str
 ) -> None:
-    """It is interrupted twice, the second time before it has finished another epoch."""
+    """The training is interrupted twice, the second time before another epoch has finished."""
     if recipe == "dropout":
         torch.manual_seed(0)
         encoder = tmp_path / "mit.safetensors"
@@ -208,7 +208,7 @@ def test_a_finished_checkpoint_is_kept_until_the_model_is_in_dvcs_cache(
 def test_a_second_trainer_waits_and_continues_from_the_first_ones_checkpoint(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even if the model is in DVC's cache by then: nobody has asked to train it again."""
+    """A process that waited keeps the checkpoint, even if DVC has cached the model by then."""
     monkeypatch.setattr(checkpoint, "is_in_dvc_cache", lambda *_: True)
     seen: list[bool] = []
 

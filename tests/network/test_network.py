@@ -185,7 +185,7 @@ def test_encoder_and_model_files_that_do_not_match_are_an_error(tmp_path: Path) 
     with pytest.raises(
         Refusal,
         match=r"resnet18.safetensors does not fit encoder.name 'mobilenet_v2': "
-        r"312 .*; 120 .* bn1.bias",
+        r"missing .*\b312\b.*; unexpected .*\b120\b.* bn1.bias",
     ):
         load_encoder(other, "mobilenet_v2")
     network = new_network(encoder, name="mobilenet_v2", frozen=True)
@@ -198,7 +198,7 @@ def test_encoder_and_model_files_that_do_not_match_are_an_error(tmp_path: Path) 
     ):
         load_network(encoder, encoder)
     model = save_model(network, tmp_path, encoder, encoder_frozen=False)
-    with pytest.raises(Refusal, match=r"unet.safetensors: 312 .*encoder\."):
+    with pytest.raises(Refusal, match=r"unet.safetensors: .*\b312\b.* encoder\."):
         load_network(model, encoder)
 
 
@@ -217,14 +217,14 @@ def test_damaged_and_missing_files_are_an_error(tmp_path: Path) -> None:
     tensors = load_file(whole)
     tensors["features.0.0.weight"] = torch.zeros(1)
     save_file(tensors, path)
-    with pytest.raises(Refusal, match=r"1 tensors .*shape.*features.0.0.weight"):
+    with pytest.raises(Refusal, match=r"a.safetensors .*: .*\b1\b.* features.0.0.weight"):
         load_encoder(path, "mobilenet_v2")
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("5", "header is 5"),
+        ("5", r"a.safetensors: .*\b5\b"),
         ('{"mean": [1, 2], "std": [1, 1, 1]}', r"mean.2: field required"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 0]}', r"std.2: input should be greater than 0"),
         ("{", "a.safetensors: not a valid"),
@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     tensors = build_encoder("mobilenet_v2").state_dict()
     tensors["features.0.0.weight"][0] = torch.nan
     save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(Refusal, match="1 tensors .*not finite.*features.0.0.weight"):
+    with pytest.raises(Refusal, match=r"a.safetensors: .*NaN.*\b1\b.* features.0.0.weight"):
         load_encoder(tmp_path / "a.safetensors", "mobilenet_v2")
 
 

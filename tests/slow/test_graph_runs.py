@@ -48,7 +48,7 @@ def test_another_folder_and_number_of_workers_give_the_same_bytes(
 def test_dvc_repro_shows_the_errors_of_stages(
     run_to_change: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    """As tests/graph does for split."""
+    """The same check as in tests/graph, where it covers split."""
     damaged = tmp_path / "damaged"
     shutil.copytree(phantom, damaged)
     mask = min(damaged.glob("*/*_mask.tif"))

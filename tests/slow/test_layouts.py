@@ -67,7 +67,7 @@ def run_from_page(
 
 
 def test_the_other_commands_of_the_page_work(committed_run: Path, tmp_path: Path) -> None:
-    """They write the phantom, then read it with other sequences and labels."""
+    """The documented commands write the phantom, then read it with other sequences and labels."""
     folder = clone_with_outputs(committed_run, tmp_path / "clone")
     small = ("--patients", "6", "--image-size", "32")
     line = r"python src/write_phantom\.py phantom-bids bids.*"

@@ -277,7 +277,7 @@ def test_the_worst_patients_have_their_share_of_the_total_error(
     shares = json.loads((study.parent / "study.json").read_text())["worst"]
     assert shares["small_lesion"] == pytest.approx(reviewed["share"], abs=1e-5)
     assert sum(shares.values()) == pytest.approx(table["share"].sum(), abs=1e-4)
-    assert set(shares) == {"small_lesion", "not_looked_at"}
+    assert set(shares) == {"small_lesion", "not_reviewed"}
 
 
 def write_starting(study: Path) -> None:
