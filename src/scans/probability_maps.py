@@ -53,7 +53,8 @@ def read_levels(folder: Path, slice_id: str) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # a damaged file can raise almost anything in Pillow
         raise Refusal(
-            f"{path}: not a readable probability map ({type(error).__name__}); {rebuild_hint('predict')}"
+            f"{path}: not a readable probability map ({type(error).__name__}); "
+            f"{rebuild_hint('predict')}"
         ) from None
 
 
