@@ -309,8 +309,8 @@ def test_skipped_files_are_listed(
     assert files(tmp_path / "raw") == files(phantom)
     n_hidden, n_copied = len(list(hidden.iterdir())), len(files(phantom))
     assert capsys.readouterr().out == (
-        f"left out:\n  .DS_Store: 2 files\n  .P7: {n_hidden} files\n  ._*: 1 files\n"
-        f"  kaggle_3m/README.md: 1 files\n  lgg-mri-segmentation: {n_copied} files\n"
+        f"left out:\n  .DS_Store: 2 files\n  .P7: {n_hidden} files\n  ._*: 1 file\n"
+        f"  kaggle_3m/README.md: 1 file\n  lgg-mri-segmentation: {n_copied} files\n"
     )
 
 
