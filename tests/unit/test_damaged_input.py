@@ -321,7 +321,7 @@ DAMAGED_SOURCES: dict[str, tuple[Damage, str, *tuple[str, ...]]] = {
     "large size in header": (
         changed(SCAN, lambda b: huge_header(b, 13_000)),
         "restructure",
-        f"{SCAN}: (13000, 13000) pixels",
+        f"{SCAN}: 13000 × 13000 pixels",
         "4096",
     ),
     "scan with 3 channels of 16 bits": (
