@@ -72,8 +72,10 @@ class LogScaledAffine(albumentations.Affine):  # type: ignore[misc]
 def augmentation(augment: AugmentParams) -> albumentations.Compose:
     """Return the augmentation of `image`, `mask` and, if given, its neighbors `before` and `after`.
 
-    All of them get the same change. Each value limits a random change:
+    Geometric changes apply to all of them alike, intensity changes only to the images. Each value
+    limits a random change:
 
+    - `flip`: half of the slices are mirrored left to right.
     - `rotate` (degrees) and `translate` (fraction of the size): the change is drawn from ± value.
     - `scale`: the scale factor is drawn from exp(± value).
     - `gamma` (an exponent) and `gain` (a factor): drawn from exp(± value) for each sequence.

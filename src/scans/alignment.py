@@ -80,8 +80,8 @@ def eight_bit(volume: NDArray[Any]) -> NDArray[np.uint8] | None:
     """Return one sequence's values (D, H, W) as levels from 0 to 255; None if all are equal.
 
     Integers from 0 to 255 stay unchanged. Other values are scaled so that the 99th percentile of
-    tissue becomes 191, then rounded and clipped. `segment` does the same, and with
-    `train.normalize: percentile` the training's normalization then changes nothing.
+    tissue becomes 191, then rounded and clipped. `segment` scales in the same way. If a scaled
+    volume is normalized again, as by `train.normalize: percentile`, it does not change.
     """
     values, counts = distinct(volume)
     statistics = tissue_statistics(values, counts)

@@ -88,8 +88,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         ) from None
     if "Patient" not in typed:
         raise Refusal(
-            f"{path}: no column `Patient`, only {list(typed)}. Add it; without clinical "
-            "data it is the only column needed."
+            f"{path}: no column `Patient`, only {list(typed)}. Add it; it is the only "
+            "column that is required."
         )
     return typed, text.apply(lambda column: column.str.strip())
 

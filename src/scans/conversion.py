@@ -60,9 +60,9 @@ def read_labels(
     if not same_grid(mask, main):
         sizes = [" x ".join(map(str, series.values.shape)) for series in (mask, main)]
         raise Refusal(
-            f"{path}: not on the grid of {main.files[0]} ({sizes[0]} and {sizes[1]} voxels, or "
-            "different positions); resample the mask to that grid with nearest-neighbor "
-            "interpolation"
+            f"{path}: the mask and {main.files[0]} are on different grids ({sizes[0]} and "
+            f"{sizes[1]} voxels; if these are equal, the positions differ); resample the mask to "
+            "that grid with nearest-neighbor interpolation"
         )
     labels: NDArray[np.int32] = np.rint(mask.values).astype(np.int32)
     values, counts = np.unique(labels, return_counts=True)

@@ -109,7 +109,7 @@ def check_sizes(sizes: Mapping[PurePosixPath, int], source: Path, target: Path) 
 def check_slices(sizes: Mapping[PurePosixPath, int], source: Path) -> None:
     """Raise an error if a file is too large for a slice."""
     problems = [
-        f"{source}: {place} has {size / 1e9:.1f} GB, too much for a slice"
+        f"{source}: {place} is {size / 1e9:.1f} GB, too large for a slice"
         for place, size in sorted(sizes.items())
         if size > MAX_FILE_SIZE
     ]
