@@ -89,8 +89,8 @@ docs: $(TEST_READY)  ## update the tables in README.md and docs/
 verify: $(DEMO_READY)  ## find damaged files in DVC's cache and the outputs, for example before a push
 	@python src/verify.py
 
-# moto (an S3 server) needs a different version of botocore than DVC, so it has an environment of its own. Tests that
-# need a missing tool are skipped.
+# moto (an S3 server) needs a different version of botocore than DVC, so it gets its own environment. Tests whose tool
+# is missing are skipped.
 tools: .venv/tools/ready  ## install other programs that some tests need
 
 .venv/tools/ready: Makefile
