@@ -61,9 +61,8 @@ def score(scores: Mapping[Any, Any], name: str) -> str:
 
 def show(header: str, cells: Iterable[Iterable[object]]) -> None:
     """Print a Markdown table; `header` names its columns, separated by |."""
-    columns = [column.strip() for column in header.split("|")]
-    print(f"| {' | '.join(columns)} |")
-    print(f"|{'---|' * len(columns)}")
+    print(f"| {header} |")
+    print(f"|{'---|' * len(header.split('|'))}")
     for row in cells:
         print(f"| {' | '.join(map(str, row))} |")
 

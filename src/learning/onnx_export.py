@@ -78,9 +78,8 @@ def onnx_bytes(
     """
     volume = torch.zeros(N_TRACED, image_size, image_size, 3, dtype=torch.uint8)
     module = VolumeNetwork(network, flips=flips).cpu().eval().requires_grad_(False)
-    logging.getLogger("onnxscript").setLevel(
-        logging.ERROR
-    )  # hide warnings about constants that it does not fold
+    # Hide warnings about constants that it does not fold.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad():
         program = torch.onnx.export(
             module,
