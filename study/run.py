@@ -15,6 +15,7 @@ import configparser
 import io
 import json
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -346,6 +347,7 @@ def read_options(runs: dict[str, dict[str, Any]]) -> Options:
 def main() -> None:
     """Run the selected trainings; exit with code 1 if one failed."""
     runs: dict[str, dict[str, Any]] = yaml.safe_load(RUNS.read_text())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as after Ctrl-C
     with exit_with_message("study/run.py"):
         options = read_options(runs)
         failed = run(options, runs) if options.names else []

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -85,6 +86,7 @@ def connect(address: str | None) -> Iterator[None]:
         check_reachable(str(address))
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     local = {"include_dashboard": False, "num_cpus": n_cores(), "object_store_memory": OBJECT_STORE}
     try:
         ray.init(
@@ -98,6 +100,7 @@ def connect(address: str | None) -> Iterator[None]:
             f"cannot connect to Ray at {'this machine' if is_local else address}: "
             f"{first_line(error).rstrip('.')}. {HINT}"
         ) from None
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced the handler
     pickle_by_value(sys.modules[__name__])
     try:
         yield

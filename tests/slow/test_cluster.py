@@ -158,6 +158,30 @@ def test_a_study_resumes_after_ctrl_c_and_a_failed_training_stops_no_other(
     assert (folder / TABLES[1]).read_text().endswith(before.partition("\n")[2])
 
 
+def test_a_study_that_is_terminated_in_the_background_stops_its_trainings(
+    committed_run: Path, tmp_path: Path
+) -> None:
+    """Like a job of a scheduler: processes in the background of a script ignore SIGINT."""
+    runs = {"tiny/long/1": fold(1, epochs=400)}
+    folder = study(clone_with_outputs(committed_run, tmp_path / "brain"), runs)
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command()],
+        cwd=folder, env=dvc_environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        wait_for(lambda: "epoch 2/400" in log(folder, "tiny/long/1"), running)
+        family = psutil.Process(running.pid).children(recursive=True)
+        assert list(tmp_path.rglob(".*.partial"))
+        running.terminate()
+        _, error = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "interrupted" in error.rstrip().splitlines()[-1]
+    assert "*** SIGTERM" not in error  # how Ray's own handler begins
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    assert not list(tmp_path.rglob(".*.partial"))
+
+
 def test_inputs_that_the_cache_lacks_are_pulled_from_the_remote(
     committed_run: Path, tmp_path: Path
 ) -> None:
