@@ -136,8 +136,8 @@ def known_numbers() -> dict[str, set[str]]:
     base, unnormalized = (dice[name] for name in ("base", "unnormalized"))
     patients = pd.read_csv(ROOT / "metrics/study/institutions.csv").set_index("patient_id")
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv").set_index("patient_id")
-    two_sites = patients[patients["institution"].isin(["DU", "HT"])]
-    assert len(two_sites) == sites["context"]["n_patients_dice"]
+    same = patients[patients["institution"].isin(["CS", "DU", "HT"])]
+    assert len(same) == sites["context"]["n_patients_dice"]
     differences = [
         sites[recipe][f"difference{end}"]
         for recipe in ("frozen", "context")
@@ -161,7 +161,7 @@ def known_numbers() -> dict[str, set[str]]:
             *patients.loc[[each for each in named if each in patients.index], "dice"],
             *patients.loc[[each for each in named if each in patients.index], "dice_out_of_fold"],
             sites["context"]["dice_patient_mean"],
-            two_sites["dice"].mean(),
+            same["dice"].mean(),
         ),
         "fails": rounded(*scored.loc[named, "dice"], *scored.loc[named, "dice_frozen"]),
     }
