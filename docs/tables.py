@@ -150,10 +150,12 @@ def institutions() -> None:
             row["institution"],
             row["n_patients_dice"],
             *(score(row, name) for name in (*SCORES, "difference")),
+            score(row, f"{PREVIOUS}_mean"),
         ]
         for row in rows("by_institution")
     ]
-    show("institution | patients | Dice, mean | Dice, median | IoU | difference", cells)
+    header = "institution | patients | Dice, mean | Dice, median | IoU | difference"
+    show(f"{header} | previous recipe", cells)
 
 
 def worst() -> None:

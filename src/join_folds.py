@@ -33,6 +33,7 @@ from comparison.out_of_fold import (
     join,
     joined_scores,
     scores_by_definition,
+    with_dice,
     with_difference,
 )
 from comparison.study_tables import HINT, Study, costs, read_study, recipes
@@ -98,9 +99,17 @@ def all_scores(study: Study, joined: Joined, bootstrap: Bootstrap) -> dict[str, 
 
 
 def institution_scores(left_out: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
-    """Return one row of scores for each institution that was left out of training."""
+    """Return one row of scores for each institution that was left out of training.
+
+    It includes the mean Dice of PREVIOUS on the same patients.
+    """
+    column = f"dice_{PREVIOUS}"
     return pd.DataFrame(
-        {"institution": code, **joined_scores(patients, bootstrap)}
+        {
+            "institution": code,
+            **joined_scores(patients, bootstrap),
+            f"{column}_mean": patients[column].mean(),
+        }
         for code, patients in left_out.groupby("institution")
     )
 
@@ -126,7 +135,9 @@ def main(
     joined = join_all(study)
     scores = all_scores(study, joined, bootstrap)
     out_of_fold = joined["folds"][CURRENT]
-    left_out = joined["institutions"].get(PREVIOUS, out_of_fold.head(0))
+    empty = joined["folds"][PREVIOUS].head(0)
+    left_out, before = (joined["institutions"].get(name, empty) for name in (CURRENT, PREVIOUS))
+    left_out = with_dice(left_out, before, f"dice_{PREVIOUS}")
     comparisons = [compare(study, kind, bootstrap) for kind in CANDIDATES]
     worst_patients = worst(out_of_fold, read_reviews(worst_reviews))
     scores["worst"] = worst_patients.groupby("kind")["share"].sum().to_dict()

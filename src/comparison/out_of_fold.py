@@ -82,13 +82,18 @@ def scores_by_definition(study: Study, training: str) -> dict[str, dict[str, Any
         ) from None
 
 
+def with_dice(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the table with each patient's Dice in `other` as `column`."""
+    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
+    return table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+
+
 def with_difference(table: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return the table with each patient's Dice in `other` as `column`, and the `difference`.
 
     The difference is the patient's Dice in `table` minus that in `other`.
     """
-    dice = other[["patient_id", "dice"]].rename(columns={"dice": column})
-    table = table.merge(dice, on="patient_id", how="left", validate="one_to_one")
+    table = with_dice(table, other, column)
     return table.assign(difference=table["dice"] - table[column])
 
 

@@ -229,8 +229,8 @@ def test_a_patient_without_tumor_is_counted_but_has_no_dice(
 
 
 def test_an_institution_with_few_patients_has_no_interval(run_stage: RunStage, study: Path) -> None:
-    write_run(study, "institutions/frozen/0", random_dice("AB", 12, 0.8, 1))
-    write_run(study, "institutions/frozen/1", random_dice("EZ", 1, 0.8, 1))
+    write_run(study, "institutions/context/0", random_dice("AB", 12, 0.8, 1))
+    write_run(study, "institutions/context/1", random_dice("EZ", 1, 0.8, 1))
     assert run_join_folds(run_stage, study).code == 0
     many, few = pd.read_csv(study.parent / "joined/by_institution.csv").to_dict("records")
     assert (many["institution"], many["n_patients"]) == ("AB", 12)
@@ -244,10 +244,11 @@ def test_a_left_out_institution_is_compared_patient_by_patient(
     run_stage: RunStage, study: Path
 ) -> None:
     """Each patient is compared with its out-of-fold Dice, if it has one."""
-    dice = random_dice("AB", 12, 0.8, 1)
+    dice = {name: value + 0.02 for name, value in random_dice("AB", 12, 0.8, 1).items()}
     loss = {name: 0.02 + 0.01 * (number % 2) for number, name in enumerate(dice)}
-    write_run(study, "institutions/frozen/0", {name: dice[name] - loss[name] for name in dice})
-    write_run(study, "institutions/frozen/1", {"EZ_0001": 0.8})
+    write_run(study, "institutions/context/0", {name: dice[name] - loss[name] for name in dice})
+    write_run(study, "institutions/context/1", {"EZ_0001": 0.8})
+    write_run(study, "institutions/frozen/1", {"EZ_0001": 0.7})
     assert run_join_folds(run_stage, study).code == 0
     folder = study.parent / "joined"
     many, other = pd.read_csv(folder / "by_institution.csv").to_dict("records")
@@ -255,9 +256,11 @@ def test_a_left_out_institution_is_compared_patient_by_patient(
     assert -0.03 < many["difference_low"] < -0.025 < many["difference_high"] < -0.02
     assert (many["n_patients_difference"], other["n_patients_difference"]) == (12, 0)
     assert np.isnan(other["difference"])
+    assert np.isnan(many["dice_frozen_mean"])
+    assert other["dice_frozen_mean"] == pytest.approx(0.7)
     table = pd.read_csv(folder / "institutions.csv").dropna(subset="difference")
     np.testing.assert_allclose(table["dice_out_of_fold"], list(dice.values()), atol=1e-4)
-    written = json.loads((study.parent / "study.json").read_text())["institutions"]["frozen"]
+    written = json.loads((study.parent / "study.json").read_text())["institutions"]["context"]
     assert written["difference"] == pytest.approx(-0.025, abs=1e-4)
     assert (written["n_patients_dice"], written["n_patients_difference"]) == (13, 12)
 
