@@ -10,13 +10,13 @@ import pytest
 import torch
 from segmentation_models_pytorch import Unet
 
+from contenders import undo
 from helpers import ROOT, Data
 from learning.decoder import DecoderBlock
 from learning.weights import new_network
 from measure import PeakMemory, growth, run_command
 from reference import Slices, make_network, validate
 from scans.manifest import read_manifest
-from training import undo
 
 
 def test_growth_is_the_exponent_of_size() -> None:
