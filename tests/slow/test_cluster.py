@@ -137,10 +137,10 @@ def test_a_study_resumes_after_ctrl_c_and_a_failed_training_stops_no_other(
         wait_for(lambda: "epoch 2/40" in log(folder, "tiny/long/1") and table.exists(), running)
         family = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(signal.SIGINT)
-        _, error = running.communicate(timeout=30)
+        _, error = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 130
     assert "interrupted" in error.rstrip().splitlines()[-1]
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
     assert not alive
     assert list(read_text(table)["training"]) == ["tiny/quick/0"]
     before = (folder / TABLES[1]).read_text()
@@ -173,11 +173,11 @@ def test_a_study_that_is_terminated_in_the_background_stops_its_trainings(
         family = psutil.Process(running.pid).children(recursive=True)
         assert list(tmp_path.rglob(".*.partial"))
         running.terminate()
-        _, error = running.communicate(timeout=30)
+        _, error = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 130
     assert "interrupted" in error.rstrip().splitlines()[-1]
     assert "*** SIGTERM" not in error  # how Ray's own handler begins
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
     assert not alive
     assert not list(tmp_path.rglob(".*.partial"))
 
@@ -334,9 +334,9 @@ def test_a_command_ends_with_its_parent_and_its_folder_is_removed(project: Path)
         family = psutil.Process(running.pid).children(recursive=True)
         assert running.stdin is not None
         running.stdin.close()
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
         assert not alive
-        running.wait(30)
+        running.wait(TIMEOUT)
     assert not folder.exists()
 
 

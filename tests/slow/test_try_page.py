@@ -39,7 +39,7 @@ pytestmark = [
     needs_browser,
     pytest.mark.skipif(
         not shutil.which("npm") or not (ROOT / ".venv/page/ready").exists(),
-        reason="no runtime for the page: `make tools` installs it, with npm",
+        reason="no runtime for the page: `make install` installs it, with npm",
     ),
 ]
 

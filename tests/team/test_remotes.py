@@ -26,7 +26,7 @@ from team_page import (
 )
 
 needs_ssh = pytest.mark.skipif(not SSHD, reason="no sshd (Debian: openssh-server)")
-needs_s3 = pytest.mark.skipif(not MOTO, reason="no moto_server (`make tools`)")
+needs_s3 = pytest.mark.skipif(not MOTO, reason="no moto_server (`make install`)")
 
 # Addresses and names that the page uses as examples.
 SERVER, KEY = "ssh://data.example.org/srv/brain", "~/.ssh/id_ed25519"
