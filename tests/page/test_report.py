@@ -260,17 +260,21 @@ def test_report_and_card_depend_on_the_params(
         assert re.search(r"connected components[^.]*\b25 %", html.unescape(text))
         assert "CC BY-NC-SA" in text
         assert "inflated" in text
+        assert re.search(r"fold 0 of 5\b", text)
         assert "synthetic phantom" not in text.lower()
     own = run_report(
         run_stage,
         inputs,
         tmp_path / "own",
         acquire__dataset="/a/<b>.zip",
+        split__by="institution",  # which has as many folds as there are institutions
         report__patients=3,
         evaluate__component_share=1,
     )
     assert re.search(r"connected components[^.%]*largest", own.card.read_text())
     page = own.page.read_text()
+    for text in (page, own.card.read_text()):
+        assert re.search(r"fold 0\b(?! of)", text)
     assert "/a/&lt;b&gt;.zip" in page
     assert page.count('<article class="card"') == 3
     assert "3 of 6 patients" in page
