@@ -120,7 +120,7 @@ def test_a_grid_runs_from_the_queue_with_one_gpu_per_worker(brain: Path) -> None
     assert status == "dvc queue status"
     assert start == "dvc queue start --jobs 2"
     shell(brain, block("CUDA_VISIBLE_DEVICES"))  # two workers, each with its own GPU number
-    gpus, end = set(), time.monotonic() + 300
+    gpus, end = set(), time.monotonic() + 900
     while "Queued" in (tasks := shell(brain, status)) or "Running" in tasks:
         assert time.monotonic() < end, tasks
         for _ in range(10):  # cheaper than `dvc queue status`
