@@ -41,8 +41,8 @@ def rows(name: str) -> list[dict[Any, Any]]:
 
 
 def number(value: float) -> str:
-    """Return a score to three decimals, with a true minus sign."""
-    return f"{value:.3f}".replace("-", "−")
+    """Return a score to three decimals, with a true minus sign; zero has no sign."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
 def interval(scores: Mapping[Any, Any], name: str) -> str:
