@@ -170,6 +170,8 @@ def test_numbers_in_the_study_are_those_of_its_tables() -> None:
     for word, section in found.items():
         assert figures(section), word
         assert figures(section) <= known[word], word
+    n_left_out = STUDY["institutions"]["context"]["n_patients_dice"]
+    assert f"these {n_left_out} patients" in found["Institutions"]
 
 
 def test_definitions_are_excluded_by_an_empty_and_by_a_perfect_mask() -> None:
