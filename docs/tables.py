@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ FIVE_FOLDS, SITES = "5 folds, by patient", "{} institutions, each left out in tu
 RECIPES = {
     "folds/context": ("current", FIVE_FOLDS),
     "folds/flips": ("current, with mirrored slices", FIVE_FOLDS),
+    "folds/repeat": ("current, another seed", FIVE_FOLDS),
+    "folds/repeat_flips": ("current, another seed, with mirrored slices", FIVE_FOLDS),
+    "folds/encoder": ("current, encoder trained too", FIVE_FOLDS),
+    "folds/encoder_flips": ("current, encoder trained too, with mirrored slices", FIVE_FOLDS),
     "folds/frozen": ("previous", FIVE_FOLDS),
     "institutions/context": ("current", SITES),
     "institutions/frozen": ("previous", SITES),
     "folds/starting": ("starting", "fold 0, by patient"),
 }
-HEADLINE = ("folds/context", "folds/flips", "folds/frozen", "institutions/context")  # in README.md
+HEADLINE = (
+    "folds/context",
+    "folds/encoder",
+    "folds/frozen",
+    "institutions/context",
+)  # in README.md
 CHANGES = {
     "choices/base": "(baseline) the previous recipe, without removing components",
     "choices/unnormalized": "no intensity normalization",
@@ -68,8 +78,11 @@ def show(header: str, cells: Iterable[Iterable[object]]) -> None:
 
 
 def cost(scores: Mapping[Any, Any]) -> str:
-    """Return how long a training took, if the networks are not those of the row above."""
-    return f"{scores['minutes']:.0f} min" if "minutes" in scores else "(same networks)"
+    """Return how long a training took and where; not if the networks are those of another row."""
+    if "minutes" not in scores:
+        return "(same networks)"
+    devices = re.findall(r"× (?:NVIDIA )?(\w+)", scores["device"])
+    return f"{scores['minutes']:.0f} min, {', '.join(sorted(set(devices))).replace('cpu', 'CPU')}"
 
 
 def results(*, every_recipe: bool) -> None:
@@ -143,6 +156,18 @@ def candidates(kind: str) -> None:
     show(f"{header} | seeds (lowest to highest difference)", cells)
 
 
+def variants() -> None:
+    """Print the differences of other recipes from the current one, on the same patients."""
+    cells = []
+    for name, (recipe, tested) in RECIPES.items():
+        scores = STUDY["folds"].get(name.removeprefix("folds/"), {})
+        if tested == FIVE_FOLDS and recipe.startswith("current, "):
+            cells.append(
+                [f"`{name}`", recipe.removeprefix("current, "), score(scores, "difference")]
+            )
+    show("training | change | difference from the current recipe", cells)
+
+
 def institutions() -> None:
     """Print the scores of each institution, tested by a network that never saw it."""
     cells = [
@@ -190,6 +215,9 @@ def sequences() -> None:
     """Print Dice by the sequences that patients have."""
     known = pd.read_csv(ROOT / "metrics/explore/per_patient.csv").set_index("patient_id")
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv").set_index("patient_id")
+    tested = pd.read_csv(ROOT / "study/patients.csv")
+    encoder = tested[tested["training"].str.startswith("folds/encoder/")].set_index("patient_id")
+    scored = scored.assign(encoder=encoder["dice"])
     missing = known["missing_pre_contrast"] + known["missing_post_contrast"]
     labels = ("all three", "pre-contrast and FLAIR", "only FLAIR")
     cells = [
@@ -197,8 +225,9 @@ def sequences() -> None:
             labels[n_missing],
             len(patients),
             *(number(patients["dice"].agg(each)) for each in ("mean", "median")),
-            number(patients[PREVIOUS].mean()),
+            *(number(patients[each].mean()) for each in (PREVIOUS, "encoder")),
         ]
         for n_missing, patients in scored.groupby(missing)
     ]
-    show("sequences | patients | Dice, mean | Dice, median | previous recipe, mean", cells)
+    header = "sequences | patients | Dice, mean | Dice, median | previous recipe, mean"
+    show(f"{header} | encoder trained too, mean", cells)

@@ -46,8 +46,8 @@ from scoring.bootstrap import Bootstrap
 from scoring.params import EvaluateParams
 
 STARTING = "starting"  # the recipe that the project started from
-PREVIOUS = "frozen"  # the recipe before it; the others are compared with it
-CURRENT = "context"  # the recipe in params.yaml
+PREVIOUS = "frozen"  # the recipe before the current one
+CURRENT = "context"  # the recipe in params.yaml; others are compared with it
 CANDIDATES = ("inner", "choices")  # kinds of training that compare candidate recipes
 HELD_OUT_FOLD = "0"  # its patients had no influence on the choice of the recipe
 
@@ -71,10 +71,11 @@ def join_all(study: Study) -> Joined:
         )
         for recipe, patients in joined["institutions"].items()
     }
+    folds = joined["folds"]
+    baselines = {recipe: CURRENT for recipe in folds if recipe != PREVIOUS} | {CURRENT: PREVIOUS}
     joined["folds"] |= {
-        recipe: with_difference(patients, joined["folds"][PREVIOUS], f"dice_{PREVIOUS}")
-        for recipe, patients in joined["folds"].items()
-        if recipe != PREVIOUS
+        recipe: with_difference(folds[recipe], folds[baseline], f"dice_{baseline}")
+        for recipe, baseline in baselines.items()
     }
     return joined
 
