@@ -10,8 +10,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from comparison.out_of_fold import PUBLISHED_MEAN, PUBLISHED_MEDIAN, READERS_MEAN, READERS_STD
+from comparison.out_of_fold import (
+    PUBLISHED_MEAN,
+    PUBLISHED_MEDIAN,
+    READERS_MEAN,
+    READERS_STD,
+    join,
+    with_difference,
+)
+from comparison.study_tables import Study, read_study, recipes
 from page.wording import DEFINITIONS
+from scoring.bootstrap import Bootstrap
 
 ROOT = Path(__file__).parent.parent
 STUDY = json.loads((ROOT / "metrics/study.json").read_text(encoding="utf-8"))
@@ -157,15 +166,23 @@ def candidates(kind: str) -> None:
 
 
 def variants() -> None:
-    """Print the differences of other recipes from the current one, on the same patients."""
+    """Print the differences of other recipes from both seeds of the current one."""
+    study = read_study(*(ROOT / f"study/{name}.csv" for name in Study._fields))
+    folds = {recipe: join(study, names) for recipe, names in recipes(study, "folds").items()}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    bootstrap = Bootstrap(params["evaluate"]["resamples"], params["seed"])
     cells = []
-    for name, (recipe, tested) in RECIPES.items():
-        scores = STUDY["folds"].get(name.removeprefix("folds/"), {})
-        if tested == FIVE_FOLDS and recipe.startswith("current, "):
-            cells.append(
-                [f"`{name}`", recipe.removeprefix("current, "), score(scores, "difference")]
-            )
-    show("training | change | difference from the current recipe", cells)
+    for name, (label, tested) in RECIPES.items():
+        recipe, change = name.removeprefix("folds/"), label.removeprefix("current, ")
+        if tested != FIVE_FOLDS or change == label:
+            continue
+        differences = []
+        for baseline in ("context", "repeat"):
+            joined = with_difference(folds[recipe], folds[baseline], f"dice_{baseline}")
+            estimate = bootstrap.mean(joined["difference"]).named("difference")
+            differences.append("" if recipe == baseline else score(estimate, "difference"))
+        cells.append([f"`{name}`", change, *differences])
+    show("training | change | difference from `folds/context` | from `folds/repeat`", cells)
 
 
 def institutions() -> None:
