@@ -17,6 +17,7 @@ from comparison.candidates import read_dice
 from comparison.out_of_fold import PUBLISHED_MEAN, join
 from comparison.study_tables import Study, read_study, recipes
 from helpers import ROOT
+from join_folds import CURRENT, PREVIOUS
 from page.wording import DEFINITIONS
 from pipeline.params import leaves
 from scoring.bootstrap import Bootstrap
@@ -169,6 +170,19 @@ def variant_numbers(study: Study) -> set[str]:
     )
 
 
+def institution_numbers(study: Study) -> set[str]:
+    """Return the numbers on institutions left out that compare them with other trainings."""
+    bootstrap, folds = Bootstrap(1000, 1), dice_by_recipe(study)
+    names = recipes(study, "institutions")
+    left_out, before = (
+        join(study, names[recipe]).set_index("patient_id")["dice"] for recipe in (CURRENT, PREVIOUS)
+    )
+    difference = left_out - folds["repeat"]
+    by_institution = difference.groupby(difference.index.str[5:7])
+    compared = [left_out - before, difference, *(each for _, each in by_institution)]
+    return rounded(*(value for each in compared for value in bootstrap.mean(each)))
+
+
 def known_numbers() -> dict[str, set[str]]:
     """Return the numbers of each section of docs/study.md, by a word in its heading."""
     folds, sites = STUDY["folds"], STUDY["institutions"]
@@ -197,7 +211,8 @@ def known_numbers() -> dict[str, set[str]]:
         "current": MEASURED_ONCE
         | rounded(*(folds[recipe]["dice_patient_mean"] for recipe in ("context", "flips"))),
         "Another seed": EARLIER | variant_numbers(tables),
-        "Institutions": rounded(
+        "Institutions": institution_numbers(tables)
+        | rounded(
             *differences,
             *patients.loc[[each for each in named if each in patients.index], "dice"],
             *patients.loc[[each for each in named if each in patients.index], "dice_out_of_fold"],
@@ -214,7 +229,7 @@ def test_numbers_in_the_study_are_those_of_its_tables() -> None:
         assert figures(section), word
         assert figures(section) <= known[word], word
     n_left_out = STUDY["institutions"]["context"]["n_patients_dice"]
-    assert f"these {n_left_out} patients" in found["Institutions"]
+    assert f"Over all {n_left_out} patients" in found["Institutions"]
 
 
 def test_definitions_are_excluded_by_an_empty_and_by_a_perfect_mask() -> None:
