@@ -39,12 +39,8 @@ RECIPES = {
     "institutions/frozen": ("previous", SITES),
     "folds/starting": ("starting", "fold 0, by patient"),
 }
-HEADLINE = (
-    "folds/context",
-    "folds/encoder",
-    "folds/frozen",
-    "institutions/context",
-)  # in README.md
+# The recipes in README.md.
+HEADLINE = ("folds/context", "folds/encoder", "folds/frozen", "institutions/context")
 CHANGES = {
     "choices/base": "(baseline) the previous recipe, without removing components",
     "choices/unnormalized": "no intensity normalization",
