@@ -1,13 +1,15 @@
 """Process many patients or slices in parallel, with processes or threads."""
 
+import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from tqdm.contrib.concurrent import process_map
+from tqdm import tqdm
 
 from pipeline.refusals import Refusal
 
@@ -15,27 +17,36 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def end_with_parent() -> None:
+    """Make this worker process end when its parent does.
+
+    By default it would wait forever for more work if its parent is killed.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def in_parallel(
     work: Callable[[Item], Result], items: Iterable[Item], title: str, unit: str = "patient"
 ) -> list[Result]:
     """Return `work(item)` of each item in order; in a terminal, show a progress bar."""
+    items = list(items)
     size = 32 if unit == "slice" else 1  # items a process gets at a time
     try:
-        results: list[Result] = process_map(
-            work,
-            list(items),
-            max_workers=n_threads(),
-            chunksize=size,
-            desc=title,
-            unit=unit,
-            disable=None,
-        )
+        with ProcessPoolExecutor(n_threads(), initializer=end_with_parent) as pool:
+            done = pool.map(work, items, chunksize=size)
+            return list(tqdm(done, desc=title, unit=unit, total=len(items), disable=None))
     except BrokenProcessPool:
         raise Refusal(
             f"{title}: a worker process was killed, probably because the system ran out of memory. "
             "Close other programs or use a machine with more memory, then run it again."
         ) from None
-    return results
 
 
 def n_cores() -> int:

@@ -197,8 +197,10 @@ def test_a_second_acquire_stops_while_the_first_is_running(
     assert advice, again.stderr
     orphan = psutil.Process(int(advice[1]))
     assert "src/acquire.py" in orphan.cmdline()
+    workers = orphan.children()
     orphan.kill()
-    orphan.wait(60)
+    _, alive = psutil.wait_procs([orphan, *workers], timeout=60)
+    assert not alive
     assert dvc(repository, "repro", "acquire").returncode == 0
     assert len(list(data.glob("raw/PHANTOM*"))) == 60
     assert not list(data.glob(".raw.*"))

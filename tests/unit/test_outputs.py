@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers import SRC
@@ -144,3 +146,19 @@ def killed(number: int) -> int:
 def test_a_killed_worker_process_is_an_error() -> None:
     with pytest.raises(Refusal, match="^check: .*killed"):
         in_parallel(killed, range(5), "check")
+
+
+def test_workers_end_if_their_parent_is_killed() -> None:
+    code = "import time; from pipeline.parallel import in_parallel; "
+    code += "in_parallel(time.sleep, [300] * 9, 'sleep')"
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+        end, workers = time.monotonic() + 60, []
+        while not workers:
+            assert time.monotonic() < end
+            workers = psutil.Process(process.pid).children()
+        process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert not alive
