@@ -153,7 +153,8 @@ def test_workers_end_if_their_parent_is_killed() -> None:
     code += "in_parallel(time.sleep, [300] * 9, 'sleep')"
     environment = os.environ | {"PYTHONPATH": str(SRC)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
-        end, workers = time.monotonic() + 60, []
+        end = time.monotonic() + 60
+        workers: list[psutil.Process] = []
         while not workers:
             assert time.monotonic() < end
             workers = psutil.Process(process.pid).children()
