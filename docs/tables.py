@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,16 @@ def candidates(kind: str) -> None:
     show(f"{header} | seeds (lowest to highest difference)", cells)
 
 
+@cache
+def five_folds() -> dict[str, pd.DataFrame]:
+    """Return the tested patients of the five folds by recipe."""
+    study = read_study(*(ROOT / f"study/{name}.csv" for name in Study._fields))
+    return {recipe: join(study, names) for recipe, names in recipes(study, "folds").items()}
+
+
 def variants() -> None:
     """Print the differences of other recipes from both seeds of the current one."""
-    study = read_study(*(ROOT / f"study/{name}.csv" for name in Study._fields))
-    folds = {recipe: join(study, names) for recipe, names in recipes(study, "folds").items()}
+    folds = five_folds()
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     bootstrap = Bootstrap(params["evaluate"]["resamples"], params["seed"])
     cells = []
@@ -228,9 +235,7 @@ def sequences() -> None:
     """Print Dice by the sequences that patients have."""
     known = pd.read_csv(ROOT / "metrics/explore/per_patient.csv").set_index("patient_id")
     scored = pd.read_csv(ROOT / "metrics/study/out_of_fold.csv").set_index("patient_id")
-    tested = pd.read_csv(ROOT / "study/patients.csv")
-    encoder = tested[tested["training"].str.startswith("folds/encoder/")].set_index("patient_id")
-    scored = scored.assign(encoder=encoder["dice"])
+    scored = scored.assign(encoder=five_folds()["encoder"].set_index("patient_id")["dice"])
     missing = known["missing_pre_contrast"] + known["missing_post_contrast"]
     labels = ("all three", "pre-contrast and FLAIR", "only FLAIR")
     cells = [

@@ -20,6 +20,7 @@ from helpers import ROOT
 from join_folds import CURRENT, PREVIOUS
 from page.wording import DEFINITIONS
 from pipeline.params import leaves
+from scans.names import institution
 from scoring.bootstrap import Bootstrap
 
 STUDY = json.loads((ROOT / "metrics/study.json").read_text())
@@ -178,8 +179,8 @@ def institution_numbers(study: Study) -> set[str]:
         join(study, names[recipe]).set_index("patient_id")["dice"] for recipe in (CURRENT, PREVIOUS)
     )
     difference = left_out - folds["repeat"]
-    by_institution = difference.groupby(difference.index.str[5:7])
-    compared = [left_out - before, difference, *(each for _, each in by_institution)]
+    by_institution = [each for _, each in difference.groupby(institution)]
+    compared = [left_out - before, difference, *by_institution]
     return rounded(*(value for each in compared for value in bootstrap.mean(each)))
 
 
